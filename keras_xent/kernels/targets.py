@@ -1,0 +1,213 @@
+"""What kernels need to know of their targets: which ones count, whether labels are classes, weights of classes."""
+
+import math
+from typing import Any
+
+import numpy as np
+from keras import ops
+
+from keras_xent.kernels._compile import assert_in_graph, is_eager
+
+
+def dtype_of(tensor: Any) -> str:
+    """The name of a tensor's dtype, the same on every backend."""
+    return str(getattr(tensor.dtype, "name", tensor.dtype))
+
+
+def is_float(tensor: Any) -> bool:
+    return "float" in dtype_of(tensor)
+
+
+def to_tensor(value: Any) -> Any:
+    """A tensor of the value's own dtype; a variable is read, a list becomes an array first."""
+    if isinstance(value, (list, tuple, int, float, bool)):
+        value = np.asarray(value)
+    return ops.convert_to_tensor(value)
+
+
+def accumulator_dtype(logits: Any) -> str:
+    """float64 for float64 logits, float32 for all others."""
+    return "float64" if dtype_of(logits) == "float64" else "float32"
+
+
+def largest(tensor: Any) -> float:
+    """The largest finite number of the tensor's dtype (float32 or float64)."""
+    return float(np.finfo(dtype_of(tensor)).max)
+
+
+def as_rows(tensor: Any, axis: int) -> Any:
+    """The tensor with its class axis second: `[rows, classes]` for a last axis, else `[outer, classes, inner]`."""
+    axis = axis % len(tensor.shape)
+    shape = ops.shape(tensor)
+    if axis == len(shape) - 1:
+        return ops.reshape(tensor, (-1, shape[axis]))
+    return ops.reshape(tensor, (math.prod(shape[:axis]), shape[axis], math.prod(shape[axis + 1 :])))
+
+
+def along_rows(tensor: Any, axis: int, rank: int) -> Any:
+    """A tensor without the class axis, shaped so that it broadcasts against `as_rows(logits, axis)`."""
+    axis = axis % rank
+    shape = ops.shape(tensor)
+    if axis == rank - 1:
+        return ops.reshape(tensor, (-1, 1))
+    return ops.reshape(tensor, (math.prod(shape[:axis]), 1, math.prod(shape[axis:])))
+
+
+def checked_axis(axis: Any, rank: int, name: str = "logits") -> int:
+    if isinstance(axis, bool) or not isinstance(axis, int) or not -rank <= axis < rank:
+        raise ValueError(
+            f"`axis` must be an integer from {-rank} to {rank - 1} for {name} of {rank} dimensions. "
+            f"Received: axis={axis!r}."
+        )
+    return axis % rank
+
+
+def without_class_axis(labels: Any, logits: Any, axis: int) -> Any:
+    """Labels of the shape of `logits` without its class axis; a class axis of size 1 is dropped."""
+    rank = len(logits.shape)
+    if len(labels.shape) == rank and labels.shape[axis] == 1:
+        labels = ops.squeeze(labels, axis=axis)
+    expected = tuple(size for i, size in enumerate(logits.shape) if i != axis % rank)
+    if not same_shape(labels.shape, expected):
+        raise ValueError(
+            "`labels` must have the shape of `logits` without its class axis, one integer for each distribution. "
+            f"Received: labels of shape {tuple(labels.shape)} and logits of shape {tuple(logits.shape)} with class "
+            f"axis {axis % rank}, so labels of shape {expected} are needed. For one-hot or soft targets use the "
+            "categorical loss."
+        )
+    return labels
+
+
+def same_shape(one: Any, other: Any) -> bool:
+    """Whether two static shapes may be the same; None stands for any size."""
+    one, other = tuple(one), tuple(other)
+    return len(one) == len(other) and all(a is None or b is None or a == b for a, b in zip(one, other, strict=True))
+
+
+def counted(labels: Any, mask: Any, ignore_class: Any) -> Any:
+    """True where a label counts: the mask allows it and it is not `ignore_class`. None where all count."""
+    valid = None if mask is None else ops.cast(mask, "bool")
+    if ignore_class is not None:
+        kept = ops.logical_not(is_class(labels, ignore_class))
+        valid = kept if valid is None else ops.logical_and(valid, kept)
+    return valid
+
+
+def is_class(labels: Any, ignore_class: Any) -> Any:
+    """True where `labels` equals `ignore_class`, a number or nan."""
+    if isinstance(ignore_class, float) and math.isnan(ignore_class):
+        return ops.isnan(labels) if is_float(labels) else ops.zeros_like(labels, dtype="bool")
+    if not is_float(labels):
+        # Compared as int64, so that -1 never meets 255 in uint8.
+        if ignore_class != int(ignore_class):
+            return ops.zeros_like(labels, dtype="bool")
+        return ops.equal(_wide(labels), int(ignore_class))
+    return ops.equal(labels, ops.cast(ignore_class, labels.dtype))
+
+
+def class_indices(labels: Any, num_classes: Any, valid: Any) -> Any:
+    """int32 labels in `[0, num_classes)`, or -1 where a label is no class. Labels are never cast to a float type.
+
+    A counted label that is no class is an error in eager mode and in a TensorFlow graph on the CPU. Where values cannot
+    be looked at (inside XLA) or looking would make an accelerator wait, the -1 becomes a NaN loss in the kernel.
+    """
+    if is_float(labels):
+        whole = ops.cast(ops.where(ops.isfinite(labels), labels, -1), "int64")
+        is_whole = ops.equal(ops.cast(whole, labels.dtype), labels)
+    else:
+        whole, is_whole = _wide(labels), None
+    good = ops.logical_and(whole >= 0, whole < ops.cast(num_classes, whole.dtype))
+    if is_whole is not None:
+        good = ops.logical_and(good, is_whole)
+    bad = ops.logical_not(good) if valid is None else ops.logical_and(ops.logical_not(good), valid)
+    if is_eager(bad):
+        if bool(ops.any(bad)):
+            raise ValueError(_bad_label(labels, bad, num_classes, is_whole))
+    else:
+        _assert_labels(labels, bad, num_classes)
+    # The cast comes before any compiled function: int16 labels inside one abort XLA:CPU of TensorFlow 2.21.
+    return ops.cast(ops.where(good, whole, ops.full_like(whole, -1)), "int32")
+
+
+def _wide(labels):
+    return ops.cast(labels, "int64" if "64" in dtype_of(labels) or "uint32" in dtype_of(labels) else "int32")
+
+
+def _bad_label(labels, bad, num_classes, is_whole) -> str:
+    position = tuple(int(i) for i in np.argwhere(ops.convert_to_numpy(bad))[0])
+    label = ops.convert_to_numpy(labels)[position].item()
+    count = int(ops.convert_to_numpy(ops.sum(ops.cast(bad, "int32"))))
+    if is_whole is not None and math.isfinite(label) and label != int(label):
+        rule = "`labels` must be whole numbers, one class each (soft targets go to the categorical loss)"
+    else:
+        rule = f"`labels` must be classes from 0 to {int(num_classes) - 1}, since the logits have {int(num_classes)}"
+    return (
+        f"{rule}. Received: label {label} at position {position}, and {count} such label(s) in all. If it marks "
+        f"padding, say so with `ignore_class={label}`."
+    )
+
+
+def _assert_labels(labels, bad, num_classes):
+    flat = ops.cast(ops.reshape(bad, (-1,)), "int32")
+    # An empty batch has no first element to show, so one is added.
+    first = ops.argmax(ops.concatenate([flat, ops.zeros((1,), "int32")]))
+    shown = ops.concatenate([ops.reshape(labels, (-1,)), ops.zeros((1,), labels.dtype)])
+    assert_in_graph(
+        ops.logical_not(ops.any(bad)),
+        [
+            "`labels` must be classes from 0 to the number of classes less 1. Received: label",
+            ops.take(shown, first),
+            "at flat position",
+            first,
+            "and the number of classes",
+            num_classes,
+            "(if it marks padding, say so with `ignore_class`)",
+        ],
+    )
+
+
+def class_weights(class_weight: Any, num_classes: Any, dtype: str, rank: int) -> Any:
+    """The class weights as a tensor that broadcasts against `as_rows(logits)`; a dict gives the ones that are not 1."""
+    if isinstance(class_weight, dict):
+        weights = np.ones(int(num_classes))
+        for label, weight in class_weight.items():
+            if not 0 <= int(label) < num_classes:
+                raise ValueError(
+                    f"`class_weight` must name classes from 0 to {int(num_classes) - 1}. Received: class {label!r}."
+                )
+            weights[int(label)] = weight
+        class_weight = weights
+    weights = ops.convert_to_tensor(class_weight, dtype=dtype)
+    if len(weights.shape) != 1 or not same_shape(weights.shape, (num_classes if isinstance(num_classes, int) else None,)):
+        raise ValueError(
+            f"`class_weight` must hold one weight for each of the {num_classes} classes of the logits. "
+            f"Received: class_weight of shape {tuple(weights.shape)}."
+        )
+    return ops.reshape(weights, (1, -1) + (1,) * (rank - 2))
+
+
+def aligned_weights(weights: Any, shape: Any, what: str = "sample_weight") -> Any:
+    """Weights with dimensions of size 1 added at the end, so that they broadcast against losses of shape `shape`.
+
+    For losses `[B, T]` these fit: a scalar, `[B]`, `[B, 1]`, `[B, T]`, and `[B, T, 1]`. Weights line up from the left:
+    `[B]` weighs examples, never time steps.
+    """
+    shape, given = tuple(shape), tuple(weights.shape)
+    if not given:
+        return weights
+    if len(given) == len(shape) + 1 and given[-1] == 1:
+        weights = ops.squeeze(weights, axis=-1)
+    elif len(given) < len(shape):
+        weights = ops.reshape(weights, ops.shape(weights) + (1,) * (len(shape) - len(given)))
+    fits = len(weights.shape) == len(shape) and all(
+        w is None or s is None or w == s or (w == 1 and i > 0)
+        for i, (w, s) in enumerate(zip(weights.shape, shape, strict=True))
+    )
+    if not fits:
+        allowed = [shape[: i + 1] + (1,) * j for i in range(len(shape)) for j in ([0, 1] if i == 0 < len(shape) - 1 else [0])]
+        raise ValueError(
+            f"`{what}` must line up from the left with the losses, which have shape {shape}: it may have shape "
+            f"{' or '.join(map(str, allowed)) or '()'}. Received: {what} of shape {given}. For one weight per example "
+            "give shape [batch] or [batch, 1]; for one per time step give the whole [batch, time]."
+        )
+    return weights

@@ -1,0 +1,104 @@
+"""Cross-entropy of independent yes-or-no labels, one or many to an example."""
+
+from typing import Any
+
+import keras
+from keras import ops
+
+from keras_xent.kernels import sigmoid_cross_entropy, targets
+from keras_xent.losses.base import Crossentropy, Elements, fraction, not_negative, weights_of_classes
+
+
+@keras.saving.register_keras_serializable(package="keras_xent")
+class BinaryCrossentropy(Crossentropy):
+    """Cross-entropy between labels in [0, 1] and predicted probabilities, the mean over an example's labels.
+
+    For yes-or-no answers and for multi-label classification. A drop-in for `keras.losses.BinaryCrossentropy`: same
+    arguments, defaults and values. The arguments after `dtype` are new.
+
+    Equivalent to `mean(kernels.sigmoid_cross_entropy(y_true, logits, axis=-1, ...))`, which has the formula.
+
+    Args:
+        from_logits: whether `y_pred` holds logits. If not, the logits behind a sigmoid are used where they are known
+            (also through the casts of mixed precision), else the log-odds of the probabilities.
+        label_smoothing: share in [0, 1] by which labels move to 1/2.
+        axis: the axis of an example's labels; the loss is their mean.
+        reduction, name, dtype: as in `SparseCategoricalCrossentropy`.
+        pos_weight: weight of positive labels: a number, or a list with one for each label of an example.
+        focal_gamma: exponent of the focal factor (`keras.losses.BinaryFocalCrossentropy` has 2.0).
+        focal_alpha: weight of positive labels in [0, 1], negative ones weigh `1 - alpha`; None for no balancing.
+        ignore_class: the label, a number or nan, that marks a missing one. The mean of an example is that of the labels
+            it has; an example without any does not count.
+
+    Call arguments: `y_true` and `y_pred` `[..., L]`, `sample_weight` a scalar, `[B]`, `[B, 1]` or `[...]`. A Keras mask
+    on `y_pred` may mark examples `[...]`, or labels `[..., L]`.
+
+    Raises:
+        ValueError: an argument out of its range; shapes that do not fit.
+
+    Example:
+
+    >>> import numpy as np
+    >>> import keras_xent as kx
+    >>> y_true = np.array([[1, 0, -1], [0, -1, -1]])
+    >>> y_pred = np.array([[0.9, 0.2, 0.5], [0.4, 0.6, 0.3]], "float32")
+    >>> loss = kx.losses.BinaryCrossentropy(ignore_class=-1, reduction=None)
+    >>> [round(float(x), 4) for x in loss(y_true, y_pred)]  # the mean of -ln 0.9 and -ln 0.8; -ln 0.6
+    [0.1643, 0.5108]
+
+    References: `keras.losses.BinaryCrossentropy` and `BinaryFocalCrossentropy`; the references of the kernel.
+    """
+
+    _activation = "sigmoid"
+    _labels_have_masks = True
+
+    def __init__(
+        self,
+        from_logits: bool = False,
+        label_smoothing: float = 0.0,
+        axis: int = -1,
+        reduction: str | None = "sum_over_batch_size",
+        name: str | None = "binary_crossentropy",
+        dtype: Any = None,
+        *,
+        pos_weight: Any = None,
+        focal_gamma: float = 0.0,
+        focal_alpha: float | None = None,
+        ignore_class: float | None = None,
+    ) -> None:
+        super().__init__(from_logits=from_logits, reduction=reduction, name=name, dtype=dtype)
+        self.label_smoothing = fraction("label_smoothing", label_smoothing)
+        self.axis = axis
+        self.pos_weight = weights_of_classes("pos_weight", pos_weight)
+        self.focal_gamma = not_negative("focal_gamma", focal_gamma)
+        self.focal_alpha = None if focal_alpha is None else fraction("focal_alpha", focal_alpha)
+        self.ignore_class = ignore_class
+
+    def _inputs(self, y_true, y_pred):
+        y_true, logits = super()._inputs(y_true, y_pred)
+        # [B] labels for [B, 1] predictions and the reverse, as Keras allows.
+        if len(y_true.shape) == len(logits.shape) - 1 and logits.shape[-1] == 1:
+            y_true = ops.expand_dims(y_true, -1)
+        elif len(logits.shape) == len(y_true.shape) - 1 and y_true.shape[-1] == 1:
+            logits = ops.expand_dims(logits, -1)
+        if not targets.same_shape(y_true.shape, logits.shape):
+            raise ValueError(
+                "`y_true` and `y_pred` must have the same shape. "
+                f"Received: y_true of shape {tuple(y_true.shape)} and y_pred of shape {tuple(logits.shape)}."
+            )
+        return y_true, logits
+
+    def _elements(self, y_true, logits, counted, label_mask):
+        losses = sigmoid_cross_entropy(
+            y_true,
+            logits,
+            axis=self.axis,
+            mask=label_mask,
+            ignore_class=self.ignore_class,
+            label_smoothing=self.label_smoothing,
+            pos_weight=self.pos_weight,
+            focal_gamma=self.focal_gamma,
+            focal_alpha=self.focal_alpha,
+        )
+        present = targets.counted(y_true, label_mask, self.ignore_class)
+        return Elements(losses, None if present is None else ops.any(present, axis=self.axis))

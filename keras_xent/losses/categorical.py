@@ -1,0 +1,102 @@
+"""Cross-entropy of distributions over the classes."""
+
+import warnings
+from typing import Any
+
+import keras
+from keras import ops
+
+from keras_xent.kernels import softmax_cross_entropy, targets
+from keras_xent.losses.base import Crossentropy, Elements, fraction, not_negative, positive, weights_of_classes
+
+
+@keras.saving.register_keras_serializable(package="keras_xent")
+class CategoricalCrossentropy(Crossentropy):
+    """Cross-entropy between target distributions (one-hot, mixed up, or from a teacher) and predicted ones.
+
+    A drop-in for `keras.losses.CategoricalCrossentropy`: same arguments, defaults and values. The arguments after
+    `dtype` are new. For integer labels use `SparseCategoricalCrossentropy`, which never makes one-hot rows.
+
+    Equivalent to `mean(kernels.softmax_cross_entropy(y_true, logits, ...))`, which has the formula.
+
+    Args:
+        from_logits, reduction, name, dtype, class_weight, focal_gamma, z_loss, logit_softcap: as in
+            `SparseCategoricalCrossentropy`.
+        label_smoothing: share `s` in [0, 1]: targets become `q (1 - s) + s / C`. An all-zero row stays one.
+        axis: the class axis.
+
+    Call arguments: `y_true` and `y_pred` `[..., C]`, `sample_weight` a scalar, `[B]`, `[B, 1]` or `[...]`.
+
+    Raises:
+        ValueError: an argument out of its range; shapes that do not fit.
+
+    Example:
+
+    >>> import numpy as np
+    >>> import keras_xent as kx
+    >>> y_true = np.array([[0, 1, 0], [0, 0, 1]])
+    >>> y_pred = np.array([[0.05, 0.95, 0.0], [0.1, 0.8, 0.1]], "float32")
+    >>> round(float(kx.losses.CategoricalCrossentropy()(y_true, y_pred)), 3)
+    1.177
+
+    References: `keras.losses.CategoricalCrossentropy`; the references of the kernel.
+    """
+
+    def __init__(
+        self,
+        from_logits: bool = False,
+        label_smoothing: float = 0.0,
+        axis: int = -1,
+        reduction: str | None = "sum_over_batch_size",
+        name: str | None = "categorical_crossentropy",
+        dtype: Any = None,
+        *,
+        class_weight: Any = None,
+        focal_gamma: float = 0.0,
+        z_loss: float = 0.0,
+        logit_softcap: float | None = None,
+    ) -> None:
+        super().__init__(from_logits=from_logits, reduction=reduction, name=name, dtype=dtype)
+        self.label_smoothing = fraction("label_smoothing", label_smoothing)
+        self.axis = axis
+        self.class_weight = weights_of_classes("class_weight", class_weight)
+        self.focal_gamma = not_negative("focal_gamma", focal_gamma)
+        self.z_loss = not_negative("z_loss", z_loss)
+        self.logit_softcap = positive("logit_softcap", logit_softcap)
+
+    def _elements(self, y_true, logits, counted, label_mask):
+        if not targets.same_shape(y_true.shape, logits.shape):
+            raise ValueError(
+                "`y_true` and `y_pred` must have the same shape, a distribution over the classes each. Received: "
+                f"y_true of shape {tuple(y_true.shape)} and y_pred of shape {tuple(logits.shape)}. For integer labels "
+                "use SparseCategoricalCrossentropy."
+            )
+        if logits.shape[self.axis] == 1:
+            warnings.warn(
+                f"`y_pred` of shape {tuple(logits.shape)} has one class, so the loss is always 0. For a yes-or-no answer "
+                "use BinaryCrossentropy.",
+                SyntaxWarning,
+                stacklevel=3,
+            )
+        losses = softmax_cross_entropy(
+            y_true,
+            logits,
+            axis=self.axis,
+            mask=counted,
+            label_smoothing=self.label_smoothing,
+            class_weight=self.class_weight,
+            focal_gamma=self.focal_gamma,
+            z_loss=self.z_loss,
+            logit_softcap=self.logit_softcap,
+        )
+        return Elements(losses, label_weights=self._label_weights(y_true, logits))
+
+    def _label_weights(self, y_true, logits):
+        if self.class_weight is None:
+            return None
+        axis = targets.checked_axis(self.axis, len(logits.shape))
+        rank = len(logits.shape)
+        dtype = targets.accumulator_dtype(logits)
+        weights = targets.class_weights(self.class_weight, ops.shape(logits)[axis], dtype, 2)
+        weights = ops.reshape(weights, tuple(-1 if i == axis else 1 for i in range(rank)))
+        return ops.sum(ops.cast(y_true, dtype) * weights, axis=axis)

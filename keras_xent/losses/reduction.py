@@ -1,0 +1,104 @@
+"""From one loss per element to the loss: masks, weights, and the mean that is meant."""
+
+from typing import Any
+
+import keras
+from keras import ops
+
+if keras.backend.backend() == "tensorflow":
+    import tensorflow as tf
+
+# Keras' own, and two of ours.
+REDUCTIONS = (
+    "sum_over_batch_size",
+    "mean",
+    "mean_with_sample_weight",
+    "sum",
+    "none",
+    None,
+    "token_mean",
+    "sequence_mean",
+)
+
+
+def reduce(
+    losses: Any,
+    *,
+    reduction: str | None,
+    valid: Any = None,
+    weights: Any = None,
+    label_weights: Any = None,
+    normalizer: float | None = None,
+) -> Any:
+    """Reduces losses of shape `[B, ...]`.
+
+    With losses `l`, validity `v` (0 or 1), sample weights `t` and class weights of the labels `w`:
+
+    - `"sum_over_batch_size"`, `"mean"`: `sum(v t l) / sum(v)`
+    - `"mean_with_sample_weight"`: `sum(v t l) / sum(v t)`
+    - `"token_mean"`: `sum(v t l) / sum(v t w)`, both sums over all replicas
+    - `"sequence_mean"`: the mean over sequences of each one's token mean; sequences without a valid token do not count
+    - `"sum"`: `sum(v t l)`
+    - `None`, `"none"`: `v t l`
+
+    A `normalizer` takes the place of the denominator (of the number of sequences in `"sequence_mean"`). Nothing valid
+    gives 0.
+
+    Args:
+        losses: float32 or float64.
+        valid: booleans that broadcast against the losses, or None.
+        weights: numbers that broadcast against the losses, or None.
+        label_weights: numbers of the shape of the losses (already part of them), or None.
+    """
+    ones = ops.ones_like(losses)
+    there = ones if valid is None else ops.cast(ops.broadcast_to(valid, ops.shape(losses)), losses.dtype)
+    weights = ones if weights is None else ops.cast(weights, losses.dtype) * ones
+    # Selected, not multiplied: what is masked or has weight 0 may hold NaN.
+    counted = ops.logical_and(there > 0, ops.not_equal(weights, 0))
+    weights = ops.where(counted, weights, 0.0)
+    losses = ops.where(counted, losses, 0.0) * weights
+    if reduction in (None, "none"):
+        return losses
+    if reduction == "sequence_mean":
+        return _sequence_mean(losses, weights, label_weights, normalizer)
+    total = ops.sum(losses)
+    if normalizer is not None:
+        return total / normalizer
+    if reduction == "sum":
+        return total
+    if reduction == "token_mean":
+        return _safe_ratio(total, _over_replicas(ops.sum(_times(weights, label_weights))))
+    count = ops.sum(weights if reduction == "mean_with_sample_weight" else there)
+    return _safe_ratio(total, count) / _number_of_replicas()
+
+
+def _sequence_mean(losses, weights, label_weights, normalizer):
+    axes = tuple(range(1, len(losses.shape)))
+    mass = ops.sum(_times(weights, label_weights), axis=axes)
+    means = _safe_ratio(ops.sum(losses, axis=axes), mass)
+    if normalizer is not None:
+        return ops.sum(means) / normalizer
+    sequences = ops.sum(ops.cast(ops.any(ops.not_equal(weights, 0), axis=axes), losses.dtype))
+    return _safe_ratio(ops.sum(means), _over_replicas(sequences))
+
+
+def _times(weights, label_weights):
+    return weights if label_weights is None else weights * ops.where(ops.equal(weights, 0), 0.0, label_weights)
+
+
+def _safe_ratio(numerator, denominator):
+    return ops.divide_no_nan(numerator, denominator)
+
+
+def _number_of_replicas():
+    """Keras adds up the gradients of the replicas, so a replica's mean has to be a share of the mean."""
+    return tf.distribute.get_strategy().num_replicas_in_sync if keras.backend.backend() == "tensorflow" else 1
+
+
+def _over_replicas(value):
+    """The sum over all replicas. JAX programs see all devices' data as one array, so there is nothing to add up."""
+    if _number_of_replicas() == 1:
+        return value
+    context = tf.distribute.get_replica_context()
+    # No context: Keras only asks for shapes.
+    return value if context is None else context.all_reduce(tf.distribute.ReduceOp.SUM, value)

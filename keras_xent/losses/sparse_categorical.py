@@ -1,0 +1,103 @@
+"""Cross-entropy of integer labels, one class out of many."""
+
+from typing import Any
+
+import keras
+from keras import ops
+
+from keras_xent.kernels import sparse_softmax_cross_entropy, targets
+from keras_xent.losses.base import Crossentropy, Elements, fraction, not_negative, positive, weights_of_classes
+
+
+@keras.saving.register_keras_serializable(package="keras_xent")
+class SparseCategoricalCrossentropy(Crossentropy):
+    """Cross-entropy between integer labels and predicted distributions.
+
+    For classification with one class out of many, labels given as integers. A drop-in for
+    `keras.losses.SparseCategoricalCrossentropy`: same arguments, defaults and values, and any class axis on every
+    backend. The arguments after `dtype` are new.
+
+    Equivalent to `mean(kernels.sparse_softmax_cross_entropy(y_true, logits, ...))`, which has the formula.
+
+    Args:
+        from_logits: whether `y_pred` holds logits. If not, the logits behind a softmax are used where they are known
+            (also through the casts of mixed precision), else the logarithm of the probabilities.
+        ignore_class: a label that does not count, whatever is predicted for it.
+        reduction: `"sum_over_batch_size"` (or `"mean"`), `"mean_with_sample_weight"`, `"sum"`, `None` (or `"none"`) as in
+            Keras; `"token_mean"`, `"sequence_mean"` as in `MaskedSequenceCrossentropy`.
+        axis: the class axis.
+        name: name of the loss.
+        dtype: dtype of the result (default float32). Sums are made in float32 whatever it is, labels are never cast to
+            it; with `"float64"` the whole computation is in float64.
+        label_smoothing: share in [0, 1] of the target spread evenly over all classes.
+        class_weight: one weight per class: `[C]`, or a dict from class to weight.
+        focal_gamma: exponent of the focal factor `(1 - p)^gamma`.
+        z_loss: weight of the squared log-sum-exp of the logits.
+        logit_softcap: `c` of `c tanh(x / c)`, applied to the logits.
+
+    Call arguments: `y_true` `[...]` or `[..., 1]` integers, `y_pred` `[..., C]`, `sample_weight` a scalar, `[B]`,
+    `[B, 1]` or the shape of the losses `[...]`.
+
+    Raises:
+        ValueError: an argument out of its range; shapes that do not fit; in eager mode, a label that is no class.
+
+    Example:
+
+    >>> import numpy as np
+    >>> import keras_xent as kx
+    >>> loss = kx.losses.SparseCategoricalCrossentropy()
+    >>> probabilities = np.array([[0.05, 0.95, 0.0], [0.1, 0.8, 0.1]], "float32")
+    >>> round(float(loss(np.array([1, 2]), probabilities)), 3)
+    1.177
+
+    References: `keras.losses.SparseCategoricalCrossentropy`; the references of the kernel.
+    """
+
+    def __init__(
+        self,
+        from_logits: bool = False,
+        ignore_class: int | None = None,
+        reduction: str | None = "sum_over_batch_size",
+        axis: int = -1,
+        name: str | None = "sparse_categorical_crossentropy",
+        dtype: Any = None,
+        *,
+        label_smoothing: float = 0.0,
+        class_weight: Any = None,
+        focal_gamma: float = 0.0,
+        z_loss: float = 0.0,
+        logit_softcap: float | None = None,
+    ) -> None:
+        super().__init__(from_logits=from_logits, reduction=reduction, name=name, dtype=dtype)
+        self.ignore_class = ignore_class
+        self.axis = axis
+        self.label_smoothing = fraction("label_smoothing", label_smoothing)
+        self.class_weight = weights_of_classes("class_weight", class_weight)
+        self.focal_gamma = not_negative("focal_gamma", focal_gamma)
+        self.z_loss = not_negative("z_loss", z_loss)
+        self.logit_softcap = positive("logit_softcap", logit_softcap)
+
+    def _elements(self, y_true, logits, counted, label_mask):
+        labels = targets.without_class_axis(y_true, logits, targets.checked_axis(self.axis, len(logits.shape)))
+        losses = sparse_softmax_cross_entropy(
+            labels,
+            logits,
+            axis=self.axis,
+            mask=counted,
+            ignore_class=self.ignore_class,
+            label_smoothing=self.label_smoothing,
+            class_weight=self.class_weight,
+            focal_gamma=self.focal_gamma,
+            z_loss=self.z_loss,
+            logit_softcap=self.logit_softcap,
+        )
+        return Elements(losses, targets.counted(labels, None, self.ignore_class), self._label_weights(labels, logits))
+
+    def _label_weights(self, labels, logits):
+        if self.class_weight is None:
+            return None
+        num_classes = ops.shape(logits)[self.axis]
+        weights = targets.class_weights(self.class_weight, num_classes, targets.accumulator_dtype(logits), 2)
+        # A label that is no class either does not count, or has made the loss NaN.
+        indices = ops.clip(ops.cast(labels, "int32"), 0, num_classes - 1)
+        return ops.take(ops.reshape(weights, (-1,)), indices)

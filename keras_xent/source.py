@@ -1,0 +1,114 @@
+"""Where predictions came from: the logits behind a softmax or sigmoid, and what tells that they are bare probabilities.
+
+Keras leaves the logits of an activation on its output (`_keras_logits`). That is lost when the output is cast, and it
+does not say which activation it was; in a TensorFlow graph both can be read from the operation that made the tensor.
+"""
+
+from typing import Any
+
+import keras
+from keras import ops
+
+from keras_xent.kernels._compile import differentiable, is_eager
+from keras_xent.kernels.targets import accumulator_dtype, is_float, to_tensor
+
+_ACTIVATIONS = ("Softmax", "Sigmoid")
+# Operations through which a probability passes unchanged.
+_TRANSPARENT = {"Cast", "Identity", "StopGradient"}
+
+
+def keras_mask(tensor: Any) -> Any:
+    """The mask that Keras left on a tensor, or None."""
+    return keras.src.backend.get_keras_mask(tensor)
+
+
+def origin(predictions: Any) -> tuple[str | None, Any]:
+    """The activation ("softmax", "sigmoid" or None for unknown) that made `predictions`, and the logits behind it.
+
+    `(None, None)` where no activation is to be seen. Activations are seen in eager mode and in TensorFlow graphs,
+    through the casts of mixed precision. Tensors that JAX traces do not remember theirs: there a model should end in
+    logits.
+    """
+    operation = _operation(predictions)
+    if operation is not None and operation.type in _ACTIVATIONS:
+        return operation.type.lower(), operation.inputs[0]
+    logits = getattr(predictions, "_keras_logits", None)
+    if logits is None or not is_eager(logits):
+        return None, logits
+    # An eager tensor does not know its operation, but a sigmoid can be told by its values.
+    distance = ops.max(ops.abs(ops.sigmoid(logits) - ops.cast(predictions, logits.dtype)))
+    return ("sigmoid" if float(distance) < 1e-2 else "softmax"), logits
+
+
+def as_logits(predictions: Any, *, from_logits: bool, activation: str) -> Any:
+    """Logits of the given activation for `predictions`: themselves, those behind them, or made from probabilities."""
+    made_by, behind = origin(predictions)
+    if behind is not None and made_by in (None, activation):
+        return behind
+    predictions = to_tensor(predictions)
+    if not is_float(predictions):
+        predictions = ops.cast(predictions, keras.config.floatx())
+    if from_logits:
+        return predictions
+    return log_probabilities(predictions) if activation == "softmax" else log_odds(predictions)
+
+
+def layer_of(predictions: Any) -> str:
+    """The name of the layer that made `predictions`, for a message."""
+    operation = _operation(predictions)
+    if operation is None or "/" not in operation.name:
+        return "the last layer"
+    return f"layer '{operation.name.split('/')[-2]}'"
+
+
+def _operation(tensor):
+    """The operation of a TensorFlow graph that made the tensor, seen through casts; None elsewhere."""
+    if keras.backend.backend() != "tensorflow" or is_eager(tensor):
+        return None
+    operation = tensor.op
+    while operation.type in _TRANSPARENT:
+        operation = operation.inputs[0].op
+    return operation
+
+
+def log_probabilities(probabilities: Any) -> Any:
+    """`log p`, which serve as logits of a softmax. Like Keras, no probability is below `keras.config.epsilon()`.
+
+    The gradient is `1 / p` of the clipped probability even where it was clipped: a model that is wrong with certainty
+    is told so, where Keras' gradient is 0.
+    """
+    return _log(probabilities, smallest=keras.config.epsilon())
+
+
+def log_odds(probabilities: Any) -> Any:
+    """`log p - log (1 - p)`, which serve as logits of a sigmoid; clipped to epsilon and `1 - epsilon` like Keras does.
+
+    The gradient is that of the clipped probability, as for `log_probabilities`.
+    """
+    return _odds(probabilities, smallest=keras.config.epsilon())
+
+
+def _accurate(probabilities):
+    return ops.cast(probabilities, accumulator_dtype(probabilities))
+
+
+def _log_forward(probabilities, *, smallest):
+    return ops.log(ops.maximum(_accurate(probabilities), smallest)), ()
+
+
+def _log_backward(upstream, saved, probabilities, *, smallest):
+    return ops.cast(upstream / ops.maximum(_accurate(probabilities), smallest), probabilities.dtype)
+
+
+def _odds_forward(probabilities, *, smallest):
+    p = ops.clip(_accurate(probabilities), smallest, 1.0 - smallest)
+    return ops.log(p) - ops.log1p(-p), ()
+
+
+def _odds_backward(upstream, saved, probabilities, *, smallest):
+    p = ops.clip(_accurate(probabilities), smallest, 1.0 - smallest)
+    return ops.cast(upstream / (p * (1.0 - p)), probabilities.dtype)
+
+
+_log = differentiable(_log_forward, _log_backward)
+_odds = differentiable(_odds_forward, _odds_backward)
