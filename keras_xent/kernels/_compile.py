@@ -6,6 +6,7 @@ arguments are tensors and its keyword arguments are Python values that are part 
 """
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -24,27 +25,117 @@ else:
         f"'{_BACKEND}': set the environment variable KERAS_BACKEND to one of the two before importing keras."
     )
 
-# XLA:CPU as TensorFlow ships it reduces a row about twice as fast when the row is cut into a few slices that are added
-# first (measured: docs/performance.md). Elsewhere one plain reduction is best.
+# XLA:CPU makes the terms of a long row's sum in memory before it adds them up. Two ways round that, measured in
+# docs/performance.md: a loop over blocks of rows that stay in the cache, and, where TensorFlow compiles a sum of terms
+# that are simple enough to be fused, cutting the row into slices that are added first. Accelerators need neither.
+_BLOCK_BYTES = 2**20
 _SLICES = 8
 _SHORTEST_SLICED_ROW = 2048
 
 
 def compiled(function: Callable) -> Callable:
-    """`function`, compiled by XLA. One compilation per set of shapes, dtypes and keyword values."""
-    if _BACKEND == "tensorflow":
-        # No reduce_retracing: it would relax two ranks to an unknown one, which XLA refuses.
-        return tf.function(function, jit_compile=True, autograph=False)
+    """`function`, compiled by XLA. One compilation per set of shapes, dtypes and keyword values.
+
+    Its attribute `at(*tensors, **static)` gives the program for these arguments and the program's own arguments.
+    """
 
     @functools.cache
-    def program(**static):
-        return jax.jit(functools.partial(function, **static))
+    def program(static):
+        def run(*tensors):
+            return function(*tensors, **dict(static))
 
-    @functools.wraps(function)
+        if _BACKEND == "tensorflow":
+            # No reduce_retracing: it would relax two ranks to an unknown one, which XLA refuses.
+            traced = tf.function(run, jit_compile=True, autograph=False)
+            # One trace for each shape is meant, and no reason to warn.
+            traced._omit_frequent_tracing_warning = True
+            return traced
+        return jax.jit(run)
+
+    return _callable_at(lambda *tensors, **static: (program(tuple(sorted(static.items()))), tensors))
+
+
+def _callable_at(at):
     def call(*tensors, **static):
-        return program(**static)(*tensors)
+        program, arguments = at(*tensors, **static)
+        return program(*arguments)
 
+    call.at = at
     return call
+
+
+def compiled_by_rows(outputs: int, blocked: Callable[..., bool]) -> Callable:
+    """`compiled` for a function of rows that must not make anything of the size of its input on a CPU.
+
+    The function takes `[rows, classes, ...]` and arrays with as many rows, or with one that is broadcast. It returns
+    `(value, saved)`, `outputs` arrays in all with one column each. Where `blocked(**static)` says so, a CPU runs it on
+    one block of rows after the other.
+    """
+
+    def decorate(function):
+        def by_rows(*arrays, formats, **static):
+            if accelerated() or not blocked(**static):
+                return function(*arrays, **static)
+            return _in_blocks(function, outputs, arrays, formats, static)
+
+        program = compiled(by_rows)
+
+        def at(*arrays, **static):
+            # XLA:CPU slices no 16-bit floats: it would make a float32 copy of the whole array. It does slice integers,
+            # and seen from outside a compiled program TensorFlow takes the same bits for integers at no cost.
+            formats = tuple(_format(a) if blocked(**static) and not accelerated() else "" for a in arrays)
+            arrays = tuple(_bits(a, "uint16") if f else a for a, f in zip(arrays, formats, strict=True))
+            return program.at(*arrays, formats=formats, **static)
+
+        call = _callable_at(at)
+        # A loop of unknown length has no derivative in XLA: who needs one (of the statistics, for second derivatives)
+        # takes the function in one piece.
+        call.in_one_piece = compiled(function)
+        return call
+
+    return decorate
+
+
+def _in_blocks(function, outputs, arrays, formats, static):
+    rows = arrays[0]
+    count = ops.shape(rows)[0]
+    size = max(1, _BLOCK_BYTES // max(1, 4 * math.prod(d or 1 for d in rows.shape[1:])))
+    whole = isinstance(count, int) and count <= size
+    if not isinstance(count, int):
+        size = ops.minimum(size, ops.maximum(count, 1))
+
+    def on_block(start):
+        pieces = (a if whole or a.shape[0] == 1 else _block(a, start, size) for a in arrays)
+        return function(*(_bits(p, f) if f else p for p, f in zip(pieces, formats, strict=True)), **static)
+
+    if whole:
+        return on_block(0)
+
+    def block(i, results):
+        # The last block begins earlier instead of being shorter: it gives some rows a second time, and the same.
+        start = ops.minimum(i * size, count - size)
+        value, saved = on_block(start)
+        return tuple(
+            ops.slice_update(result, (start, *[0] * (len(result.shape) - 1)), piece)
+            for result, piece in zip(results, (value, *saved), strict=True)
+        )
+
+    empty = ops.zeros((count, 1, *ops.shape(rows)[2:]), "float64" if "float64" in str(rows.dtype) else "float32")
+    value, *saved = ops.fori_loop(0, (count + size - 1) // size, block, (empty,) * outputs)
+    return value, tuple(saved)
+
+
+def _block(array, start, size):
+    return ops.slice(array, (start, *[0] * (len(array.shape) - 1)), (size, *ops.shape(array)[1:]))
+
+
+def _format(array):
+    name = str(getattr(array.dtype, "name", array.dtype))
+    return name if name in ("bfloat16", "float16") else ""
+
+
+def _bits(array, dtype):
+    return tf.bitcast(array, dtype) if _BACKEND == "tensorflow" else jax.lax.bitcast_convert_type(array, dtype)
 
 
 def differentiable(forward: Callable, backward: Callable) -> Callable:
@@ -77,8 +168,8 @@ def _differentiable_tf(forward, backward):
         def remember(*inputs):
             def gradient(*upstream):
                 with tf.GradientTape() as tape:
-                    tape.watch(inputs)
-                    again = forward(*inputs, **static)[1]
+                    tape.watch([i for i in inputs if i.dtype.is_floating])
+                    again = getattr(forward, "in_one_piece", forward)(*inputs, **static)[1]
                 return tape.gradient(again, inputs, list(upstream))
 
             return tuple(map(tf.identity, saved)), gradient
@@ -109,35 +200,46 @@ def _differentiable_jax(forward, backward):
 
 
 def row_sum(term: Callable, *arrays: Any) -> Any:
-    """`sum(term(*arrays), axis=1, keepdims=True)` without `term(*arrays)` in memory.
+    """`sum(term(*arrays), axis=1, keepdims=True)`, on TensorFlow's XLA:CPU without `term(*arrays)` in memory.
 
-    The arrays have `C` columns, or one that is broadcast; the number of columns is that of the first.
+    The arrays have `C` columns, or one that is broadcast; the number of columns is that of the first. Only for terms of
+    which XLA fuses every part: one that uses an expensive function twice is made in memory after all.
     """
+    return _sliced(term, ops.add, ops.sum, arrays)
+
+
+def row_max(values: Callable, array: Any) -> Any:
+    """`max(values(array), axis=1, keepdims=True)`, as `row_sum`."""
+    return _sliced(values, ops.maximum, ops.max, (array,))
+
+
+def _sliced(term, combine, reduce, arrays):
     columns = arrays[0].shape[1]
-    if columns is None or columns < _SHORTEST_SLICED_ROW or not _slices_pay():
-        return ops.sum(term(*arrays), axis=1, keepdims=True)
+    if _BACKEND == "jax" or accelerated() or columns is None or columns < _SHORTEST_SLICED_ROW:
+        return reduce(term(*arrays), axis=1, keepdims=True)
     width, rest = divmod(columns, _SLICES)
-    slices = [(i * width, (i + 1) * width) for i in range(_SLICES)]
-    cut = [[a if a.shape[1] == 1 else a[:, i:j] for a in arrays] for i, j in slices]
-    partial = term(*cut[0])
-    for slice_ in cut[1:]:
-        partial = partial + term(*slice_)
-    total = ops.sum(partial, axis=1, keepdims=True)
+    cuts = [(i * width, (i + 1) * width) for i in range(_SLICES)]
+    partial, *others = (term(*[a if a.shape[1] == 1 else a[:, i:j] for a in arrays]) for i, j in cuts)
+    for other in others:
+        partial = combine(partial, other)
+    total = reduce(partial, axis=1, keepdims=True)
     if rest:
-        tail = [a if a.shape[1] == 1 else a[:, columns - rest :] for a in arrays]
-        total = total + ops.sum(term(*tail), axis=1, keepdims=True)
+        tail = term(*[a if a.shape[1] == 1 else a[:, columns - rest :] for a in arrays])
+        total = combine(total, reduce(tail, axis=1, keepdims=True))
     return total
 
 
-def _slices_pay() -> bool:
-    return _BACKEND == "tensorflow" and not accelerated()
-
-
+@functools.cache
 def accelerated() -> bool:
-    """Whether an accelerator is at hand, on which a check of values would make the device wait."""
+    """Whether programs run on an accelerator, or on several devices, rather than on the one CPU."""
     if _BACKEND == "tensorflow":
         return any(device.device_type != "CPU" for device in tf.config.list_logical_devices())
-    return jax.default_backend() != "cpu"
+    return jax.default_backend() != "cpu" or jax.device_count() > 1
+
+
+def widest_int() -> str:
+    """The widest integer dtype at hand: JAX has no int64 unless asked."""
+    return "int64" if _BACKEND == "tensorflow" else str(jax.dtypes.canonicalize_dtype("int64"))
 
 
 def is_eager(tensor: Any) -> bool:

@@ -10,7 +10,7 @@ from typing import Any
 from keras import ops
 
 from keras_xent.kernels import targets as _targets
-from keras_xent.kernels._compile import compiled, differentiable, row_sum
+from keras_xent.kernels._compile import compiled, compiled_by_rows, differentiable
 
 
 def sigmoid_cross_entropy(
@@ -224,39 +224,29 @@ class _Terms:
         return value if self.there is None else ops.where(self.there, value, ops.zeros_like(value))
 
 
-def _count(logits, labels, mask, missing):
-    """How many labels of each row are present, at least 1."""
-    dtype = _targets.accumulator_dtype(logits)
-    there = _is_present(labels, mask, missing)
-    if there is None:
-        return ops.cast(ops.shape(logits)[1], dtype)
-    return ops.maximum(ops.sum(ops.cast(there, dtype), axis=1, keepdims=True), 1.0)
-
-
-@compiled
+@compiled_by_rows(outputs=2, blocked=lambda *, reduced, **others: reduced)
 def _sigmoid_forward(logits, labels, weight, mask=None, *, reduced, missing, **options):
+    loss = _Terms(logits, labels, weight, mask, missing=missing, **options).loss()
     if not reduced:
-        return _Terms(logits, labels, weight, mask, missing=missing, **options).loss(), ()
-
-    def term(logits, labels, weight, *mask):
-        return _Terms(logits, labels, weight, *(mask or (None,)), missing=missing, **options).loss()
-
-    # One weight for all labels has one column like a number per row: both are broadcast.
-    arrays = (logits, labels, weight) if mask is None else (logits, labels, weight, mask)
-    return row_sum(term, *arrays) / _count(logits, labels, mask, missing), ()
+        return loss, ()
+    there = _is_present(labels, mask, missing)
+    there = ops.ones_like(loss) if there is None else ops.cast(there, loss.dtype)
+    count = ops.maximum(ops.sum(there, axis=1, keepdims=True), 1.0)
+    return ops.sum(loss, axis=1, keepdims=True) / count, (count,)
 
 
-def _gradient(upstream, logits, labels, weight, mask, slope, like, *, reduced, missing, **options):
+def _gradient(upstream, saved, logits, labels, weight, mask, slope, like, *, reduced, missing, **options):
     terms = _Terms(logits, labels, weight, mask, missing=missing, **options)
     if reduced:
-        upstream = upstream / _count(logits, labels, mask, missing)
+        (count,) = saved
+        upstream = upstream / count
     # What nobody asked for is selected away, so that NaN in it goes nowhere.
     return ops.cast(_times(upstream, slope(terms)), like.dtype)
 
 
 @compiled
 def _sigmoid_backward(upstream, saved, logits, labels, weight, mask=None, **options):
-    return _gradient(upstream, logits, labels, weight, mask, _Terms.for_logits, logits, **options)
+    return _gradient(upstream, saved, logits, labels, weight, mask, _Terms.for_logits, logits, **options)
 
 
 _sigmoid = differentiable(_sigmoid_forward, _sigmoid_backward)
@@ -272,7 +262,9 @@ def _no_loss(labels, logits, *others, reduced, **options):
 
 @compiled
 def _backward_for_labels(upstream, saved, labels, logits, weight, mask=None, **options):
-    return _gradient(upstream, logits, labels, weight, mask, _Terms.for_labels, labels, **options)
+    if options["reduced"]:
+        saved = _sigmoid_forward.in_one_piece(logits, labels, weight, *([] if mask is None else [mask]), **options)[1]
+    return _gradient(upstream, saved, logits, labels, weight, mask, _Terms.for_labels, labels, **options)
 
 
 _for_labels = differentiable(_no_loss, _backward_for_labels)

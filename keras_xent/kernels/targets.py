@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from keras import ops
 
-from keras_xent.kernels._compile import assert_in_graph, is_eager
+from keras_xent.kernels._compile import assert_in_graph, is_eager, widest_int
 
 
 def dtype_of(tensor: Any) -> str:
@@ -112,7 +112,7 @@ def class_indices(labels: Any, num_classes: Any, valid: Any) -> Any:
     be looked at (inside XLA) or looking would make an accelerator wait, the -1 becomes a NaN loss in the kernel.
     """
     if is_float(labels):
-        whole = ops.cast(ops.where(ops.isfinite(labels), labels, -1), "int64")
+        whole = ops.cast(ops.where(ops.isfinite(labels), labels, -1), widest_int())
         is_whole = ops.equal(ops.cast(whole, labels.dtype), labels)
     else:
         whole, is_whole = _wide(labels), None
@@ -130,21 +130,19 @@ def class_indices(labels: Any, num_classes: Any, valid: Any) -> Any:
 
 
 def _wide(labels):
-    return ops.cast(labels, "int64" if "64" in dtype_of(labels) or "uint32" in dtype_of(labels) else "int32")
+    return ops.cast(labels, widest_int() if dtype_of(labels) in ("int64", "uint64", "uint32") else "int32")
 
 
 def _bad_label(labels, bad, num_classes, is_whole) -> str:
     position = tuple(int(i) for i in np.argwhere(ops.convert_to_numpy(bad))[0])
     label = ops.convert_to_numpy(labels)[position].item()
     count = int(ops.convert_to_numpy(ops.sum(ops.cast(bad, "int32"))))
+    rule = f"`labels` must be classes from 0 to {int(num_classes) - 1}, since the logits have {int(num_classes)}"
+    fix = f"If it marks padding, say so with `ignore_class={label}`."
     if is_whole is not None and math.isfinite(label) and label != int(label):
-        rule = "`labels` must be whole numbers, one class each (soft targets go to the categorical loss)"
-    else:
-        rule = f"`labels` must be classes from 0 to {int(num_classes) - 1}, since the logits have {int(num_classes)}"
-    return (
-        f"{rule}. Received: label {label} at position {position}, and {count} such label(s) in all. If it marks "
-        f"padding, say so with `ignore_class={label}`."
-    )
+        rule = "`labels` must be whole numbers, the index of one class each"
+        fix = "For soft targets use the categorical loss."
+    return f"{rule}. Received: label {label} at position {position}, and {count} such label(s) in all. {fix}"
 
 
 def _assert_labels(labels, bad, num_classes):
@@ -178,7 +176,9 @@ def class_weights(class_weight: Any, num_classes: Any, dtype: str, rank: int) ->
             weights[int(label)] = weight
         class_weight = weights
     weights = ops.convert_to_tensor(class_weight, dtype=dtype)
-    if len(weights.shape) != 1 or not same_shape(weights.shape, (num_classes if isinstance(num_classes, int) else None,)):
+    if len(weights.shape) != 1 or not same_shape(
+        weights.shape, (num_classes if isinstance(num_classes, int) else None,)
+    ):
         raise ValueError(
             f"`class_weight` must hold one weight for each of the {num_classes} classes of the logits. "
             f"Received: class_weight of shape {tuple(weights.shape)}."
@@ -204,7 +204,9 @@ def aligned_weights(weights: Any, shape: Any, what: str = "sample_weight") -> An
         for i, (w, s) in enumerate(zip(weights.shape, shape, strict=True))
     )
     if not fits:
-        allowed = [shape[: i + 1] + (1,) * j for i in range(len(shape)) for j in ([0, 1] if i == 0 < len(shape) - 1 else [0])]
+        allowed = [
+            shape[: i + 1] + (1,) * j for i in range(len(shape)) for j in ([0, 1] if i == 0 < len(shape) - 1 else [0])
+        ]
         raise ValueError(
             f"`{what}` must line up from the left with the losses, which have shape {shape}: it may have shape "
             f"{' or '.join(map(str, allowed)) or '()'}. Received: {what} of shape {given}. For one weight per example "

@@ -1,0 +1,89 @@
+"""Running a function in every mode of the backend, and differentiating it there."""
+
+import os
+
+import keras
+import numpy as np
+from keras import ops
+
+BACKEND = keras.backend.backend()
+
+if BACKEND == "tensorflow":
+    import tensorflow as tf
+
+    MODES = {
+        "eager": lambda f: f,
+        "graph": lambda f: tf.function(f, autograph=False),
+        "xla": lambda f: tf.function(f, jit_compile=True, autograph=False),
+    }
+else:
+    import jax
+
+    MODES = {"eager": lambda f: f, "jit": jax.jit}
+
+# One mode with compiled kernels in uncompiled code and one where everything is one program: for sweeps over options,
+# since each compilation takes a second.
+TWO_MODES = ("eager", "xla" if BACKEND == "tensorflow" else "jit")
+DTYPES = (
+    ("float64", "float32", "bfloat16", "float16") if BACKEND == "tensorflow" else ("float32", "bfloat16", "float16")
+)
+
+
+def value_and_gradient(function, argument, upstream=None, mode="eager"):
+    """`function(argument)`, and the gradient for the argument of its product with `upstream` (default: ones)."""
+
+    if BACKEND == "tensorflow":
+
+        def run(argument):
+            with tf.GradientTape() as tape:
+                tape.watch(argument)
+                value = function(argument)
+            weights = ops.ones_like(value) if upstream is None else ops.cast(upstream, value.dtype)
+            return value, tape.gradient(value, argument, output_gradients=weights)
+    else:
+
+        def run(argument):
+            value, pull = jax.vjp(function, argument)
+            weights = ops.ones_like(value) if upstream is None else ops.cast(upstream, value.dtype)
+            return value, pull(weights)[0]
+
+    value, gradient = MODES[mode](run)(argument)
+    return to_numpy(value), to_numpy(gradient)
+
+
+def hessian_vector_product(function, argument, vector, upstream, mode="eager"):
+    """The derivative along `vector` of the gradient of `sum(upstream function(argument))`."""
+    if BACKEND == "tensorflow":
+
+        def run(argument):
+            with tf.GradientTape() as outer:
+                outer.watch(argument)
+                with tf.GradientTape() as inner:
+                    inner.watch(argument)
+                    value = tf.reduce_sum(function(argument) * upstream)
+                gradient = inner.gradient(value, argument)
+            return outer.gradient(gradient, argument, output_gradients=vector)
+    else:
+
+        def run(argument):
+            return jax.jvp(jax.grad(lambda x: (function(x) * upstream).sum()), (argument,), (vector,))[1]
+
+    return to_numpy(MODES[mode](run)(argument))
+
+
+def tensor(array, dtype=None):
+    """A tensor of the backend; NumPy has no bfloat16, so it is rounded on the way."""
+    return ops.cast(ops.convert_to_tensor(array), dtype) if dtype else ops.convert_to_tensor(array)
+
+
+def to_numpy(value):
+    """A float64 array of the very values of the tensor (integers stay integers)."""
+    value = ops.convert_to_numpy(ops.cast(value, "float32") if "16" in str(value.dtype) else value)
+    return value.astype(np.float64) if value.dtype.kind == "f" else value
+
+
+def environment(**more):
+    """The environment for a fresh process that imports this very package."""
+    here = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    path = os.pathsep.join(filter(None, [here, os.environ.get("PYTHONPATH")]))
+    return {**os.environ, "PYTHONPATH": path, "KERAS_BACKEND": BACKEND, "TF_CPP_MIN_LOG_LEVEL": "3", **more}

@@ -1,0 +1,447 @@
+"""Facts of the softmax kernels, then agreement with the oracle, then modes."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from keras import ops
+
+from keras_xent.kernels import softmax_cross_entropy, sparse_softmax_cross_entropy
+from tests import oracles
+from tests.backend import (
+    BACKEND,
+    DTYPES,
+    MODES,
+    TWO_MODES,
+    hessian_vector_product,
+    tensor,
+    to_numpy,
+    value_and_gradient,
+)
+
+OPTIONS = {
+    "plain": {},
+    "smoothing": {"label_smoothing": 0.1},
+    "weights": {"class_weight": [0.5, 2.0, 0.0, 1.5, 1.0, 3.0, 0.25]},
+    "smoothing and weights": {"label_smoothing": 0.3, "class_weight": [0.5, 2.0, 0.0, 1.5, 1.0, 3.0, 0.25]},
+    "focal": {"focal_gamma": 2.0},
+    "focal below 1": {"focal_gamma": 0.5},
+    "focal and smoothing": {"focal_gamma": 1.5, "label_smoothing": 0.2},
+    "z-loss": {"z_loss": 0.1},
+    "softcap": {"logit_softcap": 3.0},
+    "all": {
+        "label_smoothing": 0.1,
+        "class_weight": [0.5, 2.0, 0.5, 1.5, 1.0, 3.0, 0.25],
+        "focal_gamma": 1.5,
+        "z_loss": 0.01,
+        "logit_softcap": 5.0,
+    },
+}
+INF, NAN = float("inf"), float("nan")
+
+
+def example(seed=0, rows=5, classes=7, scale=2.0):
+    rng = np.random.default_rng(seed)
+    logits = scale * rng.standard_normal((rows, classes))
+    labels = rng.integers(0, classes, rows)
+    upstream = rng.uniform(-1, 2, rows)
+    return labels, logits, upstream
+
+
+def sparse(labels, **options):
+    return lambda logits: sparse_softmax_cross_entropy(labels, logits, **options)
+
+
+def dense(targets, **options):
+    return lambda logits: softmax_cross_entropy(targets, logits, **options)
+
+
+def soft_targets(seed, shape):
+    targets = np.random.default_rng(seed).dirichlet(np.full(shape[-1], 0.3), shape[:-1])
+    return targets.reshape(shape)
+
+
+# Facts.
+
+
+@pytest.mark.parametrize("kernel", ["sparse", "dense"])
+def test_the_loss_is_minus_the_logarithm_of_the_probability(kernel):
+    logits = tensor(np.log([[0.2, 0.7, 0.1]]), "float32")
+    for label, probability in enumerate([0.2, 0.7, 0.1]):
+        f = sparse(np.array([label])) if kernel == "sparse" else dense(np.eye(3)[[label]])
+        value, gradient = value_and_gradient(f, logits)
+        np.testing.assert_allclose(value, -np.log(probability), rtol=1e-6)
+        np.testing.assert_allclose(gradient[0], [0.2, 0.7, 0.1] - np.eye(3)[label], rtol=1e-6)
+
+
+def test_equal_logits_cost_log_of_the_number_of_classes():
+    for classes in (1, 2, 3, 1000, 50_257):
+        loss = sparse_softmax_cross_entropy(np.array([classes - 1]), np.zeros((1, classes), "float32"))
+        np.testing.assert_allclose(to_numpy(loss), np.log(classes), rtol=2e-6)
+
+
+@pytest.mark.parametrize("size", [1e4, 1e30])
+@pytest.mark.parametrize("mode", MODES)
+def test_extreme_logits_are_exact(size, mode):
+    logits = np.array([[size, -size, 0.0], [size, -size, 0.0], [size, size, -size]], "float32")
+    labels = np.array([0, 1, 0])
+    for f in (sparse(labels), dense(np.eye(3, dtype="float32")[labels])):
+        value, gradient = value_and_gradient(f, tensor(logits), mode=mode)
+        np.testing.assert_allclose(value, [0.0, 2 * float(np.float32(size)), np.log(2)], rtol=1e-6)
+        np.testing.assert_allclose(gradient, [[0, 0, 0], [1, -1, 0], [-0.5, 0.5, 0]], atol=1e-7)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_minus_infinity_on_another_class_is_harmless_and_on_the_target_costs_infinity(mode):
+    logits = tensor([[0.0, -INF, 1.0], [0.0, -INF, 1.0]], "float32")
+    p = np.exp([0.0, -INF, 1.0]) / (1 + np.e)
+    labels = np.array([0, 1])
+    for f in (sparse(labels), dense(np.eye(3, dtype="float32")[labels])):
+        value, gradient = value_and_gradient(f, logits, mode=mode)
+        np.testing.assert_allclose(value, [np.log(1 + np.e), INF], rtol=1e-6)
+        np.testing.assert_allclose(gradient, [p - [1, 0, 0], p - [0, 1, 0]], rtol=1e-6)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_one_infinite_logit_has_all_the_probability_and_two_have_no_limit(mode):
+    logits = tensor([[INF, 0, 1], [INF, 0, 1], [INF, INF, 1], [INF, 0, INF], [-INF, -INF, -INF]], "float32")
+    labels = np.array([0, 1, 2, 0, 0])
+    for f in (sparse(labels), dense(np.eye(3, dtype="float32")[labels])):
+        value, gradient = value_and_gradient(f, logits, mode=mode)
+        np.testing.assert_array_equal(value, [0, INF, NAN, NAN, NAN])
+        np.testing.assert_array_equal(gradient[:2], [[0, 0, 0], [1, -1, 0]])
+        assert np.isnan(gradient[2:]).any(axis=1).all()
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("position", [0, 1, 2499])
+def test_nan_stays_in_its_row(mode, position):
+    # Long rows, so that the sliced sum of a row is used too.
+    logits = np.random.default_rng(0).standard_normal((3, 2500)).astype("float32")
+    clean = logits.copy()
+    logits[1, position] = NAN
+    labels = np.array([1, 1, 1])
+    for f in (sparse(labels), dense(np.eye(2500, dtype="float32")[labels])):
+        value, gradient = value_and_gradient(f, tensor(logits), mode=mode)
+        expected, expected_gradient = value_and_gradient(f, tensor(clean), mode=mode)
+        assert np.isnan(value[1]) and np.isnan(gradient[1]).any()
+        np.testing.assert_array_equal(value[[0, 2]], expected[[0, 2]])
+        np.testing.assert_array_equal(gradient[[0, 2]], expected_gradient[[0, 2]])
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("under", [NAN, INF, -INF, 1e30])
+def test_masked_rows_leave_no_trace(mode, under):
+    labels, logits, upstream = example()
+    labels[3], logits[[1, 3]] = -1, under
+    mask = np.array([True, False, True, True, True])
+    kept = [0, 2, 4]
+    f = sparse(labels, mask=mask, ignore_class=-1)
+    value, gradient = value_and_gradient(f, tensor(logits, "float32"), upstream, mode)
+    expected, expected_gradient = oracles.sparse(labels[kept], logits[kept])
+    np.testing.assert_allclose(value[kept], expected, rtol=2e-6)
+    np.testing.assert_allclose(gradient[kept], upstream[kept, None] * expected_gradient, rtol=2e-6, atol=1e-6)
+    assert (value[[1, 3]] == 0).all() and (gradient[[1, 3]] == 0).all()
+    value, gradient = value_and_gradient(
+        dense(np.eye(7)[labels], mask=mask & (labels >= 0)), tensor(logits, "float32"), mode=mode
+    )
+    assert (value[[1, 3]] == 0).all() and (gradient[[1, 3]] == 0).all()
+
+
+def test_confident_rows_keep_their_small_losses_and_gradients():
+    # The probability of the others is e^-20: 1 - p rounds to 0 in float32.
+    logits = np.array([[20.0, 0.0, -1.0], [-15.0, 0.0, -16.0]])
+    labels = np.array([0, 1])
+    for dtype in DTYPES:
+        expected, expected_gradient = oracles.sparse(labels, logits)
+        unit = {"float64": 1e-15, "float32": 1e-7, "bfloat16": 2**-8, "float16": 2**-11}[dtype]
+        for f in (sparse(labels), dense(np.eye(3)[labels])):
+            value, gradient = value_and_gradient(f, tensor(logits, dtype))
+            np.testing.assert_allclose(value, expected, rtol=max(8 * 2e-16, 3e-7 if dtype != "float64" else 1e-14))
+            # A float16 gradient below its smallest number is 0.
+            atol = 6e-8 if dtype == "float16" else 0
+            np.testing.assert_allclose(gradient, expected_gradient, rtol=4 * unit, atol=atol)
+
+
+def test_targets_need_not_sum_to_one():
+    logits = tensor([[0.1, 2.1, 1.1]] * 3, "float32")
+    p = np.exp([0.1, 2.1, 1.1]) / np.exp([0.1, 2.1, 1.1]).sum()
+    targets = np.array([[0, 0, 0], [2, 0, 0], [3, 1, 0.5]], "float32")
+    value, gradient = value_and_gradient(dense(targets), logits)
+    np.testing.assert_allclose(value, -(targets * np.log(p)).sum(-1), rtol=2e-6)
+    np.testing.assert_allclose(gradient, targets.sum(-1, keepdims=True) * p - targets, rtol=2e-6, atol=2e-7)
+    value, gradient = value_and_gradient(dense(targets, label_smoothing=0.2), logits)
+    assert value[0] == 0 and (gradient[0] == 0).all()
+
+
+def test_targets_of_any_size_are_exact():
+    labels, logits, _ = example(rows=4)
+    targets = soft_targets(1, (4, 7)) * np.array([1e-3, 1.0, 1e3, 1e6])[:, None]
+    expected, expected_gradient, _ = oracles.softmax(targets, logits)
+    value, gradient = value_and_gradient(dense(tensor(targets, "float32")), tensor(logits, "float32"))
+    np.testing.assert_allclose(value, expected, rtol=2e-6)
+    scale = np.abs(expected_gradient).max(axis=1, keepdims=True)
+    np.testing.assert_allclose(gradient / scale, expected_gradient / scale, atol=2e-6)
+
+
+@pytest.mark.parametrize("classes", [300, 2100, 20_000])
+def test_labels_above_the_exact_integers_of_16_bit_floats(classes):
+    label = classes - 1
+    logits = np.zeros((1, classes), "float32")
+    logits[0, label] = 20.0
+    for dtype in ("bfloat16", "float16"):
+        loss = to_numpy(sparse_softmax_cross_entropy(np.array([label]), tensor(logits, dtype)))
+        np.testing.assert_allclose(loss, np.log1p((classes - 1) * np.exp(-20.0)), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "dtype", ["int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "float32", "float64"]
+)
+@pytest.mark.parametrize("mode", TWO_MODES)
+def test_labels_of_every_dtype(dtype, mode):
+    labels, logits, _ = example(rows=8, classes=4)
+    expected, expected_gradient = oracles.sparse(labels, logits)
+    value, gradient = value_and_gradient(sparse(tensor(labels.astype(dtype))), tensor(logits, "float32"), mode=mode)
+    np.testing.assert_allclose(value, expected, rtol=2e-6)
+    np.testing.assert_allclose(gradient, expected_gradient, rtol=2e-6, atol=1e-6)
+
+
+def test_ignored_labels_of_unsigned_dtypes_do_not_wrap_around():
+    loss = sparse_softmax_cross_entropy(np.array([255, 0], "uint8"), np.zeros((2, 256), "float32"), ignore_class=-1)
+    np.testing.assert_allclose(to_numpy(loss), [np.log(256)] * 2, rtol=1e-6)
+    loss = sparse_softmax_cross_entropy(np.array([255, 0], "uint8"), np.zeros((2, 3), "float32"), ignore_class=255)
+    np.testing.assert_allclose(to_numpy(loss), [0, np.log(3)], rtol=1e-6)
+
+
+# Labels that are no class.
+
+
+@pytest.mark.parametrize("label", [7, -1, 2**31 - 1])
+def test_a_label_that_is_no_class_is_an_error_where_it_can_be_seen(label):
+    _, logits, _ = example()
+    with pytest.raises(ValueError) as error:
+        sparse_softmax_cross_entropy(np.array([0, 1, label, 3, 4]), tensor(logits, "float32"))
+    assert str(error.value) == (
+        "`labels` must be classes from 0 to 6, since the logits have 7. "
+        f"Received: label {label} at position (2,), and 1 such label(s) in all. If it marks padding, say so with "
+        f"`ignore_class={label}`."
+    )
+
+
+@pytest.mark.parametrize("mode", [mode for mode in MODES if mode not in ("eager", "graph")])
+@pytest.mark.parametrize("label", [7, -1])
+def test_a_label_that_is_no_class_is_nan_inside_xla(label, mode):
+    labels, logits, _ = example()
+    labels[2] = label
+    labels = tensor(labels)
+    value, gradient = value_and_gradient(sparse(labels), tensor(logits, "float32"), mode=mode)
+    np.testing.assert_array_equal(np.isnan(value), labels == label)
+    np.testing.assert_array_equal(np.isnan(gradient).all(axis=1), labels == label)
+
+
+if BACKEND == "tensorflow":
+    import tensorflow as tf
+
+    def test_a_label_that_is_no_class_is_an_error_in_a_graph_on_the_cpu():
+        labels, logits, _ = example()
+        labels[2] = 11
+        with pytest.raises(tf.errors.InvalidArgumentError) as error:
+            tf.function(sparse_softmax_cross_entropy)(tf.constant(labels), tensor(logits, "float32"))
+        for part in ("`labels` must be classes from 0", "11", "at flat position", "2", "number of classes", "7"):
+            assert part in str(error.value)
+
+
+def test_float_labels_must_be_whole():
+    _, logits, _ = example(rows=2)
+    with pytest.raises(ValueError) as error:
+        sparse_softmax_cross_entropy(np.array([1.0, 1.5]), tensor(logits, "float32"))
+    assert str(error.value) == (
+        "`labels` must be whole numbers, the index of one class each. Received: label 1.5 at position (1,), and 1 such "
+        "label(s) in all. For soft targets use the categorical loss."
+    )
+
+
+def test_shapes_that_do_not_fit_are_explained():
+    with pytest.raises(ValueError) as error:
+        sparse_softmax_cross_entropy(np.zeros((2, 3), int), np.zeros((2, 4, 5), "float32"))
+    assert str(error.value) == (
+        "`labels` must have the shape of `logits` without its class axis, one integer for each distribution. Received: "
+        "labels of shape (2, 3) and logits of shape (2, 4, 5) with class axis 2, so labels of shape (2, 4) are needed. "
+        "For one-hot or soft targets use the categorical loss."
+    )
+    with pytest.raises(ValueError) as error:
+        softmax_cross_entropy(np.zeros((2, 4)), np.zeros((2, 5), "float32"))
+    assert str(error.value) == (
+        "`targets` and `logits` must have the same shape. Received: targets of shape (2, 4) and logits of shape (2, 5). "
+        "For integer labels use the sparse loss."
+    )
+    with pytest.raises(ValueError) as error:
+        softmax_cross_entropy(np.zeros((2, 4)), np.zeros((2, 4), "float32"), axis=2)
+    assert str(error.value) == ("`axis` must be an integer from -2 to 1 for logits of 2 dimensions. Received: axis=2.")
+    with pytest.raises(ValueError) as error:
+        sparse_softmax_cross_entropy(np.zeros(2, int), np.zeros((2, 4), "float32"), class_weight=[1.0, 2.0])
+    assert str(error.value) == (
+        "`class_weight` must hold one weight for each of the 4 classes of the logits. "
+        "Received: class_weight of shape (2,)."
+    )
+
+
+# Agreement with the oracle.
+
+
+@pytest.mark.parametrize("mode", TWO_MODES)
+@pytest.mark.parametrize("options", OPTIONS)
+def test_values_and_gradients_agree_with_the_oracle(options, mode):
+    options = OPTIONS[options]
+    labels, logits, upstream = example(rows=11)
+    targets = soft_targets(1, logits.shape)
+    targets[3], targets[4] = 0.0, np.eye(7)[2]
+    for dtype, rtol in (("float64", 1e-12), ("float32", 2e-6)):
+        if dtype not in DTYPES:
+            continue
+        x = tensor(logits, dtype)
+        for f, (expected, gradient) in (
+            (sparse(labels, **options), oracles.sparse(labels, to_numpy(x), **options)),
+            (dense(tensor(targets, dtype), **options), oracles.softmax(targets, to_numpy(x), **options)[:2]),
+        ):
+            value, got = value_and_gradient(f, x, upstream, mode)
+            expected_gradient = upstream[:, None] * gradient
+            np.testing.assert_allclose(value, expected, rtol=rtol, atol=rtol * 1e-3)
+            np.testing.assert_allclose(got, expected_gradient, rtol=0, atol=rtol / 2 * np.abs(expected_gradient).max())
+
+
+@pytest.mark.parametrize("options,mode", [(name, "eager") for name in OPTIONS] + [("all", TWO_MODES[1])])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_16_bit_logits_cost_one_rounding(dtype, options, mode):
+    options = OPTIONS[options]
+    labels, logits, upstream = example(rows=11)
+    x = tensor(logits, dtype)
+    expected, gradient = oracles.sparse(labels, to_numpy(x), **options)
+    value, got = value_and_gradient(sparse(labels, **options), x, upstream, mode)
+    np.testing.assert_allclose(value, expected, rtol=2e-6, atol=1e-9)
+    half_unit = {"bfloat16": 2**-8, "float16": 2**-11}[dtype]
+    expected = upstream[:, None] * gradient
+    np.testing.assert_allclose(got, expected, rtol=half_unit * 1.001, atol=1e-6 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("mode", TWO_MODES)
+@pytest.mark.parametrize(
+    "shape,axis", [((2, 3, 7), 1), ((7, 2, 3), 0), ((2, 7, 3, 2), -3), ((3, 7), 0), ((7,), 0), ((7,), -1)]
+)
+def test_any_class_axis(shape, axis, mode):
+    rng = np.random.default_rng(3)
+    logits, classes = rng.standard_normal(shape), shape[axis]
+    outer = tuple(np.delete(shape, axis))
+    labels, upstream = rng.integers(0, classes, outer), rng.uniform(0, 1, outer)
+    last = np.moveaxis(logits, axis, -1).reshape(-1, classes)
+    options = {"class_weight": rng.uniform(0, 2, classes), "label_smoothing": 0.1}
+    expected, gradient = oracles.sparse(labels.reshape(-1), last, **options)
+    gradient = np.moveaxis((upstream.reshape(-1, 1) * gradient).reshape(*outer, classes), -1, axis)
+    one_hot = np.moveaxis(np.eye(classes)[labels], -1, axis)
+    for f in (sparse(labels, axis=axis, **options), dense(one_hot, axis=axis, **options)):
+        value, got = value_and_gradient(f, tensor(logits, "float32"), upstream, mode)
+        np.testing.assert_allclose(value, expected.reshape(outer), rtol=2e-6)
+        np.testing.assert_allclose(got, gradient, rtol=2e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("mode", TWO_MODES)
+@pytest.mark.parametrize("rows,classes", [(0, 5), (1, 1), (3, 1), (1, 2047), (5, 2048), (3, 2051), (2, 4099)])
+def test_sizes_that_nothing_divides(rows, classes, mode):
+    labels, logits, upstream = example(rows=rows, classes=classes)
+    expected, gradient = oracles.sparse(labels, logits, label_smoothing=0.1)
+    for f in (
+        sparse(labels, label_smoothing=0.1),
+        dense(np.eye(classes)[labels].astype("float32"), label_smoothing=0.1),
+    ):
+        value, got = value_and_gradient(f, tensor(logits, "float32"), upstream, mode)
+        assert value.shape == (rows,) and got.shape == (rows, classes)
+        np.testing.assert_allclose(value, expected, rtol=2e-6, atol=1e-12)
+        np.testing.assert_allclose(got, upstream[:, None] * gradient, rtol=2e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("mode", TWO_MODES)
+@pytest.mark.parametrize("options", ["plain", "smoothing and weights", "focal below 1", "all"])
+def test_targets_have_a_gradient_too(options, mode):
+    options = {k: v for k, v in OPTIONS[options].items() if k != "z_loss"}
+    labels, logits, upstream = example()
+    targets = soft_targets(2, logits.shape)
+    expected = upstream[:, None] * oracles.softmax(targets, logits, **options)[2]
+    f = lambda targets: softmax_cross_entropy(targets, tensor(logits, "float32"), **options)  # noqa: E731
+    _, got = value_and_gradient(f, tensor(targets, "float32"), upstream, mode)
+    np.testing.assert_allclose(got, expected, rtol=3e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "options,mode", [("plain", mode) for mode in MODES] + [("focal below 1", "eager"), ("all", TWO_MODES[1])]
+)
+def test_second_derivatives(options, mode):
+    """Hessian-vector products against central differences of the oracle's gradient."""
+    options = OPTIONS[options]
+    labels, logits, upstream = example(rows=4)
+    targets = soft_targets(1, logits.shape)
+    vector = np.random.default_rng(5).standard_normal(logits.shape)
+    dtype = "float64" if "float64" in DTYPES else "float32"
+    step = 1e-6
+    for f, oracle in (
+        (sparse(labels, **options), lambda x: oracles.sparse(labels, x, **options)[1]),
+        (dense(tensor(targets, dtype), **options), lambda x: oracles.softmax(targets, x, **options)[1]),
+    ):
+        difference = (oracle(logits + step * vector) - oracle(logits - step * vector)) / (2 * step)
+        expected = upstream[:, None] * difference
+        x, v, u = (tensor(t, dtype) for t in (logits, vector, upstream))
+        got = hessian_vector_product(f, x, v, u, mode)
+        np.testing.assert_allclose(got, expected, rtol=1e-5, atol=(1e-7 if dtype == "float64" else 2e-5))
+
+
+def test_the_same_input_gives_the_same_bits():
+    labels, logits, _ = example(rows=64, classes=3001)
+    x = tensor(logits, "float32")
+    first = value_and_gradient(sparse(labels, label_smoothing=0.1), x)
+    second = value_and_gradient(sparse(labels, label_smoothing=0.1), x)
+    np.testing.assert_array_equal(first[0], second[0])
+    np.testing.assert_array_equal(first[1], second[1])
+
+
+# Any shape, any options, any labels.
+
+
+@st.composite
+def problems(draw):
+    # Few shapes and option values: each combination is compiled anew.
+    rows, classes = 3, draw(st.sampled_from([1, 2, 5]))
+    numbers = st.floats(-30, 30, width=32)
+    logits = np.array(draw(st.lists(numbers, min_size=rows * classes, max_size=rows * classes))).reshape(rows, classes)
+    labels = np.array(draw(st.lists(st.integers(0, classes - 1), min_size=rows, max_size=rows)))
+    options = {
+        "label_smoothing": draw(st.sampled_from([0.0, 0.1])),
+        "focal_gamma": draw(st.sampled_from([0.0, 0.5])),
+        "z_loss": draw(st.sampled_from([0.0, 0.01])),
+        "logit_softcap": draw(st.sampled_from([None, 20.0])),
+        "class_weight": draw(
+            st.none() | st.lists(st.sampled_from([0.0, 0.5, 1.0, 4.0]), min_size=classes, max_size=classes)
+        ),
+    }
+    return labels, logits, options
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(problems())
+def test_any_problem_agrees_with_the_oracle(problem):
+    labels, logits, options = problem
+    expected, gradient = oracles.sparse(labels, logits, **options)
+    for f in (sparse(labels, **options), dense(np.eye(logits.shape[1])[labels], **options)):
+        value, got = value_and_gradient(f, tensor(logits, "float32"))
+        # A soft cap rounds the capped logits, by up to half a unit of the cap itself.
+        atol = 4e-6 if options["logit_softcap"] else 1e-7
+        np.testing.assert_allclose(value, expected, rtol=3e-6, atol=atol)
+        np.testing.assert_allclose(got, gradient, rtol=0, atol=2e-6 * max(1.0, np.abs(gradient).max()))
+
+
+def test_variables_and_lists_are_read():
+    import keras
+
+    labels, logits, _ = example()
+    expected, _ = oracles.sparse(labels, logits)
+    variable = keras.Variable(logits.astype("float32"))
+    np.testing.assert_allclose(to_numpy(sparse_softmax_cross_entropy(labels.tolist(), variable)), expected, rtol=2e-6)
+    assert ops.shape(sparse_softmax_cross_entropy([0], [[1.0, 2.0]])) == (1,)

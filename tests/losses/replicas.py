@@ -1,0 +1,69 @@
+"""Trains on one device and on two replicas, and prints losses and weights as JSON.
+
+Run as a module in a process of its own: two strategies on the CPU of one process get in each other's way.
+"""
+
+import json
+
+import keras
+import numpy as np
+
+import keras_xent as kx
+from tests.losses.cases import CLASSES
+
+TOKENS = 12
+# Valid tokens of the rows. A batch is two rows, one for each replica.
+VALID = [(12, 2), (12, 0), (0, 2), (0, 0), (7, 5)]
+
+LOSSES = {
+    "token_mean": lambda: kx.losses.MaskedSequenceCrossentropy(),
+    "token_mean, all options": lambda: kx.losses.MaskedSequenceCrossentropy(
+        ignore_class=1, label_smoothing=0.1, class_weight=[1.0, 0.5, 2.0, 0.25, 3.0], z_loss=1e-3, logit_softcap=5.0
+    ),
+    "sequence_mean": lambda: kx.losses.MaskedSequenceCrossentropy(reduction="sequence_mean"),
+    "normalizer": lambda: kx.losses.MaskedSequenceCrossentropy(normalizer=14.0),
+    "sum": lambda: kx.losses.SparseCategoricalCrossentropy(from_logits=True, reduction="sum"),
+}
+AS_KERAS = {
+    "two replicas": lambda: kx.losses.SparseCategoricalCrossentropy(from_logits=True),
+    "keras on two replicas": lambda: keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+}
+
+
+def _data():
+    rng = np.random.default_rng(10)
+    tokens = rng.integers(1, 7, (2 * len(VALID), TOKENS))
+    for row, valid in zip(tokens, np.ravel(VALID), strict=True):
+        row[valid:] = 0
+    return tokens, rng.integers(0, CLASSES, tokens.shape)
+
+
+def _trained(loss):
+    import tensorflow as tf
+
+    keras.utils.set_random_seed(11)
+    model = keras.Sequential(
+        [keras.Input((TOKENS,)), keras.layers.Embedding(7, 4, mask_zero=True), keras.layers.Dense(CLASSES)]
+    )
+    model.compile(keras.optimizers.SGD(0.5), loss, jit_compile="auto")
+    data = tf.data.Dataset.from_tensor_slices(_data()).batch(2, drop_remainder=True)
+    history = model.fit(data, epochs=2, verbose=0).history["loss"]
+    return {"loss": history, "weights": [w.tolist() for w in model.get_weights()]}
+
+
+def main():
+    import tensorflow as tf
+
+    cpu = tf.config.list_physical_devices("CPU")[0]
+    tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+    strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+    results = {name: {"one device": _trained(loss())} for name, loss in LOSSES.items()}
+    with strategy.scope():
+        for name, loss in LOSSES.items():
+            results[name]["two replicas"] = _trained(loss())
+        results["sum_over_batch_size"] = {who: _trained(loss()) for who, loss in AS_KERAS.items()}
+    print(json.dumps(results))
+
+
+if __name__ == "__main__":
+    main()

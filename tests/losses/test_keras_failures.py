@@ -1,0 +1,641 @@
+"""Where `keras.losses` trains wrongly, in silence or with an odd error, and what is right.
+
+Each test is named after what is right and holds the exact answer.
+"""
+
+import functools
+import math
+import subprocess
+import sys
+import textwrap
+import warnings
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+import keras_xent as kx
+from keras_xent.kernels._compile import accelerated
+from tests.backend import BACKEND, MODES, environment, hessian_vector_product, tensor, to_numpy
+from tests.losses.cases import example
+from tests.losses.running import assert_close, run, value
+
+Binary = kx.losses.BinaryCrossentropy
+Categorical = kx.losses.CategoricalCrossentropy
+Sparse = kx.losses.SparseCategoricalCrossentropy
+Sequence = kx.losses.MaskedSequenceCrossentropy
+
+every_mode = pytest.mark.parametrize("mode", MODES)
+tensorflow_only = functools.partial(pytest.mark.skipif, BACKEND != "tensorflow")
+LOW_PRECISION = ("bfloat16", "float16")
+
+
+# Labels are integers
+
+
+@every_mode
+@pytest.mark.parametrize("dtype", ["float32", *LOW_PRECISION])
+@pytest.mark.parametrize("label, classes", [(257, 300), (599, 600), (2049, 2100), (4099, 4100), (50257, 50304)])
+def test_labels_are_never_rounded_to_the_dtype_of_the_loss(label, classes, dtype, mode):
+    """bfloat16 counts to 256 in steps of 1, float16 to 2048 and no further than 65504."""
+    logits = np.zeros((1, classes), "float32")
+    logits[0, label] = 20.0
+    loss, gradient = run(Sparse(from_logits=True, dtype=dtype), np.array([label]), logits, mode=mode)
+    others = (classes - 1) * math.exp(-20.0)
+    # The result is rounded once.
+    assert_close(loss, math.log1p(others), rtol={"bfloat16": 2**-8, "float16": 2**-4}.get(dtype, 2e-6))
+    assert_close(gradient[0, label], -others / (1 + others))
+
+
+@pytest.mark.parametrize("dtype", ["float32", *LOW_PRECISION])
+def test_labels_past_two_to_the_24_are_never_rounded_to_float32(dtype):
+    label = 2**24 + 1
+    logits = np.full((1, label + 2), -1e4, "float32")
+    logits[0, [label, 0]] = 1.0, 0.0
+    loss, gradient = run(Sparse(from_logits=True, dtype=dtype), np.array([label]), logits)
+    assert_close(loss, to_numpy(tensor(np.float32(math.log1p(math.exp(-1))), dtype)))
+    assert_close(gradient[0, [label, 0]], np.array([-1, 1]) / (1 + math.e))
+
+
+@pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16", "mixed_float16"])
+def test_training_in_low_precision_trains_the_class_of_the_label(policy):
+    model = keras.Sequential(
+        [keras.Input((1,)), keras.layers.Dense(2100, use_bias=False, kernel_initializer="zeros", dtype=policy)]
+    )
+    loss = Sparse(from_logits=True, dtype="bfloat16" if policy == "mixed_bfloat16" else "float16")
+    model.compile(keras.optimizers.SGD(1.0), loss)
+    model.fit(np.ones((1, 1)), np.array([2049]), verbose=0)
+    kernel = ops.convert_to_numpy(model.layers[0].kernel)[0]
+    assert np.argmax(kernel) == 2049
+    assert_close(kernel[2049], 1 - 1 / 2100, rtol=2**-8)
+
+
+@every_mode
+@pytest.mark.parametrize(
+    "dtype", ["int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64", "float16", "float32", "float64"]
+)
+def test_labels_of_any_dtype(dtype, mode):
+    labels, logits = np.array([1, 0, 3]), np.array([[0.0, 1, 2, 3], [3, 2, 1, 0], [0, 2, 1, 3]], "float32")
+    expected, expected_gradient = run(Sparse(from_logits=True), labels, logits)
+    result, gradient = run(Sparse(from_logits=True), labels.astype(dtype), logits, mode=mode)
+    assert_close(result, expected)
+    assert_close(gradient, expected_gradient, scale=1e-6)
+
+
+NARROW = textwrap.dedent("""
+    import sys, keras, numpy as np
+    from keras_xent.losses import SparseCategoricalCrossentropy
+    from tests.losses.running import run
+    loss = SparseCategoricalCrossentropy(from_logits=True)
+    for dtype in ("int16", "uint16"):
+        for classes in (7, 8):
+            labels, logits = np.arange(4), np.arange(4.0 * classes, dtype="float32").reshape(4, classes) % 5
+            expected = run(loss, labels, logits)
+            result = run(loss, labels.astype(dtype), logits, mode=sys.argv[1])
+            np.testing.assert_allclose(result[0], expected[0], rtol=2e-6)
+            np.testing.assert_allclose(result[1], expected[1], atol=1e-6)
+            model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(classes)])
+            model.compile("sgd", loss, jit_compile=True)
+            model.fit(np.ones((4, 3)), labels.astype(dtype), verbose=0)
+            print(dtype, classes, "trained")
+""")
+
+
+def test_narrow_labels_do_not_abort_the_process():
+    """XLA on the CPU has no code for some of their shapes; the abort would take the tests with it."""
+    command = [sys.executable, "-c", NARROW, list(MODES)[-1]]
+    child = subprocess.run(command, env=environment(), capture_output=True, text=True)
+    trained = [f"{dtype} {classes} trained" for dtype in ("int16", "uint16") for classes in (7, 8)]
+    assert child.stdout.splitlines() == trained, child.stderr[-2000:]
+
+
+def test_labels_may_be_python_lists():
+    logits = tensor(np.array([[2.0, 1.0], [0.0, 3.0]], "float32"))
+    expected = (math.log1p(math.exp(-1)) + math.log1p(math.exp(-3))) / 2
+    assert_close(value(Sparse(from_logits=True), [0, 1], logits), expected)
+    assert_close(value(Sequence(), [0, 1], logits), expected)
+    assert_close(value(Categorical(from_logits=True), [[1, 0], [0, 1]], logits), expected)
+    assert_close(value(Sparse(from_logits=True), [[0], [1]], logits, [1.0, 1.0]), expected)
+    expected = np.mean([math.log1p(math.exp(x)) for x in (-2, -1, 0, -3)])
+    assert_close(value(Binary(from_logits=True), [[1, 1], [1, 1]], logits), expected)
+
+
+# Labels that are no class
+
+
+def _poisoned(label):
+    """Two good rows around one whose label is no class."""
+    return np.array([0, label, 2]), np.array([[1.0, 2, 3], [1, 2, 3], [1, 2, 3]], "float32")
+
+
+@pytest.mark.parametrize("label", [3, -1, 1.5])
+@pytest.mark.parametrize("mode", [mode for mode in MODES if mode in ("xla", "jit")])
+def test_a_label_that_is_no_class_is_nan_in_loss_and_gradient_where_values_cannot_be_seen(mode, label):
+    labels, logits = _poisoned(label)
+    loss, gradient = run(Sparse(from_logits=True, reduction=None), labels, logits, mode=mode)
+    good = np.log(np.exp([0.0, 1, 2]).sum())
+    assert_close(loss[[0, 2]], [good, good - 2])
+    assert np.isnan(loss[1])
+    assert np.isnan(gradient[1]).all()
+    assert np.isfinite(gradient[[0, 2]]).all()
+
+
+@pytest.mark.parametrize("label", [3, -1, 1.5])
+@tensorflow_only(reason="JAX has no graph in which values could be looked at")
+def test_a_label_that_is_no_class_is_named_by_a_graph_on_the_cpu(label):
+    import tensorflow as tf
+
+    if accelerated():
+        pytest.skip("a check would make the accelerator wait, so the loss is NaN there")
+    labels, logits = _poisoned(label)
+    parts = rf"classes from 0 to .*Received: label\] \[{label}\] \[at flat position\] \[1\] .*number of classes\] \[3\]"
+    with pytest.raises(tf.errors.InvalidArgumentError, match=parts):
+        run(Sparse(from_logits=True), labels, logits, mode="graph")
+
+
+# Logits behind an activation
+
+
+def _head(activation, policy, logits):
+    """A model whose input 1 gives these logits, through an activation."""
+    return keras.Sequential(
+        [
+            keras.Input((1,)),
+            keras.layers.Dense(
+                len(logits),
+                activation,
+                use_bias=False,
+                kernel_initializer=lambda shape, dtype: ops.cast(ops.reshape(logits, shape), dtype),
+                dtype=policy,
+                name="probabilities",
+            ),
+        ]
+    )
+
+
+POLICIES = ("float32", "mixed_bfloat16", "mixed_float16")
+FITS = ({"jit_compile": False}, {"jit_compile": True}, {"run_eagerly": True})
+HEADS = [
+    *[(Sparse, policy, fit) for policy in POLICIES for fit in FITS],
+    *[(Categorical, policy, FITS[0]) for policy in POLICIES],
+    (functools.partial(Sparse, ignore_class=-1), "mixed_float16", FITS[0]),
+    (Sequence, "mixed_float16", FITS[0]),
+]
+
+
+@tensorflow_only(reason="tensors that JAX traces do not remember their activation")
+@pytest.mark.parametrize("loss, policy, fit", HEADS)
+def test_a_softmax_that_is_wrong_with_certainty_learns(loss, policy, fit):
+    """Logits [0, 30], label 0: loss 30, gradient [-1, 1], also through the casts of mixed precision."""
+    model = _head("softmax", policy, [0.0, 30.0])
+    model.compile(keras.optimizers.SGD(1.0), loss(from_logits=False), **fit)
+    labels = np.array([[1, 0]]) if loss is Categorical else np.array([0])
+    history = model.fit(np.ones((1, 1)), labels, verbose=0).history["loss"]
+    assert history == [30.0]
+    assert np.array_equal(model.get_weights()[0], [[1.0, 29.0]])
+
+
+@tensorflow_only(reason="tensors that JAX traces do not remember their activation")
+@pytest.mark.parametrize("fit", FITS, ids=str)
+@pytest.mark.parametrize("policy", POLICIES)
+def test_a_sigmoid_that_is_wrong_with_certainty_learns(policy, fit):
+    """Logits [-40, 40], labels [1, 0]: loss 40, gradient [-1, 1] / 2."""
+    model = _head("sigmoid", policy, [-40.0, 40.0])
+    model.compile(keras.optimizers.SGD(1.0), Binary(), **fit)
+    history = model.fit(np.ones((1, 1)), np.array([[1, 0]]), verbose=0).history["loss"]
+    assert history == [40.0]
+    assert np.array_equal(model.get_weights()[0], [[-39.5, 39.5]])
+
+
+@tensorflow_only(reason="Keras leaves nothing on JAX arrays")
+@pytest.mark.parametrize("ignore_class", [None, -1])
+def test_ignore_class_does_not_lose_the_logits_behind_a_softmax(ignore_class):
+    import tensorflow as tf
+
+    logits = tf.constant([[0.0, 100.0]])
+    with tf.GradientTape() as tape:
+        tape.watch(logits)
+        loss = Sparse(ignore_class=ignore_class)(np.array([0]), keras.activations.softmax(logits))
+    assert float(loss) == 100.0
+    assert np.array_equal(tape.gradient(loss, logits), [[-1.0, 1.0]])
+
+
+EXPECTED_WARNINGS = [
+    (Sparse, "softmax", "uses the logits before it"),
+    (Categorical, "softmax", "uses the logits before it"),
+    (Binary, "sigmoid", "uses the logits before it"),
+    (Sequence, "sigmoid", "takes its output for logits"),
+    (Binary, "softmax", "takes its output for logits"),
+]
+
+
+@tensorflow_only(reason="tensors that JAX traces do not remember their activation")
+@pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16"])
+@pytest.mark.parametrize("loss, activation, use", EXPECTED_WARNINGS)
+def test_from_logits_on_the_output_of_an_activation_warns_once_and_names_the_layer(loss, activation, use, policy):
+    model = _head(activation, policy, [0.0, 1.0])
+    model.compile("sgd", loss(from_logits=True))
+    x, y = np.ones((2, 1)), np.array([0, 1]) if issubclass(loss, Sparse) else np.eye(2)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for _ in range(2):
+            model.fit(x, y, verbose=0)
+            model.evaluate(x, y, verbose=0)
+    sentences = [str(w.message) for w in caught if "from_logits" in str(w.message)]
+    assert sentences == [
+        f"{loss.__name__} has from_logits=True, but layer 'probabilities' ends in a {activation}. The loss {use}. Remove "
+        "the activation, or set from_logits=False."
+    ]
+
+
+@tensorflow_only(reason="Keras leaves nothing on JAX arrays")
+@pytest.mark.parametrize(
+    "activation, use", [("softmax", "uses the logits before it"), ("sigmoid", "takes its output for logits")]
+)
+def test_from_logits_on_an_eager_activation_warns_once(activation, use):
+    outputs = getattr(keras.activations, activation)(tensor(np.array([[0.0, 3.0]], "float32")))
+    loss = Sparse(from_logits=True)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        results = [float(loss(np.array([0]), outputs)) for _ in range(2)]
+    assert [str(w.message) for w in caught] == [
+        f"SparseCategoricalCrossentropy has from_logits=True, but the last layer ends in a {activation}. The loss {use}. "
+        "Remove the activation, or set from_logits=False."
+    ]
+    assert caught[0].filename == __file__
+    logits = 3.0 if activation == "softmax" else 1 / (1 + math.exp(-3)) - 0.5
+    assert_close(results, [math.log1p(math.exp(logits))] * 2)
+
+
+@tensorflow_only(reason="tensors that JAX traces do not remember their activation")
+@pytest.mark.parametrize("loss, activation", [(Sparse, "softmax"), (Categorical, "softmax"), (Binary, "sigmoid")])
+def test_from_logits_on_the_output_of_its_own_activation_uses_the_logits(loss, activation):
+    """The same loss and the same training as without the activation."""
+    histories = []
+    for head, from_logits in [(activation, True), (activation, False), (None, True)]:
+        model = _head(head, "float32", [0.5, 3.0])
+        model.compile(keras.optimizers.SGD(1.0), loss(from_logits=from_logits))
+        y = np.array([0]) if loss is Sparse else np.array([[1, 0]])
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            histories.append((model.fit(np.ones((1, 1)), y, verbose=0).history["loss"], model.get_weights()[0]))
+    for history, weights in histories:
+        assert_close(history, histories[2][0])
+        assert_close(weights, histories[2][1])
+
+
+# Bare probabilities
+
+EPSILON = np.float32(1e-7)
+ALMOST_1 = np.float64(np.float32(1) - EPSILON)
+
+
+@every_mode
+@pytest.mark.parametrize("loss_dtype", ["float32", *LOW_PRECISION])
+def test_binary_probabilities_of_0_and_1_have_the_loss_of_keras_and_a_gradient(loss_dtype, mode):
+    p, y = np.array([[0.0], [1], [0], [1]], "float32"), np.array([[0], [1], [1], [0]])
+    loss, gradient = run(Binary(reduction=None, dtype=loss_dtype), y, p, mode=mode)
+    rounded = -math.log1p(-1e-7), -math.log(ALMOST_1), -math.log(1e-7), -math.log(1 - ALMOST_1)
+    assert_close(loss, to_numpy(tensor(np.array(rounded, "float32"), loss_dtype)))
+    # 1 / (1 - p) and -1 / p of the clipped probabilities.
+    assert_close(gradient[:, 0], [1, -1, -1e7, 1 / (1 - ALMOST_1)], rtol=3e-6)
+
+
+@every_mode
+@pytest.mark.parametrize("dtype", LOW_PRECISION)
+@pytest.mark.parametrize("loss", [Binary, Categorical, Sparse])
+def test_low_precision_probabilities_of_0_and_1_have_finite_losses_and_gradients(loss, dtype, mode):
+    """1 - 1e-7 is 1 in them, which must not make NaN of a model that is right."""
+    p = tensor(np.array([[0.0, 1.0], [1.0, 0.0]], "float32"), dtype)
+    y = np.array([1, 1]) if loss is Sparse else np.array([[0, 1], [0, 1]])
+    result, gradient = run(loss(reduction=None, dtype=dtype), y, p, mode=mode)
+    assert np.isfinite(result).all()
+    assert result[0] < 1e-6
+    assert 15.9 < result[1] < 16.2
+    assert np.isfinite(gradient).all()
+    assert gradient[1, 1] < -1
+
+
+@every_mode
+@pytest.mark.parametrize("loss", [Categorical, Sparse])
+def test_a_probability_of_0_for_the_label_has_the_loss_of_keras_and_a_gradient(loss, mode):
+    p = np.array([[0.0, 1.0, 0.0]], "float32")
+    y = np.array([0]) if loss is Sparse else np.array([[1, 0, 0]])
+    result, gradient = run(loss(), y, p, mode=mode)
+    assert_close(result, -math.log(1e-7 / (1 + 2e-7)))
+    # d/dp_k of log(sum p) - log p_y, where the sum is 1 + 2e-7.
+    assert_close(gradient, [[1 / (1 + 2e-7) - 1e7, 1 / (1 + 2e-7), 1 / (1 + 2e-7)]])
+
+
+@every_mode
+@pytest.mark.parametrize("loss", [Categorical, Sparse])
+def test_probabilities_that_are_all_0_are_a_uniform_guess(loss, mode):
+    y = np.array([0]) if loss is Sparse else np.array([[1, 0, 0]])
+    result, gradient = run(loss(), y, np.zeros((1, 3), "float32"), mode=mode)
+    assert_close(result, math.log(3))
+    assert_close(gradient, [[-2e7 / 3, 1e7 / 3, 1e7 / 3]])
+
+
+@pytest.mark.parametrize("loss", [Binary, Categorical, Sparse])
+def test_probabilities_between_0_and_1_have_the_loss_and_gradient_of_keras(loss):
+    rng = np.random.default_rng(12)
+    p = rng.dirichlet(np.ones(5), size=20).astype("float32").clip(1e-5, 1 - 1e-5)
+    y = rng.integers(0, 5, 20) if loss is Sparse else np.eye(5)[rng.integers(0, 5, 20)]
+    theirs, their_gradient = run(getattr(keras.losses, loss.__name__)(), y, p)
+    ours, our_gradient = run(loss(), y, p)
+    assert_close(ours, theirs, rtol=3e-6)
+    assert_close(our_gradient, their_gradient, scale=3e-6)
+
+
+# Infinite, huge and confident logits
+
+
+@every_mode
+def test_binary_logits_may_be_infinite(mode):
+    x, y = np.array([[math.inf], [-math.inf], [math.inf], [-math.inf]], "float32"), np.array([[1], [0], [0], [1]])
+    loss, gradient = run(Binary(from_logits=True, reduction=None), y, x, mode=mode)
+    assert np.array_equal(loss, [0, 0, math.inf, math.inf])
+    assert np.array_equal(gradient[:, 0], [0, 0, 1, -1])
+
+
+@every_mode
+@pytest.mark.parametrize("loss", [Categorical, Sparse])
+def test_a_class_that_is_not_the_target_may_have_logit_minus_infinity(loss, mode):
+    x = np.array([[0.0, -math.inf, 1.0]], "float32")
+    y = np.array([0]) if loss is Sparse else np.array([[1, 0, 0]])
+    result, gradient = run(loss(from_logits=True), y, x, mode=mode)
+    p = 1 / (1 + math.e)
+    assert_close(result, math.log(1 + math.e))
+    assert_close(gradient, [[p - 1, 0, 1 - p]])
+
+
+@every_mode
+@pytest.mark.parametrize("loss", [Categorical, Sparse])
+def test_a_target_at_logit_minus_infinity_has_infinite_loss(loss, mode):
+    x = np.array([[-math.inf, 0.0, 0.0]], "float32")
+    y = np.array([0]) if loss is Sparse else np.array([[1, 0, 0]])
+    result, gradient = run(loss(from_logits=True), y, x, mode=mode)
+    assert result == math.inf
+    assert_close(gradient, [[-1, 0.5, 0.5]])
+
+
+@every_mode
+@pytest.mark.parametrize("size", [1e4, 1e30])
+def test_huge_logits_have_finite_losses_and_gradients(size, mode):
+    x = np.array([[size, -size, 0.0]], "float32")
+    exact = float(x[0, 0])
+    for loss, y in [(Sparse, np.array([1])), (Categorical, np.array([[0, 1, 0]])), (Sequence, np.array([1]))]:
+        result, gradient = run(loss(from_logits=True), y, x, mode=mode)
+        assert_close(result, 2 * exact)
+        assert np.array_equal(gradient, [[1, -1, 0]])
+    result, gradient = run(Binary(from_logits=True), np.array([[0, 1, 1]]), x, mode=mode)
+    assert_close(result, (2 * exact + math.log(2)) / 3)
+    assert_close(gradient, np.array([[1, -1, -0.5]]) / 3)
+
+
+@every_mode
+@pytest.mark.parametrize("dtype, rtol", [("float32", 2e-6), ("bfloat16", 2**-8), ("float16", 2**-6)])
+@pytest.mark.parametrize("loss", [Categorical, Sparse])
+def test_confident_rows_keep_their_gradient(loss, dtype, rtol, mode):
+    """p = 1 - 1.2e-5 of the label: the gradient is not 1 - 1, which is 0 in bfloat16, but what the others have."""
+    x = tensor(np.array([[12.0, 0.0, 0.0]], "float32"), dtype)
+    y = np.array([0]) if loss is Sparse else np.array([[1, 0, 0]])
+    result, gradient = run(loss(from_logits=True), y, x, mode=mode)
+    odds = math.exp(-12)
+    assert_close(result, math.log1p(2 * odds))
+    assert_close(gradient, np.array([[-2 * odds, odds, odds]]) / (1 + 2 * odds), rtol=rtol)
+
+
+@every_mode
+def test_a_binary_logit_that_is_right_with_certainty_keeps_its_loss_and_gradient(mode):
+    x = np.array([[40.0], [-40.0]], "float32")
+    loss, gradient = run(Binary(from_logits=True, reduction=None), np.array([[1], [0]]), x, mode=mode)
+    assert_close(loss, [math.exp(-40)] * 2)
+    assert_close(gradient, [[-math.exp(-40)], [math.exp(-40)]])
+
+
+# Focal factors
+
+
+@every_mode
+def test_focal_rows_that_are_wrong_with_certainty_learn(mode):
+    x, y = np.array([[100.0, 0.0]], "float32"), np.array([[0, 1]])
+    loss, gradient = run(Categorical(from_logits=True, focal_gamma=2.0), y, x, mode=mode)
+    assert_close(loss, 100.0)
+    assert_close(gradient, [[1.0, -1.0]])
+
+
+@every_mode
+@pytest.mark.parametrize("gamma", [0.25, 0.5, 1.0, 2.0])
+def test_focal_factors_below_1_have_a_gradient_where_the_model_is_right_with_certainty(gamma, mode):
+    """`u^gamma L` with `u` and `L` both exp(-40): slope `-(1 + gamma) exp(-40)^(1 + gamma)`."""
+    x = np.array([[40.0]], "float32")
+    loss, gradient = run(Binary(from_logits=True, focal_gamma=gamma), np.array([[1]]), x, mode=mode)
+    size = math.exp(-40 * (1 + gamma))
+    # Below float32's normal numbers a number may be flushed to 0.
+    floor = {"atol": 1.2e-38}
+    np.testing.assert_allclose(loss, size, rtol=2e-5, **floor)
+    np.testing.assert_allclose(gradient, [[-(1 + gamma) * size]], rtol=2e-5, **floor)
+
+
+# Targets that are no distribution
+
+
+@every_mode
+def test_an_all_zero_target_has_loss_0_and_gradient_0(mode):
+    for smoothing in (0.0, 0.1):
+        loss = Categorical(from_logits=True, label_smoothing=smoothing)
+        result, gradient = run(loss, np.zeros((1, 3)), np.array([[0.0, 2.0, 1.0]], "float32"), mode=mode)
+        assert result == 0
+        assert np.array_equal(gradient, np.zeros((1, 3)))
+
+
+@every_mode
+def test_a_target_of_2_has_the_gradient_of_its_loss(mode):
+    x = np.array([[0.0, 2.0, 1.0]], "float32")
+    result, gradient = run(Categorical(from_logits=True), np.array([[2, 0, 0]]), x, mode=mode)
+    p = np.exp([0.0, 2, 1]) / np.exp([0.0, 2, 1]).sum()
+    assert_close(result, -2 * math.log(p[0]))
+    assert_close(gradient, [2 * p - [2, 0, 0]])
+
+
+# Label smoothing
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2, -1])
+def test_smoothing_spreads_over_the_class_axis(axis):
+    """With uniform logits every distribution has loss log C; one spread over another axis does not sum to 1."""
+    shape = [2, 2, 2]
+    shape[axis] = 3
+    y = np.zeros(shape)
+    np.moveaxis(y, axis, 0)[0] = 1
+    x = np.zeros(shape, "float32")
+    assert_close(value(Categorical(from_logits=True, label_smoothing=0.3, axis=axis), y, x), math.log(3))
+    x = np.random.default_rng(13).normal(size=shape).astype("float32")
+    ours = value(Categorical(from_logits=True, label_smoothing=0.3, axis=axis), y, x)
+    at_the_end = keras.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=0.3)
+    assert_close(ours, value(at_the_end, np.moveaxis(y, axis, -1), np.moveaxis(x, axis, -1)))
+
+
+def test_sparse_labels_are_smoothed_together_with_ignore_class():
+    x = np.array([[0.0, 2.0, 1.0], [math.nan] * 3], "float32")
+    loss, gradient = run(Sparse(from_logits=True, ignore_class=-1, label_smoothing=0.3), np.array([0, -1]), x)
+    log_p = np.array([0.0, 2, 1]) - np.log(np.exp([0.0, 2, 1]).sum())
+    assert_close(loss, -(np.array([0.8, 0.1, 0.1]) * log_p).sum())
+    assert_close(gradient, [np.exp(log_p) - [0.8, 0.1, 0.1], [0, 0, 0]])
+
+
+# Class axes
+
+
+@every_mode
+@pytest.mark.parametrize("axis", [0, 1])
+def test_sparse_losses_take_any_axis(axis, mode):
+    y = np.array([[0, 1, 2], [2, 1, 0]])
+    x = np.random.default_rng(14).normal(size=(2, 3, 4)).astype("float32")
+    expected, expected_gradient = run(Sparse(from_logits=True), y, x)
+    result, gradient = run(Sparse(from_logits=True, axis=axis), y, np.moveaxis(x, -1, axis), mode=mode)
+    assert_close(result, expected)
+    assert_close(np.moveaxis(gradient, axis, -1), expected_gradient, scale=1e-6)
+
+
+# Weights and masks
+
+
+def test_one_weight_per_example_weighs_examples():
+    """[B] lines up with the examples, also where there are as many time steps as examples."""
+    labels, logits = example("SparseCategoricalCrossentropy", (3, 3), missing=False)
+    single = value(Sparse(from_logits=True, reduction=None), labels, logits)
+    weights = np.array([1.0, 2.0, 4.0], "float32")
+    expected = (single * weights[:, None]).sum() / 9
+    assert_close(value(Sparse(from_logits=True), labels, logits, weights), expected)
+    assert abs(expected - (single * weights).sum() / 9) > 0.1
+    assert_close(
+        value(Sparse(from_logits=True), labels[:2], logits[:2], weights[:2]),
+        (single[:2] * weights[:2, None]).sum() / 6,
+    )
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("poison", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("how", ["mask", "sample_weight", "ignore_class"])
+def test_nothing_gets_out_from_under_a_mask_or_a_weight_of_0(how, poison, mode):
+    y, x = np.array([[0, 1]]), np.array([[[2.0, 1.0, 0.0], [poison] * 3]], "float32")
+    loss, arrays = Sparse(from_logits=True, reduction="token_mean"), {}
+    if how == "ignore_class":
+        loss, y = Sparse(from_logits=True, reduction="token_mean", ignore_class=-1), np.array([[0, -1]])
+    else:
+        arrays = {how: np.array([[1, 0]], "bool" if how == "mask" else "float32")}
+    result, gradient = run(loss, y, x, **arrays, mode=mode)
+    p = np.exp([2.0, 1, 0]) / np.exp([2.0, 1, 0]).sum()
+    assert_close(result, -math.log(p[0]))
+    assert_close(gradient, [[p - [1, 0, 0], [0, 0, 0]]])
+
+
+@every_mode
+def test_a_mask_on_a_binary_output_masks_its_labels(mode):
+    """`[B, T]` outputs with a `[B, T]` mask, as a tagger without a class axis has them."""
+    y, x = np.array([[1, 0, 1], [0, 1, 1]]), np.array([[1.0, -2.0, 9.0], [3.0, math.nan, 9.0]], "float32")
+    mask = np.array([[True, True, False], [True, False, False]])
+    loss, gradient = run(Binary(from_logits=True), y, x, mask=mask, mode=mode)
+    rows = [np.mean([math.log1p(math.exp(-1)), math.log1p(math.exp(-2))]), math.log1p(math.exp(3))]
+    assert_close(loss, np.mean(rows))
+    p = [1 / (1 + math.e), 1 / (1 + math.exp(2)), 1 / (1 + math.exp(-3))]
+    assert_close(gradient, [[-p[0] / 4, p[1] / 4, 0], [p[2] / 2, 0, 0]])
+
+
+@pytest.mark.parametrize("dtype", ["float32", *LOW_PRECISION])
+def test_an_empty_batch_has_a_scalar_loss_of_0(dtype):
+    loss = Sparse(from_logits=True, reduction="sum", dtype=dtype)(np.zeros((0,), "int32"), np.zeros((0, 3), "float32"))
+    assert loss.shape == ()
+    assert float(loss) == 0
+
+
+# Sums in 16 bits
+
+
+@every_mode
+@pytest.mark.parametrize("dtype", ["float32", *LOW_PRECISION])
+@pytest.mark.parametrize("rows, classes", [(70000, 2), (12000, 1000)])
+def test_the_mean_of_many_equal_losses_is_their_loss(rows, classes, dtype, mode):
+    """Summed in 16 bits it would be inf, or 0 where the count is inf."""
+    logits = tensor(np.zeros((rows, classes), "float16"), dtype)
+    loss, gradient = run(Sparse(from_logits=True, dtype=dtype), np.zeros(rows, "int32"), logits, mode=mode)
+    assert_close(loss, to_numpy(tensor(np.float32(math.log(classes)), dtype)))
+    assert (gradient[:, 0] < 0).all()
+
+
+# Means over tokens
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 4])
+def test_the_logged_perplexity_weighs_tokens_not_batches(batch_size):
+    """Rows of 6, 6, 2 and 0 tokens; Keras' logged loss is a mean over batches."""
+    rng = np.random.default_rng(15)
+    labels = rng.integers(0, 5, (4, 6))
+    for row, valid in zip(labels, (6, 6, 2, 0), strict=True):
+        row[valid:] = -1
+    model = keras.Sequential([keras.Input((6, 3)), keras.layers.Dense(5)])
+    model.compile(loss=Sequence(ignore_class=-1), metrics=[kx.metrics.Perplexity(ignore_class=-1)])
+    x = rng.normal(size=(4, 6, 3)).astype("float32")
+    perplexity = model.evaluate(x, labels, batch_size=batch_size, verbose=0, return_dict=True)["perplexity"]
+    assert_close(perplexity, math.exp(value(Sequence(ignore_class=-1), labels, model(x))), rtol=1e-5)
+
+
+def test_ignored_rows_are_no_rows_of_loss_0():
+    """Two of four labels ignored, uniform over 4 classes: 1.3863, not half of it."""
+    y, x = np.array([0, -1, 3, -1]), np.zeros((4, 4), "float32")
+    for reduction in ("token_mean", "mean_with_sample_weight", "sum_over_batch_size"):
+        assert_close(value(Sparse(from_logits=True, ignore_class=-1, reduction=reduction), y, x), math.log(4))
+    metric = kx.metrics.Perplexity(ignore_class=-1)
+    metric.update_state(y, x)
+    assert_close(to_numpy(metric.result()), 4.0)
+
+
+# Higher derivatives
+
+SECOND_ORDER = [
+    ("BinaryCrossentropy", Binary(from_logits=True, reduction="sum")),
+    ("CategoricalCrossentropy", Categorical(from_logits=True, reduction="sum")),
+    ("SparseCategoricalCrossentropy", Sparse(from_logits=True, reduction="sum")),
+]
+
+
+def _hessian_times(name, logits, vector):
+    """Closed form: `p (1 - p) v` over the number of labels, and `p v - p (p . v)`."""
+    x, v = logits.astype("float64"), vector.astype("float64")
+    if name == "BinaryCrossentropy":
+        p = 1 / (1 + np.exp(-x))
+        return p * (1 - p) * v / x.shape[-1]
+    p = np.exp(x) / np.exp(x).sum(axis=-1, keepdims=True)
+    return p * v - p * (p * v).sum(axis=-1, keepdims=True)
+
+
+@every_mode
+@pytest.mark.parametrize("name, loss", SECOND_ORDER)
+def test_hessian_vector_products_are_right(name, loss, mode):
+    labels, logits = example(name, missing=False)
+    vector = np.random.default_rng(16).normal(size=logits.shape).astype("float32")
+    product = hessian_vector_product(lambda x: loss(labels, x), tensor(logits), tensor(vector), 1.0, mode)
+    assert_close(product, _hessian_times(name, logits, vector), scale=1e-6)
+
+
+@pytest.mark.parametrize("name, loss", SECOND_ORDER)
+def test_forward_mode_is_right_or_refused(name, loss):
+    """Right on TensorFlow; JAX has none for functions with a gradient of their own, and says so."""
+    labels, logits = example(name, missing=False)
+    vector = np.random.default_rng(16).normal(size=logits.shape).astype("float32")
+    x, v = tensor(logits), tensor(vector)
+    if BACKEND == "jax":
+        import jax
+
+        with pytest.raises(TypeError, match="forward-mode"):
+            jax.jvp(lambda x: loss(labels, x), (x,), (v,))
+        return
+    import tensorflow as tf
+
+    _, gradient = run(loss, labels, logits)
+    with tf.autodiff.ForwardAccumulator(x, v) as accumulator:
+        result = loss(labels, x)
+    assert_close(accumulator.jvp(result), (gradient * vector).sum(), rtol=5e-6)

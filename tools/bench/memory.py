@@ -1,0 +1,42 @@
+"""How much memory does a first step take beyond what is there when it starts?
+
+In a fresh process for each peer, compilation included: `python -m tools.bench.memory ROW PEER`.
+"""
+
+import json
+import resource
+import subprocess
+import sys
+from collections.abc import Iterator
+
+from tools.bench import losses
+from tools.bench.shapes import LANGUAGE_MODEL
+
+
+def measure() -> Iterator[dict]:
+    """One record for each loss: the peak in MB, by peer."""
+    for row in losses.CLASSES:
+        megabytes = {}
+        for peer in losses.peers(row):
+            command = [sys.executable, "-m", __name__, row, peer]
+            output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+            megabytes[peer] = [json.loads(output)]
+        about = {"shape": LANGUAGE_MODEL._asdict(), "dtype": "float32"}
+        yield {"row": row, **about, "megabytes": megabytes}
+
+
+def _peak(row, peer):
+    labels, logits = losses.inputs(row, LANGUAGE_MODEL, "float32")
+    step = losses.peers(row)[peer]
+    start = _resident()
+    step(labels, logits)[1][-1, -1].numpy()
+    return round((_resident() - start) / 1e6)
+
+
+def _resident():
+    unit = 1 if sys.platform == "darwin" else 1024
+    return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+if __name__ == "__main__":
+    print(_peak(*sys.argv[1:]))
