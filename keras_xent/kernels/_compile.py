@@ -33,7 +33,7 @@ _SLICES = 8
 _SHORTEST_SLICED_ROW = 2048
 
 
-def compiled(function: Callable) -> Callable:
+def compiled(function: Callable) -> Any:
     """`function`, compiled by XLA. One compilation per set of shapes, dtypes and keyword values.
 
     Its attribute `at(*tensors, **static)` gives the program for these arguments and the program's own arguments.
@@ -60,8 +60,12 @@ def _callable_at(at):
         program, arguments = at(*tensors, **static)
         return program(*arguments)
 
-    call.at = at
-    return call
+    return _with(call, at=at)
+
+
+def _with(function: Any, **attributes: Any) -> Any:
+    vars(function).update(attributes)
+    return function
 
 
 def compiled_by_rows(outputs: int, blocked: Callable[..., bool]) -> Callable:
@@ -87,11 +91,9 @@ def compiled_by_rows(outputs: int, blocked: Callable[..., bool]) -> Callable:
             arrays = tuple(_bits(a, "uint16") if f else a for a, f in zip(arrays, formats, strict=True))
             return program.at(*arrays, formats=formats, **static)
 
-        call = _callable_at(at)
         # A loop of unknown length has no derivative in XLA: who needs one (of the statistics, for second derivatives)
         # takes the function in one piece.
-        call.in_one_piece = compiled(function)
-        return call
+        return _with(_callable_at(at), in_one_piece=compiled(function))
 
     return decorate
 

@@ -90,7 +90,7 @@ def sigmoid_cross_entropy(
     tensors = [_positive_weights(pos_weight, rows)]
     if mask is not None:
         tensors.append(_targets.as_rows(ops.cast(_targets.to_tensor(mask), "bool"), along))
-    options = {
+    options: dict[str, Any] = {
         "smoothing": float(label_smoothing),
         "gamma": float(focal_gamma),
         "alpha": None if focal_alpha is None else float(focal_alpha),

@@ -15,6 +15,7 @@ def dtype_of(tensor: Any) -> str:
 
 
 def is_float(tensor: Any) -> bool:
+    """Whether the tensor's dtype is a float type, bfloat16 included."""
     return "float" in dtype_of(tensor)
 
 
@@ -54,6 +55,7 @@ def along_rows(tensor: Any, axis: int, rank: int) -> Any:
 
 
 def checked_axis(axis: Any, rank: int, name: str = "logits") -> int:
+    """The axis counted from the front, if there is one."""
     if isinstance(axis, bool) or not isinstance(axis, int) or not -rank <= axis < rank:
         raise ValueError(
             f"`axis` must be an integer from {-rank} to {rank - 1} for {name} of {rank} dimensions. "
@@ -133,7 +135,7 @@ def _wide(labels):
     return ops.cast(labels, widest_int() if dtype_of(labels) in ("int64", "uint64", "uint32") else "int32")
 
 
-def _bad_label(labels, bad, num_classes, is_whole) -> str:
+def _bad_label(labels, bad, num_classes, is_whole):
     position = tuple(int(i) for i in np.argwhere(ops.convert_to_numpy(bad))[0])
     label = ops.convert_to_numpy(labels)[position].item()
     count = int(ops.convert_to_numpy(ops.sum(ops.cast(bad, "int32"))))

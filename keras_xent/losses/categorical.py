@@ -73,8 +73,8 @@ class CategoricalCrossentropy(Crossentropy):
             )
         if logits.shape[self.axis] == 1:
             warnings.warn(
-                f"`y_pred` of shape {tuple(logits.shape)} has one class, so the loss is always 0. For a yes-or-no answer "
-                "use BinaryCrossentropy.",
+                f"`y_pred` of shape {tuple(logits.shape)} has one class, so the loss is always 0. For a yes-or-no "
+                "answer use BinaryCrossentropy.",
                 SyntaxWarning,
                 stacklevel=3,
             )

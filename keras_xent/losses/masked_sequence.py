@@ -19,8 +19,8 @@ class MaskedSequenceCrossentropy(SparseCategoricalCrossentropy):
     Formula, for valid tokens `n` with losses `l_n`, sample weights `t_n` and class weights `w_n` of their labels:
 
     - `reduction="token_mean"`: `sum_n t_n l_n / sum_n t_n w_n`, both sums over all replicas;
-    - `reduction="sequence_mean"`: the mean over sequences of each one's token mean. Weights count within a sequence: one
-      weight for a whole sequence cancels, and weight 0 leaves the sequence out;
+    - `reduction="sequence_mean"`: the mean over sequences of each one's token mean. Weights count within a sequence:
+      one weight for a whole sequence cancels, and weight 0 leaves the sequence out;
     - `normalizer=K`: `sum_n t_n l_n / K`, for gradient accumulation, where no micro-batch knows the number of tokens of
       the whole batch.
 

@@ -23,8 +23,8 @@ class SparseCategoricalCrossentropy(Crossentropy):
         from_logits: whether `y_pred` holds logits. If not, the logits behind a softmax are used where they are known
             (also through the casts of mixed precision), else the logarithm of the probabilities.
         ignore_class: a label that does not count, whatever is predicted for it.
-        reduction: `"sum_over_batch_size"` (or `"mean"`), `"mean_with_sample_weight"`, `"sum"`, `None` (or `"none"`) as in
-            Keras; `"token_mean"`, `"sequence_mean"` as in `MaskedSequenceCrossentropy`.
+        reduction: `"sum_over_batch_size"` (or `"mean"`), `"mean_with_sample_weight"`, `"sum"`, `None` (or `"none"`) as
+            in Keras; `"token_mean"`, `"sequence_mean"` as in `MaskedSequenceCrossentropy`.
         axis: the class axis.
         name: name of the loss.
         dtype: dtype of the result (default float32). Sums are made in float32 whatever it is, labels are never cast to

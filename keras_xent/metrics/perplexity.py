@@ -18,11 +18,11 @@ class Perplexity(keras.metrics.Metric):
     sample weights mark padding, in `metrics=[...]` otherwise; a Keras mask and `ignore_class` count in both. Label
     smoothing and class weights of the loss are left out: perplexity is a property of the model's probabilities.
 
-    Formula: `exp(sum_n t_n nll_n / sum_n t_n)` over valid tokens `n` with sample weights `t_n`. The exponential is taken
-    in `result()` only; past 88 nats it is inf in float32, and `nll()` still says the mean. Nothing counted: nan.
+    Formula: `exp(sum_n t_n nll_n / sum_n t_n)` over valid tokens `n` with sample weights `t_n`. The exponential is
+    taken in `result()` only; past 88 nats it is inf in float32, and `nll()` still says the mean. Nothing counted: nan.
 
-    Equivalent to `exp(keras.losses.SparseCategoricalCrossentropy(from_logits=True)(y_true, y_pred))` over one batch that
-    holds every token and no padding.
+    Equivalent to `exp(keras.losses.SparseCategoricalCrossentropy(from_logits=True)(y_true, y_pred))` over one batch
+    that holds every token and no padding.
 
     Args:
         from_logits: whether `y_pred` holds logits or probabilities.

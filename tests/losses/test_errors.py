@@ -53,94 +53,50 @@ def test_masks_that_fit_nothing_are_refused(name):
         make(name, from_logits=True)(labels, logits)
 
 
-NOT_ARGUMENTS = [
-    *[
-        (
-            name,
-            {"label_smoothing": bad},
-            f"`label_smoothing` must be a number in [0, 1]. Received: label_smoothing={bad!r}.",
-        )
-        for name in NAMES
-        for bad in (1.5, -0.1, math.nan, "0.1", None, True)
-    ],
-    *[
-        (
-            name,
-            {"reduction": bad},
-            "`reduction` must be one of 'sum_over_batch_size', 'mean', 'mean_with_sample_weight', 'sum', 'none', None, "
-            f"'token_mean', 'sequence_mean'. Received: reduction={bad!r}.",
-        )
-        for name in NAMES
-        for bad in ("average", "tokens", 0, True)
-    ],
-    *[
-        (name, {"z_loss": bad}, f"`z_loss` must be a number of at least 0. Received: z_loss={bad!r}.")
-        for name in SOFTMAX
-        for bad in (-1e-4, math.nan, None)
-    ],
-    *[
-        (
-            name,
-            {"logit_softcap": bad},
-            f"`logit_softcap` must be None or a number above 0. Received: logit_softcap={bad!r}.",
-        )
-        for name in SOFTMAX
-        for bad in (0, -3.0, math.nan)
-    ],
-    *[
-        (
-            name,
-            {"class_weight": bad},
-            f"`class_weight` must hold numbers of at least 0. Received: class_weight={bad!r}.",
-        )
-        for name in SOFTMAX
-        for bad in ([1.0, -1.0], {0: -1.0}, [1.0, math.nan])
-    ],
-    *[
-        (name, {"focal_gamma": -1.0}, "`focal_gamma` must be a number of at least 0. Received: focal_gamma=-1.0.")
-        for name in DROP_INS
-    ],
-    *[
-        (
-            "BinaryCrossentropy",
-            {"focal_alpha": bad},
-            f"`focal_alpha` must be a number in [0, 1]. Received: focal_alpha={bad!r}.",
-        )
-        for bad in (1.5, -0.1)
-    ],
-    (
-        "BinaryCrossentropy",
-        {"pos_weight": -2.0},
-        "`pos_weight` must hold numbers of at least 0. Received: pos_weight=-2.0.",
-    ),
-    *[
-        (
-            "MaskedSequenceCrossentropy",
-            {"normalizer": bad},
-            f"`normalizer` must be None or a number above 0. Received: normalizer={bad!r}.",
-        )
-        for bad in (0, -1.0, math.nan)
-    ],
-    (
-        "MaskedSequenceCrossentropy",
-        {"normalizer": 2.0, "reduction": None},
-        "`normalizer` must be None for losses that are not reduced. Received: normalizer=2.0 with reduction=None.",
-    ),
+FRACTION = "must be a number in [0, 1]"
+NOT_NEGATIVE = "must be a number of at least 0"
+POSITIVE = "must be None or a number above 0"
+WEIGHTS = "must hold numbers of at least 0"
+REDUCTION = (
+    "must be one of 'sum_over_batch_size', 'mean', 'mean_with_sample_weight', 'sum', 'none', None, 'token_mean', "
+    "'sequence_mean'"
+)
+OUT_OF_RANGE = [
+    (NAMES, "label_smoothing", FRACTION, (1.5, -0.1, math.nan, "0.1", None, True)),
+    (NAMES, "reduction", REDUCTION, ("average", "tokens", 0, True)),
+    (SOFTMAX, "z_loss", NOT_NEGATIVE, (-1e-4, math.nan, None)),
+    (SOFTMAX, "logit_softcap", POSITIVE, (0, -3.0, math.nan)),
+    (SOFTMAX, "class_weight", WEIGHTS, ([1.0, -1.0], {0: -1.0}, [1.0, math.nan])),
+    (DROP_INS, "focal_gamma", NOT_NEGATIVE, (-1.0, math.nan, None)),
+    (["BinaryCrossentropy"], "focal_alpha", FRACTION, (1.5, -0.1)),
+    (["BinaryCrossentropy"], "pos_weight", WEIGHTS, (-2.0, [1.0, -1.0])),
+    (["MaskedSequenceCrossentropy"], "normalizer", POSITIVE, (0, -1.0, math.nan)),
 ]
 
 
-@pytest.mark.parametrize("name, options, sentence", NOT_ARGUMENTS)
-def test_arguments_out_of_their_range_are_refused(name, options, sentence):
+@pytest.mark.parametrize(
+    "name, argument, rule, bad",
+    [(name, argument, rule, bad) for names, argument, rule, values in OUT_OF_RANGE for name in names for bad in values],
+)
+def test_arguments_out_of_their_range_are_refused(name, argument, rule, bad):
+    with pytest.raises(ValueError, match=exactly(f"`{argument}` {rule}. Received: {argument}={bad!r}.")):
+        make(name, **{argument: bad})
+
+
+def test_a_normalizer_of_losses_that_are_not_reduced_is_refused():
+    sentence = (
+        "`normalizer` must be None for losses that are not reduced. Received: normalizer=2.0 with reduction=None."
+    )
     with pytest.raises(ValueError, match=exactly(sentence)):
-        make(name, **options)
+        kx.losses.MaskedSequenceCrossentropy(normalizer=2.0, reduction=None)
 
 
 @pytest.mark.parametrize("name", SPARSE)
 @pytest.mark.parametrize("label", [5, -1, -100, 2**40, math.nan, -1.0])
 def test_a_label_that_is_no_class_is_refused(name, label):
     sentence = (
-        "`labels` must be classes from 0 to 4, since the logits have 5. Received: label {label} at position (1, 2), and "
-        "2 such label(s) in all. If it marks padding, say so with `ignore_class={label}`."
+        "`labels` must be classes from 0 to 4, since the logits have 5. Received: label {label} at position (1, 2), "
+        "and 2 such label(s) in all. If it marks padding, say so with `ignore_class={label}`."
     )
     _refused(name, label, sentence)
 
@@ -149,8 +105,8 @@ def test_a_label_that_is_no_class_is_refused(name, label):
 @pytest.mark.parametrize("label", [1.5, -0.5, 4.5])
 def test_a_label_that_is_not_whole_is_refused(name, label):
     sentence = (
-        "`labels` must be whole numbers, the index of one class each. Received: label {label} at position (1, 2), and "
-        "2 such label(s) in all. For soft targets use the categorical loss."
+        "`labels` must be whole numbers, the index of one class each. Received: label {label} at position (1, 2), "
+        "and 2 such label(s) in all. For soft targets use the categorical loss."
     )
     _refused(name, label, sentence)
 

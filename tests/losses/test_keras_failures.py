@@ -222,17 +222,17 @@ def test_ignore_class_does_not_lose_the_logits_behind_a_softmax(ignore_class):
 
 
 EXPECTED_WARNINGS = [
-    (Sparse, "softmax", "uses the logits before it"),
-    (Categorical, "softmax", "uses the logits before it"),
-    (Binary, "sigmoid", "uses the logits before it"),
-    (Sequence, "sigmoid", "takes its output for logits"),
-    (Binary, "softmax", "takes its output for logits"),
+    (Sparse, "softmax", "uses the logits before it", "float32"),
+    (Sparse, "softmax", "uses the logits before it", "mixed_bfloat16"),
+    (Categorical, "softmax", "uses the logits before it", "float32"),
+    (Binary, "sigmoid", "uses the logits before it", "mixed_bfloat16"),
+    (Sequence, "sigmoid", "takes its output for logits", "float32"),
+    (Binary, "softmax", "takes its output for logits", "float32"),
 ]
 
 
 @tensorflow_only(reason="tensors that JAX traces do not remember their activation")
-@pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16"])
-@pytest.mark.parametrize("loss, activation, use", EXPECTED_WARNINGS)
+@pytest.mark.parametrize("loss, activation, use, policy", EXPECTED_WARNINGS)
 def test_from_logits_on_the_output_of_an_activation_warns_once_and_names_the_layer(loss, activation, use, policy):
     model = _head(activation, policy, [0.0, 1.0])
     model.compile("sgd", loss(from_logits=True))
