@@ -5,6 +5,7 @@ through `tf.function(jit_compile=True)` on TensorFlow and `jax.jit` on JAX. By c
 arguments are tensors and its keyword arguments are Python values that are part of the compiled program.
 """
 
+import contextvars
 import functools
 import math
 from collections.abc import Callable
@@ -28,9 +29,15 @@ else:
 # XLA:CPU makes the terms of a long row's sum in memory before it adds them up. Two ways round that, measured in
 # docs/performance.md: a loop over blocks of rows that stay in the cache, and, where TensorFlow compiles a sum of terms
 # that are simple enough to be fused, cutting the row into slices that are added first. Accelerators need neither.
-_BLOCK_BYTES = 2**20
+_BLOCK_BYTES = 2**21
 _SLICES = 8
 _SHORTEST_SLICED_ROW = 2048
+_in_a_block = contextvars.ContextVar("_in_a_block", default=False)
+
+
+def as_written(function: Callable) -> Any:
+    """`function`, kept from AutoGraph, which would rewrite everything that a user's `tf.function` calls."""
+    return tf.autograph.experimental.do_not_convert(function) if _BACKEND == "tensorflow" else function
 
 
 def compiled(function: Callable) -> Any:
@@ -108,7 +115,11 @@ def _in_blocks(function, outputs, arrays, formats, static):
 
     def on_block(start):
         pieces = (a if whole or a.shape[0] == 1 else _block(a, start, size) for a in arrays)
-        return function(*(_bits(p, f) if f else p for p, f in zip(pieces, formats, strict=True)), **static)
+        in_block = _in_a_block.set(True)
+        try:
+            return function(*(_bits(p, f) if f else p for p, f in zip(pieces, formats, strict=True)), **static)
+        finally:
+            _in_a_block.reset(in_block)
 
     if whole:
         return on_block(0)
@@ -217,7 +228,8 @@ def row_max(values: Callable, array: Any) -> Any:
 
 def _sliced(term, combine, reduce, arrays):
     columns = arrays[0].shape[1]
-    if _BACKEND == "jax" or accelerated() or columns is None or columns < _SHORTEST_SLICED_ROW:
+    short = columns is None or columns < _SHORTEST_SLICED_ROW
+    if _BACKEND == "jax" or accelerated() or short or _in_a_block.get():
         return reduce(term(*arrays), axis=1, keepdims=True)
     width, rest = divmod(columns, _SLICES)
     cuts = [(i * width, (i + 1) * width) for i in range(_SLICES)]

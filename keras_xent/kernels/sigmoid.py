@@ -10,9 +10,10 @@ from typing import Any
 from keras import ops
 
 from keras_xent.kernels import targets as _targets
-from keras_xent.kernels._compile import compiled, compiled_by_rows, differentiable
+from keras_xent.kernels._compile import as_written, compiled, compiled_by_rows, differentiable
 
 
+@as_written
 def sigmoid_cross_entropy(
     labels: Any,
     logits: Any,

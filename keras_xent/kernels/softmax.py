@@ -15,9 +15,10 @@ import keras
 from keras import ops
 
 from keras_xent.kernels import targets as _targets
-from keras_xent.kernels._compile import compiled, compiled_by_rows, differentiable, row_max, row_sum
+from keras_xent.kernels._compile import as_written, compiled, compiled_by_rows, differentiable, row_max, row_sum
 
 
+@as_written
 def sparse_softmax_cross_entropy(
     labels: Any,
     logits: Any,
@@ -97,6 +98,7 @@ def sparse_softmax_cross_entropy(
     return _selected(ops.reshape(loss, ops.shape(labels)), valid)
 
 
+@as_written
 def softmax_cross_entropy(
     targets: Any,
     logits: Any,

@@ -10,6 +10,7 @@ from keras import ops
 
 from keras_xent import source
 from keras_xent.kernels import targets
+from keras_xent.kernels._compile import as_written
 from keras_xent.losses.reduction import REDUCTIONS, reduce
 
 
@@ -48,6 +49,7 @@ class Crossentropy(keras.losses.Loss):
         self._given_dtype = dtype
         self._warned = False
 
+    @as_written
     def __call__(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> Any:
         """The reduced loss, a scalar of the loss's dtype (of the shape of the losses for reduction None)."""
         mask = source.keras_mask(y_pred)
@@ -79,6 +81,7 @@ class Crossentropy(keras.losses.Loss):
             )
             return ops.cast(loss, self.dtype)
 
+    @as_written
     def call(self, y_true: Any, y_pred: Any) -> Any:
         """The losses before masks, weights and reduction."""
         y_true, logits = self._inputs(y_true, y_pred)

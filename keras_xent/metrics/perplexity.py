@@ -7,6 +7,7 @@ from keras import ops
 
 from keras_xent import source
 from keras_xent.kernels import sparse_softmax_cross_entropy, targets
+from keras_xent.kernels._compile import as_written
 from keras_xent.metrics.exact_sum import ExactSum
 
 
@@ -65,6 +66,7 @@ class Perplexity(keras.metrics.Metric):
         # Lets EarlyStopping and ModelCheckpoint know that less is better.
         self._direction = "down"
 
+    @as_written
     def update_state(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> None:
         """Adds the tokens of a batch: `y_true` `[...]` integers, `y_pred` `[..., C]`."""
         mask = source.keras_mask(y_pred)
@@ -95,6 +97,7 @@ class Perplexity(keras.metrics.Metric):
         mean = self._nll.value() / ops.where(some, tokens, ops.ones_like(tokens))
         return ops.where(some, mean, ops.full_like(mean, float("nan")))
 
+    @as_written
     def result(self) -> Any:
         """The perplexity; nan if nothing was counted."""
         return ops.cast(ops.exp(self.nll()), self.dtype)

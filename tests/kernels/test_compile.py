@@ -134,6 +134,6 @@ else:
             f = lambda x: sparse_softmax_cross_entropy(np.zeros(len(x), int), x, z_loss=0.125)  # noqa: E731
             value_and_gradient(f, tf.zeros((rows, 11)))
         options = {**SOFTMAX, "smoothing": 0.0, "z_loss": 0.125}
-        for function in softmax._sparse_forward, softmax._sparse_backward:
-            program, _ = function.at(tf.zeros((1, 1)), **options)
+        for function, arity in (softmax._sparse_forward, 2), (softmax._sparse_backward, 4):
+            program, _ = function.at(*[tf.zeros((1, 1))] * arity, **options)
             assert program.experimental_get_tracing_count() == 2

@@ -226,6 +226,17 @@ def test_the_result_has_the_dtype_of_the_loss_and_the_gradient_that_of_the_logit
     assert np.all(np.abs(gradient - exact) <= rounding * np.abs(exact) + 1e-6 * np.abs(exact).max())
 
 
+@pytest.mark.skipif("float64" not in DTYPES, reason="JAX has no float64 unless asked")
+@every_loss
+def test_a_float64_loss_is_computed_in_float64_whatever_the_logits(name):
+    labels, logits = example(name)
+    losses, gradients, labelled, _ = reference.elements(name, labels, logits, **formula(arguments(name)))
+    loss = make(name, **arguments(name), reduction="sum", dtype="float64")
+    result, gradient = run(loss, labels, logits)
+    assert_close(result, (losses * labelled).sum(), rtol=1e-13)
+    assert_close(gradient, gradients * labelled[..., None], scale=1e-7)
+
+
 EQUIVALENTS = {
     "BinaryCrossentropy": lambda y, x: np.mean(np.maximum(x, 0) - x * y + np.log1p(np.exp(-np.abs(x)))),
     "CategoricalCrossentropy": lambda y, x: -np.mean(np.sum(y * _log_softmax(x), axis=-1)),
@@ -243,6 +254,51 @@ def test_without_options_it_equals_three_lines_of_numpy(name):
     labels, logits = example(name, missing=False)
     expected = EQUIVALENTS[name](labels, logits.astype("float64"))
     assert_close(value(make(name, from_logits=True), labels, logits), expected)
+
+
+def _inputs_of_keras():
+    """Labels, probabilities and weights of the shapes and types that `keras.losses` takes beside the plain ones."""
+    rng = np.random.default_rng(17)
+
+    def p(*shape):
+        return rng.uniform(0.05, 0.95, shape).astype("float32")
+
+    def y(classes, *shape):
+        return rng.integers(0, classes, shape)
+
+    binary, dense, sparse = DROP_INS
+    return [
+        (binary, y(2, 4), p(4), None),
+        (binary, y(2, 4), p(4, 1), None),
+        (binary, y(2, 4, 1), p(4), None),
+        (binary, y(2, 4, 3), p(4, 3, 1), None),
+        (binary, y(2, 4, 3, 1), p(4, 3), None),
+        (binary, y(2, 4, 1), p(4, 1), p(4, 1)),
+        (binary, y(2, 4, 3, 1), p(4, 3, 1), p(4, 3)),
+        (binary, y(2, 4, 3, 1), p(4, 3, 1), p(4, 3, 1)),
+        (binary, y(2, 4, 3).astype(bool), p(4, 3), None),
+        (binary, y(2, 4, 3), y(2, 4, 3), None),
+        (dense, np.eye(5)[2], p(5), None),
+        (dense, np.eye(5)[2], p(5), 2.0),
+        (dense, np.eye(5, dtype=bool), p(5, 5), None),
+        (dense, np.eye(5), 3 * p(5, 5), p(5)),
+        (sparse, np.array(2), p(5), None),
+        (sparse, y(5, 4, 1), p(4, 5), p(4)),
+        (sparse, y(5, 4).astype("float32"), p(4, 5), None),
+        (sparse, y(2, 4).astype(bool), p(4, 2), None),
+        (sparse, y(5, 4, 2, 2, 1), p(4, 2, 2, 5), p(4, 2, 2)),
+        (sparse, y(5, 4, 2, 2), p(4, 2, 2, 5), p(4, 2, 1)),
+        (sparse, y(5, 4, 2, 2), p(4, 2, 2, 5), p(4, 1, 1)),
+        (sparse, y(5, 4, 3), p(4, 3, 5), p(4, 3, 1)),
+    ]
+
+
+@pytest.mark.parametrize("from_logits", [False, True])
+@pytest.mark.parametrize("name, labels, predictions, weights", _inputs_of_keras())
+def test_inputs_that_keras_takes_give_what_keras_gives(name, labels, predictions, weights, from_logits):
+    theirs = getattr(keras.losses, name)(from_logits=from_logits)(labels, predictions, weights)
+    ours = make(name, from_logits=from_logits)(labels, predictions, weights)
+    assert_close(to_numpy(ours), to_numpy(theirs), rtol=3e-6)
 
 
 @pytest.mark.parametrize("name", SPARSE)

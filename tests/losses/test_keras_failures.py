@@ -221,6 +221,13 @@ def test_ignore_class_does_not_lose_the_logits_behind_a_softmax(ignore_class):
     assert np.array_equal(tape.gradient(loss, logits), [[-1.0, 1.0]])
 
 
+def _warning(loss, layer, activation, use):
+    return (
+        f"{loss.__name__} has from_logits=True, but {layer} ends in a {activation}. The loss {use}. Remove the "
+        "activation, or set from_logits=False."
+    )
+
+
 EXPECTED_WARNINGS = [
     (Sparse, "softmax", "uses the logits before it", "float32"),
     (Sparse, "softmax", "uses the logits before it", "mixed_bfloat16"),
@@ -243,10 +250,7 @@ def test_from_logits_on_the_output_of_an_activation_warns_once_and_names_the_lay
             model.fit(x, y, verbose=0)
             model.evaluate(x, y, verbose=0)
     sentences = [str(w.message) for w in caught if "from_logits" in str(w.message)]
-    assert sentences == [
-        f"{loss.__name__} has from_logits=True, but layer 'probabilities' ends in a {activation}. The loss {use}. Remove "
-        "the activation, or set from_logits=False."
-    ]
+    assert sentences == [_warning(loss, "layer 'probabilities'", activation, use)]
 
 
 @tensorflow_only(reason="Keras leaves nothing on JAX arrays")
@@ -259,13 +263,18 @@ def test_from_logits_on_an_eager_activation_warns_once(activation, use):
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         results = [float(loss(np.array([0]), outputs)) for _ in range(2)]
-    assert [str(w.message) for w in caught] == [
-        f"SparseCategoricalCrossentropy has from_logits=True, but the last layer ends in a {activation}. The loss {use}. "
-        "Remove the activation, or set from_logits=False."
-    ]
-    assert caught[0].filename == __file__
+    assert [str(w.message) for w in caught] == [_warning(Sparse, "the last layer", activation, use)]
     logits = 3.0 if activation == "softmax" else 1 / (1 + math.exp(-3)) - 0.5
     assert_close(results, [math.log1p(math.exp(logits))] * 2)
+
+
+@tensorflow_only(reason="Keras leaves nothing on JAX arrays")
+@pytest.mark.parametrize("loss, activation", [(Sparse, "softmax"), (Categorical, "softmax"), (Binary, "sigmoid")])
+def test_the_warning_points_at_the_call(loss, activation):
+    outputs = getattr(keras.activations, activation)(tensor(np.array([[0.0, 3.0]], "float32")))
+    with pytest.warns(UserWarning, match="from_logits") as caught:
+        loss(from_logits=True)(np.array([0]) if loss is Sparse else np.array([[1, 0]]), outputs)
+    assert caught[0].filename == __file__
 
 
 @tensorflow_only(reason="tensors that JAX traces do not remember their activation")
