@@ -4,13 +4,14 @@ Keras leaves the logits of an activation on its output (`_keras_logits`). That i
 does not say which activation it was; in a TensorFlow graph both can be read from the operation that made the tensor.
 """
 
+import re
 from typing import Any
 
 import keras
 from keras import ops
 
 from keras_xent.kernels._compile import differentiable, is_eager
-from keras_xent.kernels.targets import accumulator_dtype, is_float, to_tensor
+from keras_xent.kernels.targets import accumulator_dtype, dtype_of, is_float, to_tensor
 
 _ACTIVATIONS = ("Softmax", "Sigmoid")
 # Operations through which a probability passes unchanged.
@@ -58,7 +59,12 @@ def layer_of(predictions: Any) -> str:
     operation = _operation(predictions)
     if operation is None or "/" not in operation.name:
         return "the last layer"
-    return f"layer '{operation.name.split('/')[-2]}'"
+    *parents, layer, _ = operation.name.split("/")
+    # Keras opens the scopes of a model and its layers twice, and TensorFlow numbers the second time.
+    again = re.search(r"_\d+$", layer)
+    if again and parents and parents[-1].endswith(again[0]):
+        layer = layer.removesuffix(again[0])
+    return f"layer '{layer}'"
 
 
 def _operation(tensor):
@@ -97,7 +103,7 @@ def _log_forward(probabilities, *, smallest):
 
 
 def _log_backward(upstream, saved, probabilities, *, smallest):
-    return ops.cast(upstream / ops.maximum(_accurate(probabilities), smallest), probabilities.dtype)
+    return _rounded(upstream / ops.maximum(_accurate(probabilities), smallest), probabilities)
 
 
 def _odds_forward(probabilities, *, smallest):
@@ -107,7 +113,14 @@ def _odds_forward(probabilities, *, smallest):
 
 def _odds_backward(upstream, saved, probabilities, *, smallest):
     p = ops.clip(_accurate(probabilities), smallest, 1.0 - smallest)
-    return ops.cast(upstream / (p * (1.0 - p)), probabilities.dtype)
+    return _rounded(upstream / (p * (1.0 - p)), probabilities)
+
+
+def _rounded(gradient, like):
+    # 1 / epsilon is past the largest float16, which stands for it.
+    if dtype_of(like) == "float16":
+        gradient = ops.clip(gradient, -65504.0, 65504.0)
+    return ops.cast(gradient, like.dtype)
 
 
 _log = differentiable(_log_forward, _log_backward)

@@ -30,7 +30,9 @@ else:
 # docs/performance.md: a loop over blocks of rows that stay in the cache, and, where TensorFlow compiles a sum of terms
 # that are simple enough to be fused, cutting the row into slices that are added first. Accelerators need neither.
 _BLOCK_BYTES = 2**21
-_SLICES = 8
+_FEWEST_SLICES = 8
+# A sum of one slice is made by few accumulators; a longer one would lose digits.
+_LONGEST_SLICE = 8192
 _SHORTEST_SLICED_ROW = 2048
 _in_a_block = contextvars.ContextVar("_in_a_block", default=False)
 
@@ -231,8 +233,9 @@ def _sliced(term, combine, reduce, arrays):
     short = columns is None or columns < _SHORTEST_SLICED_ROW
     if _BACKEND == "jax" or accelerated() or short or _in_a_block.get():
         return reduce(term(*arrays), axis=1, keepdims=True)
-    width, rest = divmod(columns, _SLICES)
-    cuts = [(i * width, (i + 1) * width) for i in range(_SLICES)]
+    slices = max(_FEWEST_SLICES, columns // _LONGEST_SLICE)
+    width, rest = divmod(columns, slices)
+    cuts = [(i * width, (i + 1) * width) for i in range(slices)]
     partial, *others = (term(*[a if a.shape[1] == 1 else a[:, i:j] for a in arrays]) for i, j in cuts)
     for other in others:
         partial = combine(partial, other)

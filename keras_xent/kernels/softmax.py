@@ -298,7 +298,7 @@ def _gradient(upstream, logits, a, total, top, excess, *, gamma, z_loss, softcap
 # Without smoothing all terms of the row's sum are simple, and slices beat blocks on TensorFlow.
 @compiled_by_rows(outputs=3, blocked=lambda *, smoothing, **others: keras.backend.backend() == "jax" or smoothing > 0)
 def _sparse_forward(logits, labels, class_weight=None, *, smoothing, gamma, z_loss, softcap):
-    num_classes = ops.shape(logits)[1]
+    num_classes = _number_of_classes(logits)
     is_class = labels >= 0
     label = ops.maximum(labels, 0)
     top = _top(logits, softcap)
@@ -336,7 +336,7 @@ def _sparse_forward(logits, labels, class_weight=None, *, smoothing, gamma, z_lo
 @compiled
 def _sparse_backward(upstream, saved, logits, labels, class_weight=None, *, smoothing, gamma, z_loss, softcap):
     top, excess = saved
-    num_classes = ops.shape(logits)[1]
+    num_classes = _number_of_classes(logits)
     weights = 1.0 if class_weight is None else class_weight
     a = ops.where(ops.equal(_classes(logits), labels), (1.0 - smoothing) * weights, ops.zeros((), top.dtype))
     if smoothing:
@@ -353,6 +353,11 @@ def _sparse_backward(upstream, saved, logits, labels, class_weight=None, *, smoo
 
 
 _sparse = differentiable(_sparse_forward, _sparse_backward)
+
+
+def _number_of_classes(logits):
+    # A float, so that it can be a divisor where the number is not known before the program runs.
+    return ops.cast(ops.shape(logits)[1], _targets.accumulator_dtype(logits))
 
 
 def _classes(logits, dtype="int32"):
@@ -377,7 +382,7 @@ def _smoothed(targets, class_weight, some, dtype, smoothing):
 def _totals(targets, logits, class_weight, smoothing):
     """`sum_c q_c`, `A = sum_c a_c`, and `1 / C` (0 where the row of targets is all zeros)."""
     dtype = _targets.accumulator_dtype(logits)
-    num_classes = ops.shape(logits)[1]
+    num_classes = _number_of_classes(logits)
     mass = row_sum(lambda q: ops.cast(q, dtype), targets)
     some = ops.where(ops.equal(mass, 0.0), ops.zeros_like(mass), ops.ones_like(mass) / num_classes)
     if class_weight is None:

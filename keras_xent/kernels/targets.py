@@ -23,6 +23,9 @@ def to_tensor(value: Any) -> Any:
     """A tensor of the value's own dtype; a variable is read, a list becomes an array first."""
     if isinstance(value, (list, tuple, int, float, bool)):
         value = np.asarray(value)
+    if isinstance(value, np.ndarray) and value.dtype.kind in "iu" and widest_int() == "int32":
+        # Wider integers would wrap around, and a label of 2^32 become class 0.
+        value = np.clip(value, np.iinfo("int32").min, np.iinfo("int32").max)
     return ops.convert_to_tensor(value)
 
 

@@ -2,6 +2,7 @@
 
 import abc
 import inspect
+import sys
 import warnings
 from typing import Any, NamedTuple
 
@@ -130,7 +131,7 @@ class Crossentropy(keras.losses.Loss):
         warnings.warn(
             f"{type(self).__name__} has from_logits=True, but {source.layer_of(y_pred)} ends in a {activation}. The "
             f"loss {use}. Remove the activation, or set from_logits=False.",
-            stacklevel=4,
+            stacklevel=_depth_of_caller(),
         )
 
     def get_config(self) -> dict[str, Any]:
@@ -140,6 +141,14 @@ class Crossentropy(keras.losses.Loss):
         given = self._given_dtype
         config["dtype"] = given.name if isinstance(given, keras.dtype_policies.DTypePolicy) else given
         return config
+
+
+def _depth_of_caller():
+    """The stacklevel of a warning that points at the line which called the loss."""
+    depth, frame = 1, sys._getframe(1)
+    while frame.f_back and frame.f_globals["__name__"].partition(".")[0] in ("keras_xent", "tensorflow"):
+        depth, frame = depth + 1, frame.f_back
+    return depth
 
 
 def fraction(name: str, value: Any) -> float:

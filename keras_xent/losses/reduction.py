@@ -61,14 +61,14 @@ def reduce(
         return losses
     if reduction == "sequence_mean":
         return _sequence_mean(losses, weights, label_weights, normalizer)
-    total = ops.sum(losses)
+    total = _sum(losses)
     if normalizer is not None:
         return total / normalizer
     if reduction == "sum":
         return total
     if reduction == "token_mean":
-        return _safe_ratio(total, _over_replicas(ops.sum(_times(weights, label_weights))))
-    count = ops.sum(weights if reduction == "mean_with_sample_weight" else there)
+        return _safe_ratio(total, _over_replicas(_sum(_times(weights, label_weights))))
+    count = _sum(weights if reduction == "mean_with_sample_weight" else there)
     return _safe_ratio(total, count) / _number_of_replicas()
 
 
@@ -84,6 +84,18 @@ def _sequence_mean(losses, weights, label_weights, normalizer):
 
 def _times(weights, label_weights):
     return weights if label_weights is None else weights * ops.where(ops.equal(weights, 0), 0.0, label_weights)
+
+
+def _sum(values):
+    """The sum of all values. Halving by additions first keeps the rounding of long sums as small as it looks."""
+    values = ops.reshape(values, (-1,))
+    lanes = 64
+    values = ops.concatenate([values, ops.zeros((-ops.shape(values)[0] % lanes,), values.dtype)])
+    values = ops.reshape(values, (lanes, -1))
+    while lanes > 1:
+        lanes //= 2
+        values = values[:lanes] + values[lanes:]
+    return ops.sum(values)
 
 
 def _safe_ratio(numerator, denominator):

@@ -36,13 +36,8 @@ def run(arguments: argparse.Namespace) -> None:
     results = {"machine": machine.facts(), "rounds": rounds, "rows": []}
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     for name in arguments.only or ROWS:
-        if name == "memory":
-            records = memory.measure()
-        elif name == "import":
-            records = [imports.measure(rounds)]
-        else:
-            records = timing.measure(name, rounds)
-        for record in records:
+        other = {"memory": memory, "import": imports}.get(name)
+        for record in other.measure(rounds) if other else timing.measure(name, rounds):
             print(tables.line(record), file=sys.stderr)
             results["rows"].append(record)
             arguments.output.write_text(json.dumps(results, indent=1))

@@ -17,12 +17,8 @@ def measure(row: str, rounds: int) -> Iterator[dict]:
     """One record for each shape and dtype: the milliseconds of every call, by peer."""
     for shape in SHAPES if row == "sparse" else (LANGUAGE_MODEL,):
         for dtype in DTYPES:
-            yield {
-                "row": row,
-                "shape": shape._asdict(),
-                "dtype": dtype,
-                "milliseconds": _times(row, shape, dtype, rounds),
-            }
+            times = _times(row, shape, dtype, rounds)
+            yield {"row": row, "shape": shape._asdict(), "dtype": dtype, "milliseconds": times}
 
 
 def _times(row: str, shape: Shape, dtype: str, rounds: int) -> dict[str, list[float]]:
