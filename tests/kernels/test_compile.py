@@ -32,7 +32,7 @@ def arguments(dtype="float32"):
 
 
 def programs(dtype="float32"):
-    """Every compiled program: name, function, arguments, options, and how many arrays of the logits' size it returns."""
+    """Every compiled program: name, function, arguments, options, and how many arrays of logits' size it returns."""
     logits, labels, targets, weights = arguments(dtype)
     one = ops.ones((ROWS, 1), "float32")
     saved, dense_saved = (one, one), (one, one, one, one)

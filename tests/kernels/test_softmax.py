@@ -272,8 +272,8 @@ def test_shapes_that_do_not_fit_are_explained():
     with pytest.raises(ValueError) as error:
         softmax_cross_entropy(np.zeros((2, 4)), np.zeros((2, 5), "float32"))
     assert str(error.value) == (
-        "`targets` and `logits` must have the same shape. Received: targets of shape (2, 4) and logits of shape (2, 5). "
-        "For integer labels use the sparse loss."
+        "`targets` and `logits` must have the same shape. Received: targets of shape (2, 4) and logits of shape "
+        "(2, 5). For integer labels use the sparse loss."
     )
     with pytest.raises(ValueError) as error:
         softmax_cross_entropy(np.zeros((2, 4)), np.zeros((2, 4), "float32"), axis=2)
