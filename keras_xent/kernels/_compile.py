@@ -233,6 +233,8 @@ def _sliced(term, combine, reduce, arrays):
     short = columns is None or columns < _SHORTEST_SLICED_ROW
     if _BACKEND == "jax" or accelerated() or short or _in_a_block.get():
         return reduce(term(*arrays), axis=1, keepdims=True)
+    # Converted before they are cut, 16-bit floats are converted inside the fused program; after, slice by slice.
+    arrays = [ops.cast(a, "float32") if _format(a) else a for a in arrays]
     slices = max(_FEWEST_SLICES, columns // _LONGEST_SLICE)
     width, rest = divmod(columns, slices)
     cuts = [(i * width, (i + 1) * width) for i in range(slices)]
