@@ -8,6 +8,7 @@ import pytest
 from keras import ops
 
 from keras_xent.kernels import sigmoid, softmax
+from keras_xent.kernels._compile import compiled
 from tests.backend import BACKEND, tensor, value_and_gradient
 
 if BACKEND == "jax":
@@ -17,7 +18,7 @@ else:
     import tensorflow as tf
 
 # No two sizes are alike, so that a buffer of logits' size can be told by its shape.
-ROWS, CLASSES = 2053, 4099
+ROWS, CLASSES = 4111, 4099
 SOFTMAX = {"gamma": 0.0, "z_loss": 1e-3, "softcap": None}
 SIGMOID = {"smoothing": 0.1, "gamma": 0.0, "alpha": None, "missing": "nan", "reduced": True}
 
@@ -111,14 +112,6 @@ if BACKEND == "jax":
                 exported = export.export(jax.jit(functools.partial(function, **options)), platforms=[platform])(*inputs)
                 assert exported.platforms == (platform,)
 
-    def test_one_compilation_for_each_shape():
-        options = {**SOFTMAX, "smoothing": 0.25}
-        for rows in (3, 5, 3, 5, 3):
-            inputs = tensor(np.zeros((rows, 7)), "float32"), tensor(np.zeros((rows, 1), "int32"))
-            softmax._sparse_backward(ops.ones((rows, 1)), (ops.ones((rows, 1)),) * 2, *inputs, **options)
-        program, _ = softmax._sparse_backward.at(ops.ones((3, 1)), (), *inputs, **options)
-        assert program._cache_size() == 2
-
     def test_gradients_flow_through_vmap():
         x = np.random.default_rng(0).standard_normal((4, 3, 5)).astype("float32")
         labels = np.zeros((4, 3), int)
@@ -137,3 +130,18 @@ else:
         for function, arity in (softmax._sparse_forward, 2), (softmax._sparse_backward, 4):
             program, _ = function.at(*[tf.zeros((1, 1))] * arity, **options)
             assert program.experimental_get_tracing_count() == 2
+
+
+def test_one_compilation_for_each_shape_and_option():
+    shapes = []
+
+    def halved(x, *, times):
+        shapes.append(tuple(x.shape))
+        return x * 0.5**times
+
+    program = compiled(halved)
+    for rows in (3, 5, 3, 5, 3):
+        np.testing.assert_array_equal(program(ops.ones((rows, 7)), times=1), np.full((rows, 7), 0.5))
+    assert shapes == [(3, 7), (5, 7)]
+    np.testing.assert_array_equal(program(ops.ones((3, 7)), times=2), np.full((3, 7), 0.25))
+    assert shapes == [(3, 7), (5, 7), (3, 7)]

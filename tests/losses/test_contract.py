@@ -170,7 +170,7 @@ def test_compiled_models_load_in_a_fresh_process(tmp_path):
 
 @every_loss
 @pytest.mark.parametrize("shape", [(12,), (4, 3), (2, 3, 2)], ids=str)
-def test_all_arguments_together_give_the_value_and_gradient_of_theformula(name, shape):
+def test_all_arguments_together_give_the_value_and_gradient_of_the_formula(name, shape):
     options = arguments(name)
     labels, logits = example(name, shape, seed=len(shape))
     losses, gradients, labelled, _ = reference.elements(name, labels, logits, **formula(options))

@@ -115,6 +115,9 @@ def _refused(name, label, sentence):
     labels, logits = example(name, missing=False)
     labels = labels.astype(type(label))
     labels[1, 2] = labels[3, 0] = label
+    if labels.dtype == "int64" and keras.backend.backend() == "jax":
+        # JAX has no int64: the largest int32 stands for all that are larger, and is no class either.
+        label = min(label, 2**31 - 1)
     with pytest.raises(ValueError, match=exactly(sentence.format(label=label))):
         make(name, from_logits=True)(labels, logits)
 
