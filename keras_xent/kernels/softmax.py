@@ -285,6 +285,10 @@ def _gradient(upstream, logits, a, total, top, excess, *, gamma, z_loss, softcap
     at_top = (total - a) + (slope - total) - excess * share
     elsewhere = ops.exp(ops.minimum(x - _finite(top), 0.0)) * share - a
     gradient = upstream * ops.where(ops.equal(x, top), at_top, elsewhere)
+    return _finished(gradient, upstream, x, logits, softcap)
+
+
+def _finished(gradient, upstream, x, logits, softcap):
     if softcap is not None:
         gradient = gradient * (1.0 - ops.square(x / softcap))
     # Rows that nobody asked for are selected away, so that NaN in them goes nowhere.
@@ -336,20 +340,35 @@ def _sparse_forward(logits, labels, class_weight=None, *, smoothing, gamma, z_lo
 @compiled
 def _sparse_backward(upstream, saved, logits, labels, class_weight=None, *, smoothing, gamma, z_loss, softcap):
     top, excess = saved
-    num_classes = _number_of_classes(logits)
+    is_label = ops.equal(_classes(logits), labels)
     weights = 1.0 if class_weight is None else class_weight
-    a = ops.where(ops.equal(_classes(logits), labels), (1.0 - smoothing) * weights, ops.zeros((), top.dtype))
+    spread = smoothing / _number_of_classes(logits) * weights if smoothing else 0.0
+    label = ops.maximum(labels, 0)
+    label_weight = 1.0 if class_weight is None else ops.take(ops.reshape(class_weight, (-1,)), label)
+    total = (1.0 - smoothing) * label_weight * ops.ones_like(top)
     if smoothing:
-        a = a + smoothing / num_classes * weights
-    if class_weight is None:
-        total = ops.ones_like(top)
-    else:
-        at_label = ops.take(ops.reshape(class_weight, (-1,)), ops.maximum(labels, 0))
-        # Added in the order in which `a` is, so that the difference of the two is exactly 0 where it should be.
-        total = (1.0 - smoothing) * at_label
-        if smoothing:
-            total = total + smoothing / num_classes * ops.sum(weights)
-    return _gradient(upstream, logits, a, total, top, excess, gamma=gamma, z_loss=z_loss, softcap=softcap)
+        total = total + smoothing * (1.0 if class_weight is None else ops.mean(class_weight))
+    if gamma and smoothing:
+        a = ops.where(is_label, (1.0 - smoothing) * weights, ops.zeros((), top.dtype)) + spread
+        return _gradient(upstream, logits, a, total, top, excess, gamma=gamma, z_loss=z_loss, softcap=softcap)
+
+    # Only the label's own gradient needs care, and that is one number for each row: 1 - p comes from the loss, which
+    # is exact where p has rounded to 1.
+    common = ops.log1p(excess)
+    nll = _gap(_capped(ops.take_along_axis(logits, label, axis=1), softcap), top) + common
+    target = (1.0 - smoothing) * label_weight
+    if smoothing:
+        target = target + smoothing / _number_of_classes(logits) * label_weight
+    if gamma:
+        target = total = total * _focal(nll, gamma)[1]
+    slope = total + 2.0 * z_loss * (top + common) if z_loss else total
+    at_label = upstream * ((total - target) + (slope - total) + slope * ops.expm1(-nll))
+    share = upstream * slope / (1.0 + excess)
+    x = _capped(logits, softcap)
+    elsewhere = ops.exp(ops.minimum(x - _finite(top), 0.0)) * share
+    if smoothing:
+        elsewhere = elsewhere - upstream * spread
+    return _finished(ops.where(is_label, at_label, elsewhere), upstream, x, logits, softcap)
 
 
 _sparse = differentiable(_sparse_forward, _sparse_backward)
