@@ -112,8 +112,11 @@ def _in_blocks(function, outputs, arrays, formats, static):
     count = ops.shape(rows)[0]
     size = max(1, _BLOCK_BYTES // max(1, 4 * math.prod(d or 1 for d in rows.shape[1:])))
     whole = isinstance(count, int) and count <= size
-    if not isinstance(count, int):
-        size = ops.minimum(size, ops.maximum(count, 1))
+    if isinstance(count, int):
+        blocks = -(-count // size)
+    else:
+        size = ops.minimum(size, count)
+        blocks = -(-count // ops.maximum(size, 1))
 
     def on_block(start):
         pieces = (a if whole or a.shape[0] == 1 else _block(a, start, size) for a in arrays)
@@ -136,7 +139,7 @@ def _in_blocks(function, outputs, arrays, formats, static):
         )
 
     empty = ops.zeros((count, 1, *ops.shape(rows)[2:]), "float64" if "float64" in str(rows.dtype) else "float32")
-    value, *saved = ops.fori_loop(0, (count + size - 1) // size, block, (empty,) * outputs)
+    value, *saved = ops.fori_loop(0, blocks, block, (empty,) * outputs)
     return value, tuple(saved)
 
 
