@@ -5,14 +5,11 @@ through `tf.function(jit_compile=True)` on TensorFlow and `jax.jit` on JAX. By c
 arguments are tensors and its keyword arguments are Python values that are part of the compiled program.
 """
 
-import contextvars
 import functools
-import math
 from collections.abc import Callable
 from typing import Any
 
 import keras
-from keras import ops
 
 _BACKEND = keras.backend.backend()
 
@@ -25,16 +22,6 @@ else:
         "keras_xent serves the Keras backends 'tensorflow' and 'jax', and Keras runs on "
         f"'{_BACKEND}': set the environment variable KERAS_BACKEND to one of the two before importing keras."
     )
-
-# XLA:CPU makes the terms of a long row's sum in memory before it adds them up. Two ways round that, measured in
-# docs/performance.md: a loop over blocks of rows that stay in the cache, and, where TensorFlow compiles a sum of terms
-# that are simple enough to be fused, cutting the row into slices that are added first. Accelerators need neither.
-_BLOCK_BYTES = 2**21
-_FEWEST_SLICES = 8
-# A sum of one slice is made by few accumulators; a longer one would lose digits.
-_LONGEST_SLICE = 8192
-_SHORTEST_SLICED_ROW = 2048
-_in_a_block = contextvars.ContextVar("_in_a_block", default=False)
 
 
 def as_written(function: Callable) -> Any:
@@ -61,99 +48,23 @@ def compiled(function: Callable) -> Any:
             return traced
         return jax.jit(run)
 
-    return _callable_at(lambda *tensors, **static: (program(tuple(sorted(static.items()))), tensors))
+    return callable_at(lambda *tensors, **static: (program(tuple(sorted(static.items()))), tensors))
 
 
-def _callable_at(at):
+def callable_at(at: Callable) -> Callable:
+    """A function that runs the program which `at` gives for its arguments, and has `at` as attribute."""
+
     def call(*tensors, **static):
         program, arguments = at(*tensors, **static)
         return program(*arguments)
 
-    return _with(call, at=at)
+    return with_attributes(call, at=at)
 
 
-def _with(function: Any, **attributes: Any) -> Any:
+def with_attributes(function: Any, **attributes: Any) -> Any:
+    """The function itself, with attributes."""
     vars(function).update(attributes)
     return function
-
-
-def compiled_by_rows(outputs: int, blocked: Callable[..., bool]) -> Callable:
-    """`compiled` for a function of rows that must not make anything of the size of its input on a CPU.
-
-    The function takes `[rows, classes, ...]` and arrays with as many rows, or with one that is broadcast. It returns
-    `(value, saved)`, `outputs` arrays in all with one column each. Where `blocked(**static)` says so, a CPU runs it on
-    one block of rows after the other.
-    """
-
-    def decorate(function):
-        def by_rows(*arrays, formats, **static):
-            if accelerated() or not blocked(**static):
-                return function(*arrays, **static)
-            return _in_blocks(function, outputs, arrays, formats, static)
-
-        program = compiled(by_rows)
-
-        def at(*arrays, **static):
-            # XLA:CPU slices no 16-bit floats: it would make a float32 copy of the whole array. It does slice integers,
-            # and seen from outside a compiled program TensorFlow takes the same bits for integers at no cost.
-            formats = tuple(_format(a) if blocked(**static) and not accelerated() else "" for a in arrays)
-            arrays = tuple(_bits(a, "uint16") if f else a for a, f in zip(arrays, formats, strict=True))
-            return program.at(*arrays, formats=formats, **static)
-
-        # A loop of unknown length has no derivative in XLA: who needs one (of the statistics, for second derivatives)
-        # takes the function in one piece.
-        return _with(_callable_at(at), in_one_piece=compiled(function))
-
-    return decorate
-
-
-def _in_blocks(function, outputs, arrays, formats, static):
-    rows = arrays[0]
-    count = ops.shape(rows)[0]
-    size = max(1, _BLOCK_BYTES // max(1, 4 * math.prod(d or 1 for d in rows.shape[1:])))
-    whole = isinstance(count, int) and count <= size
-    if isinstance(count, int):
-        blocks = -(-count // size)
-    else:
-        size = ops.minimum(size, count)
-        blocks = -(-count // ops.maximum(size, 1))
-
-    def on_block(start):
-        pieces = (a if whole or a.shape[0] == 1 else _block(a, start, size) for a in arrays)
-        in_block = _in_a_block.set(True)
-        try:
-            return function(*(_bits(p, f) if f else p for p, f in zip(pieces, formats, strict=True)), **static)
-        finally:
-            _in_a_block.reset(in_block)
-
-    if whole:
-        return on_block(0)
-
-    def block(i, results):
-        # The last block begins earlier instead of being shorter: it gives some rows a second time, and the same.
-        start = ops.minimum(i * size, count - size)
-        value, saved = on_block(start)
-        return tuple(
-            ops.slice_update(result, (start, *[0] * (len(result.shape) - 1)), piece)
-            for result, piece in zip(results, (value, *saved), strict=True)
-        )
-
-    empty = ops.zeros((count, 1, *ops.shape(rows)[2:]), "float64" if "float64" in str(rows.dtype) else "float32")
-    value, *saved = ops.fori_loop(0, blocks, block, (empty,) * outputs)
-    return value, tuple(saved)
-
-
-def _block(array, start, size):
-    return ops.slice(array, (start, *[0] * (len(array.shape) - 1)), (size, *ops.shape(array)[1:]))
-
-
-def _format(array):
-    name = str(getattr(array.dtype, "name", array.dtype))
-    return name if name in ("bfloat16", "float16") else ""
-
-
-def _bits(array, dtype):
-    return tf.bitcast(array, dtype) if _BACKEND == "tensorflow" else jax.lax.bitcast_convert_type(array, dtype)
 
 
 def differentiable(forward: Callable, backward: Callable) -> Callable:
@@ -217,38 +128,90 @@ def _differentiable_jax(forward, backward):
     return kernel
 
 
-def row_sum(term: Callable, *arrays: Any) -> Any:
-    """`sum(term(*arrays), axis=1, keepdims=True)`, on TensorFlow's XLA:CPU without `term(*arrays)` in memory.
+def differentiable_ahead(forward: Callable, backward: Callable) -> Callable:
+    """Joins `forward` and `backward` into a function of several inputs that can form their gradients in advance.
 
-    The arrays have `C` columns, or one that is broadcast; the number of columns is that of the first. Only for terms of
-    which XLA fuses every part: one that uses an expensive function twice is made in memory after all.
+    `forward(inputs, others, wanted, **static)` returns `(value, aside, saved)`: what is differentiated, what is not,
+    and what the gradient needs; `wanted` has a bool for each input, all False where only the value is asked for.
+    `backward(upstream, saved, inputs, others, wanted, **static)` returns a gradient for each input, None where it is
+    not wanted. The result is called as `f(inputs, others, wanted, ahead, **static)` and returns `(value, aside)`. JAX
+    sees by itself whether, and in what, something is differentiated; TensorFlow has to be told by `ahead` and `wanted`.
+
+    Second derivatives are right where JAX can make them; TensorFlow says that there are none.
     """
-    return _sliced(term, ops.add, ops.sum, arrays)
+    return _ahead_tf(forward, backward) if _BACKEND == "tensorflow" else _ahead_jax(forward, backward)
 
 
-def row_max(values: Callable, array: Any) -> Any:
-    """`max(values(array), axis=1, keepdims=True)`, as `row_sum`."""
-    return _sliced(values, ops.maximum, ops.max, (array,))
+def _ahead_tf(forward, backward):
+    def kernel(inputs, others, wanted, ahead, **static):
+        there = [i for i, x in enumerate(inputs) if x is not None]
+        stopped = tuple(None if x is None else tf.stop_gradient(x) for x in inputs)
+        # Stopped, or an eager tape would record the inside of `forward`.
+        others = tuple(None if x is None else tf.stop_gradient(x) for x in others)
+        value, aside, saved = forward(stopped, others, wanted if ahead else (False,) * len(inputs), **static)
+
+        @tf.custom_gradient
+        def connect(*present):
+            def gradient(upstream):
+                return first_derivative(upstream, *present)
+
+            return tf.identity(value), gradient
+
+        @tf.custom_gradient
+        def first_derivative(upstream, *present):
+            def second(*_):
+                raise NotImplementedError(
+                    "`linear_cross_entropy` has no second derivatives on TensorFlow. For these, compute the logits and "
+                    "use `sparse_softmax_cross_entropy`."
+                )
+
+            gradients = backward(upstream, saved, stopped, others, wanted, **static)
+            return [
+                tf.zeros_like(present[n]) if gradients[i] is None else gradients[i] for n, i in enumerate(there)
+            ], second
+
+        return connect(*(inputs[i] for i in there)), aside
+
+    return kernel
 
 
-def _sliced(term, combine, reduce, arrays):
-    columns = arrays[0].shape[1]
-    short = columns is None or columns < _SHORTEST_SLICED_ROW
-    if _BACKEND == "jax" or accelerated() or short or _in_a_block.get():
-        return reduce(term(*arrays), axis=1, keepdims=True)
-    # Converted before they are cut, 16-bit floats are converted inside the fused program; after, slice by slice.
-    arrays = [ops.cast(a, "float32") if _format(a) else a for a in arrays]
-    slices = max(_FEWEST_SLICES, columns // _LONGEST_SLICE)
-    width, rest = divmod(columns, slices)
-    cuts = [(i * width, (i + 1) * width) for i in range(slices)]
-    partial, *others = (term(*[a if a.shape[1] == 1 else a[:, i:j] for a in arrays]) for i, j in cuts)
-    for other in others:
-        partial = combine(partial, other)
-    total = reduce(partial, axis=1, keepdims=True)
-    if rest:
-        tail = term(*[a if a.shape[1] == 1 else a[:, columns - rest :] for a in arrays])
-        total = combine(total, reduce(tail, axis=1, keepdims=True))
-    return total
+def _ahead_jax(forward, backward):
+    def kernel(inputs, others, wanted, ahead, **static):
+        @jax.custom_vjp
+        def connect(inputs, others):
+            value, aside, _ = forward(inputs, others, (False,) * len(inputs), **static)
+            return value, aside
+
+        def first(inputs, others):
+            needed = tuple(x is not None and x.perturbed and want for x, want in zip(inputs, wanted, strict=True))
+            inputs, others = jax.tree.map(lambda leaf: leaf.value, (inputs, others))
+            value, aside, saved = forward(inputs, others, needed, **static)
+            # The tree of what is saved is static, and so tells backward which gradients are needed.
+            return (value, aside), (saved, inputs, others, tuple(() if need else None for need in needed))
+
+        def second(residuals, upstreams):
+            saved, inputs, others, needed = residuals
+            upstream = upstreams[0]
+            nothing = tuple(None for _ in inputs), tuple(None for _ in others)
+            if isinstance(upstream, jax.custom_derivatives.SymbolicZero):
+                return nothing
+            needed = tuple(need is not None for need in needed)
+            return tuple(backward(upstream, saved, inputs, others, needed, **static)), nothing[1]
+
+        connect.defvjp(first, second, symbolic_zeros=True)
+        return connect(tuple(inputs), tuple(others))
+
+    return kernel
+
+
+def dot(a: Any, b: Any, *, transpose_a: bool = False, transpose_b: bool = False) -> Any:
+    """The product of two matrices of one dtype; products of 16-bit floats are added up in float32."""
+    if _BACKEND == "tensorflow":
+        accumulated = tf.float64 if a.dtype == tf.float64 else tf.float32
+        return tf.raw_ops.BatchMatMulV3(x=a, y=b, Tout=accumulated, adj_x=transpose_a, adj_y=transpose_b)
+    contracted = ((0 if transpose_a else 1,), (1 if transpose_b else 0,))
+    accumulated = "float64" if a.dtype == "float64" else "float32"
+    return jax.lax.dot_general(a, b, (contracted, ((), ())), preferred_element_type=accumulated)
 
 
 @functools.cache

@@ -10,7 +10,8 @@ from typing import Any
 from keras import ops
 
 from keras_xent.kernels import targets as _targets
-from keras_xent.kernels._compile import as_written, compiled, compiled_by_rows, differentiable
+from keras_xent.kernels._compile import as_written, compiled, differentiable
+from keras_xent.kernels._rows import compiled_by_rows
 
 
 @as_written

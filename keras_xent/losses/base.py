@@ -12,7 +12,7 @@ from keras import ops
 from keras_xent import source
 from keras_xent.kernels import targets
 from keras_xent.kernels._compile import as_written
-from keras_xent.losses.reduction import REDUCTIONS, reduce
+from keras_xent.kernels.reduction import REDUCTIONS, reduce
 
 
 class Elements(NamedTuple):

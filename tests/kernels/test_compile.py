@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from keras import ops
 
-from keras_xent.kernels import sigmoid, softmax
+from keras_xent.kernels import sigmoid, softmax, sparse_softmax
 from keras_xent.kernels._compile import compiled
 from tests.backend import BACKEND, tensor, value_and_gradient
 
@@ -40,9 +40,9 @@ def programs(dtype="float32"):
     for smoothing in (0.0, 0.1):
         options = {**SOFTMAX, "smoothing": smoothing}
         name = "smoothed" if smoothing else "plain"
-        yield f"sparse forward {name}", softmax._sparse_forward, (logits, labels), options, 0
-        yield f"sparse forward weighted {name}", softmax._sparse_forward, (logits, labels, weights), options, 0
-        yield f"sparse backward {name}", softmax._sparse_backward, (one, saved, logits, labels), options, 1
+        yield f"sparse forward {name}", sparse_softmax._sparse_forward, (logits, labels), options, 0
+        yield f"sparse forward weighted {name}", sparse_softmax._sparse_forward, (logits, labels, weights), options, 0
+        yield f"sparse backward {name}", sparse_softmax._sparse_backward, (one, saved, logits, labels), options, 1
         yield f"dense forward {name}", softmax._dense_forward, (logits, targets), options, 0
         yield f"dense backward {name}", softmax._dense_backward, (one, dense_saved, logits, targets), options, 1
     weight = ops.ones((1, 1), "float32")
@@ -115,7 +115,7 @@ if BACKEND == "jax":
     def test_gradients_flow_through_vmap():
         x = np.random.default_rng(0).standard_normal((4, 3, 5)).astype("float32")
         labels = np.zeros((4, 3), int)
-        f = jax.grad(lambda x, y: softmax.sparse_softmax_cross_entropy(y, x).sum())
+        f = jax.grad(lambda x, y: sparse_softmax.sparse_softmax_cross_entropy(y, x).sum())
         np.testing.assert_allclose(jax.vmap(f)(x, labels), f(x, labels), rtol=1e-6)
 
 else:
@@ -127,7 +127,7 @@ else:
             f = lambda x: sparse_softmax_cross_entropy(np.zeros(len(x), int), x, z_loss=0.125)  # noqa: E731
             value_and_gradient(f, tf.zeros((rows, 11)))
         options = {**SOFTMAX, "smoothing": 0.0, "z_loss": 0.125}
-        for function, arity in (softmax._sparse_forward, 2), (softmax._sparse_backward, 4):
+        for function, arity in (sparse_softmax._sparse_forward, 2), (sparse_softmax._sparse_backward, 4):
             program, _ = function.at(*[tf.zeros((1, 1))] * arity, **options)
             assert program.experimental_get_tracing_count() == 2
 

@@ -21,16 +21,8 @@ REDUCTIONS = (
 )
 
 
-def reduce(
-    losses: Any,
-    *,
-    reduction: str | None,
-    valid: Any = None,
-    weights: Any = None,
-    label_weights: Any = None,
-    normalizer: float | None = None,
-) -> Any:
-    """Reduces losses of shape `[B, ...]`.
+def reduce(losses: Any, *, reduction: str | None, **counting: Any) -> Any:
+    """Losses of shape `[B, ...]`, float32 or float64, reduced to a scalar, or only weighted for reduction None.
 
     With losses `l`, validity `v` (0 or 1), sample weights `t` and class weights of the labels `w`:
 
@@ -42,51 +34,61 @@ def reduce(
     - `None`, `"none"`: `v t l`
 
     A `normalizer` takes the place of the denominator (of the number of sequences in `"sequence_mean"`). Nothing valid
-    gives 0.
+    gives 0. `counting` is that of `weighting`.
+    """
+    share, denominator = weighting(losses, reduction=reduction, **counting)
+    # Selected, not multiplied: what is masked or has weight 0 may hold NaN.
+    losses = ops.where(ops.equal(share, 0), 0.0, losses) * share
+    return losses if denominator is None else ratio(total(losses), denominator)
+
+
+def weighting(
+    losses: Any,
+    *,
+    reduction: str | None,
+    valid: Any = None,
+    weights: Any = None,
+    label_weights: Any = None,
+    normalizer: float | None = None,
+) -> tuple[Any, Any]:
+    """The share of each loss, and what the sum of all shares' losses is divided by (None: the losses are not summed).
 
     Args:
-        losses: float32 or float64.
+        losses: an array of the shape and dtype of the losses. Only these are looked at.
+        reduction: one of `REDUCTIONS`.
         valid: booleans that broadcast against the losses, or None.
         weights: numbers that broadcast against the losses, or None.
         label_weights: numbers of the shape of the losses (already part of them), or None.
+        normalizer: a number in place of the denominator.
     """
     ones = ops.ones_like(losses)
-    there = ones if valid is None else ops.cast(ops.broadcast_to(valid, ops.shape(losses)), losses.dtype)
-    weights = ones if weights is None else ops.cast(weights, losses.dtype) * ones
-    # Selected, not multiplied: what is masked or has weight 0 may hold NaN.
-    counted = ops.logical_and(there > 0, ops.not_equal(weights, 0))
-    weights = ops.where(counted, weights, 0.0)
-    losses = ops.where(counted, losses, 0.0) * weights
+    there = ones if valid is None else ops.cast(ops.broadcast_to(valid, ops.shape(losses)), ones.dtype)
+    weights = ones if weights is None else ops.cast(weights, ones.dtype) * ones
+    weights = ops.where(there > 0, weights, 0.0)
     if reduction in (None, "none"):
-        return losses
+        return weights, None
     if reduction == "sequence_mean":
-        return _sequence_mean(losses, weights, label_weights, normalizer)
-    total = _sum(losses)
+        axes = tuple(range(1, len(ones.shape)))
+        mass = ops.sum(_times(weights, label_weights), axis=axes, keepdims=True)
+        share = weights * ratio(ops.ones_like(mass), mass)
+        if normalizer is not None:
+            return share, normalizer
+        return share, _over_replicas(ops.sum(ops.cast(ops.any(ops.not_equal(weights, 0), axis=axes), ones.dtype)))
     if normalizer is not None:
-        return total / normalizer
+        return weights, normalizer
     if reduction == "sum":
-        return total
+        return weights, 1.0
     if reduction == "token_mean":
-        return _safe_ratio(total, _over_replicas(_sum(_times(weights, label_weights))))
-    count = _sum(weights if reduction == "mean_with_sample_weight" else there)
-    return _safe_ratio(total, count) / _number_of_replicas()
-
-
-def _sequence_mean(losses, weights, label_weights, normalizer):
-    axes = tuple(range(1, len(losses.shape)))
-    mass = ops.sum(_times(weights, label_weights), axis=axes)
-    means = _safe_ratio(ops.sum(losses, axis=axes), mass)
-    if normalizer is not None:
-        return ops.sum(means) / normalizer
-    sequences = ops.sum(ops.cast(ops.any(ops.not_equal(weights, 0), axis=axes), losses.dtype))
-    return _safe_ratio(ops.sum(means), _over_replicas(sequences))
+        return weights, _over_replicas(total(_times(weights, label_weights)))
+    count = total(weights if reduction == "mean_with_sample_weight" else there)
+    return weights, count * _number_of_replicas()
 
 
 def _times(weights, label_weights):
     return weights if label_weights is None else weights * ops.where(ops.equal(weights, 0), 0.0, label_weights)
 
 
-def _sum(values):
+def total(values: Any) -> Any:
     """The sum of all values. Halving by additions first keeps the rounding of long sums as small as it looks."""
     values = ops.reshape(values, (-1,))
     lanes = 64
@@ -98,7 +100,8 @@ def _sum(values):
     return ops.sum(values)
 
 
-def _safe_ratio(numerator, denominator):
+def ratio(numerator: Any, denominator: Any) -> Any:
+    """The quotient, and 0 where the denominator is 0."""
     return ops.divide_no_nan(numerator, denominator)
 
 
