@@ -5,6 +5,7 @@ does not say which activation it was; in a TensorFlow graph both can be read fro
 """
 
 import re
+import weakref
 from typing import Any, NamedTuple
 
 import keras
@@ -34,10 +35,16 @@ class Head(NamedTuple):
     layer: str = ""
 
 
+# Logits with a head, for as long as they live.
+_with_heads: weakref.WeakValueDictionary = weakref.WeakValueDictionary()
+
+
 def attach(logits: Any, head: Head) -> None:
     """Leaves the head on its logits. Symbolic inputs of Keras, which only have shapes, get none."""
     if not isinstance(logits, keras.KerasTensor):
         set_tensor_attr(logits, "_keras_xent_head", head)
+        if not is_eager(logits):
+            _with_heads[id(logits)] = logits
 
 
 def head_of(logits: Any) -> Head | None:
@@ -47,6 +54,20 @@ def head_of(logits: Any) -> Head | None:
     return (
         getattr(operation.outputs[0], "_keras_xent_head", None) if operation is not None and operation.outputs else head
     )
+
+
+def lost_head(logits: Any) -> Head | None:
+    """The head of other logits of the same program and shape, from which these have probably been made."""
+    for other in list(_with_heads.values()):
+        same_program = _program(other) is _program(logits)
+        if other is not logits and same_program and tuple(other.shape) == tuple(logits.shape):
+            return head_of(other)
+    return None
+
+
+def _program(tensor):
+    """The graph or trace that a tensor belongs to."""
+    return tensor.graph if keras.backend.backend() == "tensorflow" else getattr(tensor, "_trace", None)
 
 
 def keras_mask(tensor: Any) -> Any:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import keras
+from keras import ops
 
 _BACKEND = keras.backend.backend()
 
@@ -220,6 +221,13 @@ def accelerated() -> bool:
     if _BACKEND == "tensorflow":
         return any(device.device_type != "CPU" for device in tf.config.list_logical_devices())
     return jax.default_backend() != "cpu" or jax.device_count() > 1
+
+
+def read(variable: Any) -> Any:
+    """The present value of a variable, as a tensor that later assignments do not change; a tensor is returned as is."""
+    value = ops.convert_to_tensor(variable)
+    # Keras on TensorFlow gives the `tf.Variable` itself.
+    return tf.convert_to_tensor(value) if _BACKEND == "tensorflow" else value
 
 
 def widest_int() -> str:

@@ -69,7 +69,8 @@ def _named(model, layer):
         return layer
     found = [one for one in model._flatten_layers() if one.name == layer]
     if not found:
-        names = ", ".join(repr(one.name) for one in model._flatten_layers(include_self=False))
+        inside = (one for one in model._flatten_layers(include_self=False) if type(one) is not keras.layers.InputLayer)
+        names = ", ".join(repr(one.name) for one in inside)
         raise ValueError(f"`layer` must be a layer of the model or its name, one of {names}. Received: {layer!r}.")
     return found[0]
 

@@ -6,6 +6,7 @@ import keras
 from keras import ops
 
 from keras_xent import source
+from keras_xent.kernels._compile import read
 
 
 @keras.saving.register_keras_serializable(package="keras_xent")
@@ -35,11 +36,11 @@ class LogitsDense(keras.layers.Dense):
 
     def call(self, inputs: Any, training: bool | None = None) -> Any:
         """Logits with their source attached."""
-        kernel = ops.convert_to_tensor(self.kernel)
+        kernel = read(self.kernel)
         logits = ops.matmul(inputs, kernel)
         bias = None
         if self.bias is not None:
-            bias = ops.convert_to_tensor(self.bias)
+            bias = read(self.bias)
             logits = ops.add(logits, bias)
         matrices = [w for w in self.trainable_weights if w is not self.bias]
         trained = {"hidden": True, "kernel": bool(matrices), "bias": self.bias is not None and self.bias.trainable}

@@ -6,6 +6,7 @@ import keras
 from keras import ops
 
 from keras_xent import source
+from keras_xent.kernels._compile import read
 
 
 @keras.saving.register_keras_serializable(package="keras_xent")
@@ -40,7 +41,7 @@ class TiedLogits(keras.layers.ReversibleEmbedding):
         if not reverse:
             return logits
         weights = self.embeddings if self.tie_weights else self.reverse_embeddings
-        kernel = ops.convert_to_tensor(weights)
+        kernel = read(weights)
         if self.reverse_dtype is not None:
             inputs, kernel = ops.cast(inputs, self.reverse_dtype), ops.cast(kernel, self.reverse_dtype)
         head = source.Head(

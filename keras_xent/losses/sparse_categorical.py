@@ -1,5 +1,6 @@
 """Cross-entropy of integer labels, one class out of many."""
 
+import warnings
 from typing import Any
 
 import keras
@@ -55,6 +56,8 @@ class SparseCategoricalCrossentropy(Crossentropy):
     References: `keras.losses.SparseCategoricalCrossentropy`; the references of the kernel.
     """
 
+    _warned_of_lost_head = False
+
     def __init__(
         self,
         from_logits: bool = False,
@@ -101,6 +104,14 @@ class SparseCategoricalCrossentropy(Crossentropy):
             if logits is None or activation not in (None, "softmax"):
                 return None
         head = source.head_of(logits)
+        if head is None and (lost := source.lost_head(logits)) is not None and not self._warned_of_lost_head:
+            self._warned_of_lost_head = True
+            warnings.warn(
+                f"{type(self).__name__} makes the logits of layer '{lost.layer}' in memory: what came after the layer "
+                "returned a new tensor, which does not know its source. End the model in that layer. The loss reads "
+                "16-bit logits as they are, so that a float32 Activation after it is not needed.",
+                stacklevel=2,
+            )
         # A cap upon a cap is no cap.
         return None if head is not None and head.logit_softcap and self.logit_softcap else head
 
