@@ -1,13 +1,13 @@
 """Cross-entropy of distributions over the classes."""
 
-import warnings
 from typing import Any
 
 import keras
 from keras import ops
 
+from keras_xent import arguments
 from keras_xent.kernels import softmax_cross_entropy, targets
-from keras_xent.losses.base import Crossentropy, Elements, fraction, not_negative, positive, weights_of_classes
+from keras_xent.losses.base import Crossentropy, Elements, warn
 
 
 @keras.saving.register_keras_serializable(package="keras_xent")
@@ -57,12 +57,12 @@ class CategoricalCrossentropy(Crossentropy):
         logit_softcap: float | None = None,
     ) -> None:
         super().__init__(from_logits=from_logits, reduction=reduction, name=name, dtype=dtype)
-        self.label_smoothing = fraction("label_smoothing", label_smoothing)
-        self.axis = axis
-        self.class_weight = weights_of_classes("class_weight", class_weight)
-        self.focal_gamma = not_negative("focal_gamma", focal_gamma)
-        self.z_loss = not_negative("z_loss", z_loss)
-        self.logit_softcap = positive("logit_softcap", logit_softcap)
+        self.label_smoothing = arguments.fraction("label_smoothing", label_smoothing)
+        self.axis = arguments.axis(axis)
+        self.class_weight = arguments.class_weights("class_weight", class_weight)
+        self.focal_gamma = arguments.not_negative("focal_gamma", focal_gamma)
+        self.z_loss = arguments.not_negative("z_loss", z_loss)
+        self.logit_softcap = arguments.positive("logit_softcap", logit_softcap)
 
     def _elements(self, y_true, logits, counted, label_mask):
         if not targets.same_shape(y_true.shape, logits.shape):
@@ -72,11 +72,10 @@ class CategoricalCrossentropy(Crossentropy):
                 "use SparseCategoricalCrossentropy."
             )
         if logits.shape[self.axis] == 1:
-            warnings.warn(
+            warn(
                 f"`y_pred` of shape {tuple(logits.shape)} has one class, so the loss is always 0. For a yes-or-no "
                 "answer use BinaryCrossentropy.",
                 SyntaxWarning,
-                stacklevel=3,
             )
         losses = softmax_cross_entropy(
             y_true,

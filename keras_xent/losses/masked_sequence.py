@@ -4,7 +4,7 @@ from typing import Any
 
 import keras
 
-from keras_xent.losses.base import positive
+from keras_xent import arguments
 from keras_xent.losses.sparse_categorical import SparseCategoricalCrossentropy
 
 
@@ -87,4 +87,4 @@ class MaskedSequenceCrossentropy(SparseCategoricalCrossentropy):
                 "`normalizer` must be None for losses that are not reduced. "
                 f"Received: normalizer={normalizer!r} with reduction={reduction!r}."
             )
-        self.normalizer = positive("normalizer", normalizer)
+        self.normalizer = arguments.positive("normalizer", normalizer)

@@ -5,8 +5,9 @@ from typing import Any
 import keras
 from keras import ops
 
+from keras_xent import arguments
 from keras_xent.kernels import sparse_softmax_cross_entropy, targets
-from keras_xent.losses.base import Crossentropy, Elements, fraction, not_negative, positive, weights_of_classes
+from keras_xent.losses.base import Crossentropy, Elements
 
 
 @keras.saving.register_keras_serializable(package="keras_xent")
@@ -69,13 +70,13 @@ class SparseCategoricalCrossentropy(Crossentropy):
         logit_softcap: float | None = None,
     ) -> None:
         super().__init__(from_logits=from_logits, reduction=reduction, name=name, dtype=dtype)
-        self.ignore_class = ignore_class
-        self.axis = axis
-        self.label_smoothing = fraction("label_smoothing", label_smoothing)
-        self.class_weight = weights_of_classes("class_weight", class_weight)
-        self.focal_gamma = not_negative("focal_gamma", focal_gamma)
-        self.z_loss = not_negative("z_loss", z_loss)
-        self.logit_softcap = positive("logit_softcap", logit_softcap)
+        self.ignore_class = arguments.class_or_none("ignore_class", ignore_class)
+        self.axis = arguments.axis(axis)
+        self.label_smoothing = arguments.fraction("label_smoothing", label_smoothing)
+        self.class_weight = arguments.class_weights("class_weight", class_weight)
+        self.focal_gamma = arguments.not_negative("focal_gamma", focal_gamma)
+        self.z_loss = arguments.not_negative("z_loss", z_loss)
+        self.logit_softcap = arguments.positive("logit_softcap", logit_softcap)
 
     def _elements(self, y_true, logits, counted, label_mask):
         labels = targets.without_class_axis(y_true, logits, targets.checked_axis(self.axis, len(logits.shape)))

@@ -5,7 +5,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_xent import source
+from keras_xent import arguments, source
 from keras_xent.kernels import sparse_softmax_cross_entropy, targets
 from keras_xent.kernels._compile import as_written
 from keras_xent.metrics.exact_sum import ExactSum
@@ -56,11 +56,11 @@ class Perplexity(keras.metrics.Metric):
         *,
         logit_softcap: float | None = None,
     ) -> None:
-        super().__init__(name=name, dtype=dtype)
-        self.from_logits = from_logits
-        self.ignore_class = ignore_class
-        self.axis = axis
-        self.logit_softcap = logit_softcap
+        super().__init__(name=name, dtype=arguments.dtype_or_none("dtype", dtype))
+        self.from_logits = arguments.boolean("from_logits", from_logits)
+        self.ignore_class = arguments.class_or_none("ignore_class", ignore_class)
+        self.axis = arguments.axis(axis)
+        self.logit_softcap = arguments.positive("logit_softcap", logit_softcap)
         self._nll = ExactSum(self, "nll")
         self._tokens = ExactSum(self, "tokens")
         # Lets EarlyStopping and ModelCheckpoint know that less is better.
@@ -69,9 +69,14 @@ class Perplexity(keras.metrics.Metric):
     @as_written
     def update_state(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> None:
         """Adds the tokens of a batch: `y_true` `[...]` integers, `y_pred` `[..., C]`."""
+        with targets.called("y_true", "y_pred"):
+            self._add(y_true, y_pred, sample_weight)
+
+    def _add(self, y_true, y_pred, sample_weight):
         mask = source.keras_mask(y_pred)
+        y_pred = arguments.tensor("y_pred", y_pred)
         logits = source.as_logits(y_pred, from_logits=self.from_logits, activation="softmax")
-        labels = targets.to_tensor(y_true)
+        labels = targets.to_tensor(arguments.tensor("y_true", y_true))
         labels = targets.without_class_axis(labels, logits, targets.checked_axis(self.axis, len(logits.shape)))
         shape = labels.shape
         valid = targets.counted(labels, None, self.ignore_class)
@@ -80,7 +85,8 @@ class Perplexity(keras.metrics.Metric):
             valid = mask if valid is None else ops.logical_and(valid, mask)
         weights = ops.ones(ops.shape(labels), dtype="float32")
         if sample_weight is not None:
-            sample_weight = ops.cast(targets.to_tensor(sample_weight), "float32")
+            sample_weight = targets.to_tensor(arguments.tensor("sample_weight", sample_weight))
+            sample_weight = ops.cast(sample_weight, "float32")
             weights = weights * targets.aligned_weights(sample_weight, shape)
         if valid is not None:
             weights = ops.where(valid, weights, 0.0)

@@ -222,7 +222,7 @@ def test_a_label_that_is_no_class_is_an_error_where_it_can_be_seen(label):
     with pytest.raises(ValueError) as error:
         sparse_softmax_cross_entropy(np.array([0, 1, label, 3, 4]), tensor(logits, "float32"))
     assert str(error.value) == (
-        "`labels` must be classes from 0 to 6, since the logits have 7. "
+        "`labels` must be classes from 0 to 6, since `logits` has 7. "
         f"Received: label {label} at position (2,), and 1 such label(s) in all. If it marks padding, say so with "
         f"`ignore_class={label}`."
     )
