@@ -213,7 +213,8 @@ def check_binary(labels: Any, present: Any) -> None:
     if present is not None:
         labels = ops.where(present, labels, ops.zeros_like(labels))
     name, _ = _NAMES.get()
-    low, high = 0, 1
+    low: float = 0
+    high: float = 1
     if is_float(labels):
         # Soft labels have been computed, and rounded.
         slack = 1e-2 if "16" in dtype_of(labels) else 1e-6

@@ -6,7 +6,6 @@ import re
 import keras
 import numpy as np
 import pytest
-from keras import ops
 
 import keras_xent as kx
 from tests.backend import BACKEND, MODES, tensor
@@ -239,6 +238,16 @@ def test_what_holds_no_numbers_is_refused(name, argument):
             make(name, from_logits=True)(**inputs)
 
 
+def test_warnings_point_at_the_line_of_the_user():
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    model.compile(loss=kx.losses.CategoricalCrossentropy(from_logits=True))
+    x, y = np.zeros((4, 2)), np.ones((4, 1))
+    for call in (lambda: model.loss(y, model(x)), lambda: model.fit(x, y, verbose=0)):
+        with pytest.warns(SyntaxWarning, match="has one class, so the loss is always 0") as warned:
+            call()
+        assert {w.filename for w in warned if w.category is SyntaxWarning} == {__file__}
+
+
 # Labels of the binary loss
 
 MARKED = "If it marks a missing label, say so with `ignore_class={marker}`; if not, bring the labels to 0 and 1."
@@ -297,7 +306,7 @@ def test_binary_labels_that_do_not_count_may_be_anything(mode):
 
     run = MODES[mode]
     np.testing.assert_allclose(float(run(lambda x: call(x, ignore_class=7))(logits)), math.log(2), rtol=1e-6)
-    np.testing.assert_allclose(float(run(masked)(ops.identity(tensor(logits)))), math.log(2), rtol=1e-6)
+    np.testing.assert_allclose(float(run(masked)(tensor(logits))), math.log(2), rtol=1e-6)
     assert float(run(weighted)(logits)) == 0.0
 
 

@@ -1,6 +1,7 @@
-"""How much memory does a first step take beyond what is there when it starts?
+"""How high does the memory rise in a first step, above where it stands when the labels and logits are there?
 
-In a fresh process for each peer, compilation included: `python -m tools.bench.memory ROW PEER`.
+Once for each peer, in a fresh process of its own, compilation included: `python -m tools.bench.memory ROW PEER`.
+The gradient, which every peer returns, is part of it.
 """
 
 import json
@@ -18,7 +19,7 @@ STATUS, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 def measure(rounds: int) -> Iterator[dict]:
-    """One record for each loss: the peak in MB, by peer, the same in every round and so taken once."""
+    """One record for each loss: the peak in MB, by peer. One sample each, whatever the number of rounds."""
     for row in losses.CLASSES:
         megabytes = {}
         for peer in losses.peers(row):
