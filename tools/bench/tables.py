@@ -8,7 +8,7 @@ ABOUT = {
     "milliseconds": "Forward and backward in ms, warm: the median of {rounds} rounds. In brackets, times "
     f"`{OURS}` of the same round: the median and the quartiles of the rounds' ratios. A tie: the quartiles hold 1, or "
     "the median is within 3 % of it.",
-    "seconds": "A step with a number of rows that is new to it, in s: the median of {rounds} steps. In brackets as above.",
+    "seconds": "A step with a number of rows new to it, in s: the median of {rounds} steps. In brackets as above.",
     "megabytes": "Peak memory of the first step above where it started, gradient and compilation included, in MB, one "
     f"sample each (times `{OURS}`).",
 }
