@@ -35,7 +35,7 @@ class BinaryCrossentropy(Crossentropy):
     on `y_pred` may mark examples `[...]`, or labels `[..., L]`.
 
     Raises:
-        ValueError: an argument out of its range; shapes that do not fit.
+        ValueError: an argument out of its range; shapes that do not fit; in eager mode, a label outside [0, 1].
 
     Example:
 

@@ -33,7 +33,8 @@ class MaskedSequenceCrossentropy(SparseCategoricalCrossentropy):
     Args:
         from_logits: whether `y_pred` holds logits (the default here) or probabilities.
         ignore_class: the label of padding, if labels mark it.
-        label_smoothing, class_weight, z_loss, logit_softcap: as in `SparseCategoricalCrossentropy`.
+        label_smoothing, class_weight, z_loss, logit_softcap: as in `SparseCategoricalCrossentropy`. **Never use the
+            `class_weight` of `fit` here**: Keras makes a wrong weight per sequence of it, which no loss can notice.
         normalizer: a number that takes the place of the denominator.
         reduction: `"token_mean"`, `"sequence_mean"`, or one of Keras' names.
         name: name of the loss.

@@ -32,7 +32,8 @@ class SparseCategoricalCrossentropy(Crossentropy):
         dtype: dtype of the result (default float32). Sums are made in float32 whatever it is, labels are never cast to
             it; with `"float64"` the whole computation is in float64.
         label_smoothing: share in [0, 1] of the target spread evenly over all classes.
-        class_weight: one weight per class: `[C]`, or a dict from class to weight.
+        class_weight: one weight per class: `[C]`, or a dict from class to weight. **Never use that of `fit` with labels
+            `[B, T]`**: Keras makes a wrong weight per example of it, which no loss can notice.
         focal_gamma: exponent of the focal factor `(1 - p)^gamma`.
         z_loss: weight of the squared log-sum-exp of the logits.
         logit_softcap: `c` of `c tanh(x / c)`, applied to the logits.
