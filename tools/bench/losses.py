@@ -41,8 +41,6 @@ def _step(loss):
     return step
 
 
-# In one graph, where TensorFlow reuses buffers: making the data must not need more memory than the
-# step that is measured.
 @tf.function(autograph=False)
 def inputs(row: str, shape: Shape, dtype: str) -> tuple[tf.Tensor, tf.Tensor]:
     """Random labels and logits. Targets are float32 with any logits, as in mixed precision."""
