@@ -266,8 +266,7 @@ def test_shapes_that_do_not_fit_are_explained():
         sparse_softmax_cross_entropy(np.zeros((2, 3), int), np.zeros((2, 4, 5), "float32"))
     assert str(error.value) == (
         "`labels` must have the shape of `logits` without its class axis, one integer for each distribution. Received: "
-        "labels of shape (2, 3) and logits of shape (2, 4, 5) with class axis 2, so labels of shape (2, 4) are needed. "
-        "For one-hot or soft targets use the categorical loss."
+        "labels of shape (2, 3) and logits of shape (2, 4, 5) with class axis 2, so labels of shape (2, 4) are needed."
     )
     with pytest.raises(ValueError) as error:
         softmax_cross_entropy(np.zeros((2, 4)), np.zeros((2, 5), "float32"))
