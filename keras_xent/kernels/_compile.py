@@ -78,10 +78,18 @@ def differentiable(forward: Callable, backward: Callable) -> Callable:
 
 
 def _differentiable_tf(forward, backward):
+    @compiled
+    def pull(upstream, inputs, **static):
+        again = getattr(forward, "in_one_piece", forward)(*inputs, **static)[1]
+        # Not a tape: forward mode first runs this while it keeps tapes from recording.
+        return tf.gradients(again, [i for i in inputs if i.dtype.is_floating], upstream, unconnected_gradients="zero")
+
     def kernel(x, *others, **static):
-        # Inputs are stopped so that an eager tape does not record the inside of `forward`: recording would turn every
-        # intermediate of the compiled program into an output of [rows, classes] size.
-        value, saved = forward(*map(tf.stop_gradient, (x, *others)), **static)
+        # An eager tape must not record the inside of `forward`: that would turn every intermediate of the compiled
+        # program into an output of [rows, classes] size. A graph makes these only for who asks, and there it is the
+        # way that tangents of forward mode take.
+        inputs = (x, *others)
+        value, saved = forward(*(map(tf.stop_gradient, inputs) if is_eager(x) else inputs), **static)
 
         @tf.custom_gradient
         def connect(x, *others):
@@ -96,10 +104,8 @@ def _differentiable_tf(forward, backward):
         @tf.custom_gradient
         def remember(*inputs):
             def gradient(*upstream):
-                with tf.GradientTape() as tape:
-                    tape.watch([i for i in inputs if i.dtype.is_floating])
-                    again = getattr(forward, "in_one_piece", forward)(*inputs, **static)[1]
-                return tape.gradient(again, inputs, list(upstream))
+                pulled = iter(pull(upstream, inputs, **static))
+                return [next(pulled) if i.dtype.is_floating else None for i in inputs]
 
             return tuple(map(tf.identity, saved)), gradient
 
