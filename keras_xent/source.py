@@ -5,10 +5,11 @@ does not say which activation it was; in a TensorFlow graph both can be read fro
 """
 
 import re
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 from keras import ops
+from keras.src.backend.common.tensor_attributes import get_tensor_attr, set_tensor_attr
 
 from keras_xent.kernels._compile import differentiable, is_eager
 from keras_xent.kernels.targets import accumulator_dtype, dtype_of, is_float, to_tensor
@@ -16,6 +17,36 @@ from keras_xent.kernels.targets import accumulator_dtype, dtype_of, is_float, to
 _ACTIVATIONS = ("Softmax", "Sigmoid")
 # Operations through which a probability passes unchanged.
 _TRANSPARENT = {"Cast", "Identity", "StopGradient"}
+
+
+class Head(NamedTuple):
+    """What the logits of an output layer were made from: `cap(hidden @ kernel + bias)`."""
+
+    hidden: Any
+    # A read of the variable: the metrics run after the optimizer, and have to see what the loss saw.
+    kernel: Any
+    bias: Any = None
+    transpose_kernel: bool = False
+    logit_softcap: float | None = None
+    training: bool = False
+    # Which of hidden, kernel and bias are trained.
+    gradients: tuple[str, ...] = ("hidden", "kernel", "bias")
+    layer: str = ""
+
+
+def attach(logits: Any, head: Head) -> None:
+    """Leaves the head on its logits. Symbolic inputs of Keras, which only have shapes, get none."""
+    if not isinstance(logits, keras.KerasTensor):
+        set_tensor_attr(logits, "_keras_xent_head", head)
+
+
+def head_of(logits: Any) -> Head | None:
+    """The head that made these logits, seen through the casts of a TensorFlow graph; None where none is known."""
+    head = get_tensor_attr(logits, "_keras_xent_head")
+    operation = _operation(logits) if head is None else None
+    return (
+        getattr(operation.outputs[0], "_keras_xent_head", None) if operation is not None and operation.outputs else head
+    )
 
 
 def keras_mask(tensor: Any) -> Any:

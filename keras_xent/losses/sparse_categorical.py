@@ -5,7 +5,9 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_xent.kernels import sparse_softmax_cross_entropy, targets
+from keras_xent import source, statistics
+from keras_xent.kernels import linear, sparse_softmax_cross_entropy, targets
+from keras_xent.kernels._compile import as_written, is_eager
 from keras_xent.losses.base import Crossentropy, Elements, fraction, not_negative, positive, weights_of_classes
 
 
@@ -76,6 +78,67 @@ class SparseCategoricalCrossentropy(Crossentropy):
         self.focal_gamma = not_negative("focal_gamma", focal_gamma)
         self.z_loss = not_negative("z_loss", z_loss)
         self.logit_softcap = positive("logit_softcap", logit_softcap)
+
+    @as_written
+    def __call__(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> Any:
+        """The reduced loss; without the logits, where they know what they were made from."""
+        head = self._head(y_pred)
+        if head is None:
+            return super().__call__(y_true, y_pred, sample_weight)
+        with keras.name_scope(self.name):
+            return ops.cast(self._fused(head, y_true, y_pred, sample_weight), self.dtype)
+
+    def _head(self, y_pred):
+        # Eager logits are already there.
+        if (
+            is_eager(y_pred)
+            or targets.checked_axis(self.axis, len(y_pred.shape), "predictions") != len(y_pred.shape) - 1
+        ):
+            return None
+        logits = y_pred
+        if not self.from_logits:
+            activation, logits = source.origin(y_pred)
+            if logits is None or activation not in (None, "softmax"):
+                return None
+        head = source.head_of(logits)
+        # A cap upon a cap is no cap.
+        return None if head is not None and head.logit_softcap and self.logit_softcap else head
+
+    def _fused(self, head, y_true, y_pred, sample_weight):
+        labels = targets.without_class_axis(targets.to_tensor(y_true), y_pred, -1)
+        shape, mask, weights = labels.shape, source.keras_mask(y_pred), None
+        if mask is not None:
+            mask = targets.aligned_weights(ops.cast(mask, "bool"), shape, "mask")
+            mask = ops.broadcast_to(mask, ops.shape(labels))
+        if sample_weight is not None:
+            weights = targets.aligned_weights(targets.to_tensor(sample_weight), shape)
+        matrices = (head.hidden, head.kernel, head.bias)
+        if self.dtype == "float64":
+            matrices = tuple(None if m is None else ops.cast(m, "float64") for m in matrices)
+        hidden, kernel, bias = matrices
+        loss, found = linear.with_statistics(
+            hidden,
+            kernel,
+            labels,
+            bias,
+            token_weights=weights,
+            transpose_kernel=head.transpose_kernel,
+            mask=mask,
+            ignore_class=self.ignore_class,
+            label_smoothing=self.label_smoothing,
+            class_weight=self.class_weight,
+            focal_gamma=self.focal_gamma,
+            z_loss=self.z_loss,
+            logit_softcap=head.logit_softcap or self.logit_softcap,
+            reduction=self.reduction,
+            normalizer=self.normalizer,
+            training=head.training,
+            gradients=head.gradients,
+            hits=statistics.hits_are_wanted(),
+        )
+        left = statistics.Left(found, y_true, sample_weight, self.ignore_class, self.logit_softcap)
+        statistics.leave(y_pred, left)
+        return loss
 
     def _elements(self, y_true, logits, counted, label_mask):
         labels = targets.without_class_axis(y_true, logits, targets.checked_axis(self.axis, len(logits.shape)))

@@ -6,13 +6,13 @@ import keras
 from keras import ops
 
 from keras_xent import source
-from keras_xent.kernels import sparse_softmax_cross_entropy, targets
+from keras_xent.kernels import sparse_softmax_cross_entropy
 from keras_xent.kernels._compile import as_written
-from keras_xent.metrics.exact_sum import ExactSum
+from keras_xent.metrics.token_mean import TokenMean
 
 
 @keras.saving.register_keras_serializable(package="keras_xent")
-class Perplexity(keras.metrics.Metric):
+class Perplexity(TokenMean):
     """The exponential of the mean cross-entropy per token, over all tokens since the last reset.
 
     Every valid token counts the same, however the batches were cut. Give it in `compile(weighted_metrics=[...])` if
@@ -56,46 +56,25 @@ class Perplexity(keras.metrics.Metric):
         *,
         logit_softcap: float | None = None,
     ) -> None:
-        super().__init__(name=name, dtype=dtype)
+        super().__init__(ignore_class, axis, name, dtype)
         self.from_logits = from_logits
-        self.ignore_class = ignore_class
-        self.axis = axis
         self.logit_softcap = logit_softcap
-        self._nll = ExactSum(self, "nll")
-        self._tokens = ExactSum(self, "tokens")
         # Lets EarlyStopping and ModelCheckpoint know that less is better.
         self._direction = "down"
 
-    @as_written
-    def update_state(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> None:
-        """Adds the tokens of a batch: `y_true` `[...]` integers, `y_pred` `[..., C]`."""
-        mask = source.keras_mask(y_pred)
+    def _head(self, y_pred):
+        if self.from_logits:
+            return super()._head(y_pred)
+        activation, logits = source.origin(y_pred)
+        return super()._head(logits) if activation in (None, "softmax") and logits is not None else None
+
+    def _from_logits(self, labels, y_pred, mask):
         logits = source.as_logits(y_pred, from_logits=self.from_logits, activation="softmax")
-        labels = targets.to_tensor(y_true)
-        labels = targets.without_class_axis(labels, logits, targets.checked_axis(self.axis, len(logits.shape)))
-        shape = labels.shape
-        valid = targets.counted(labels, None, self.ignore_class)
-        if mask is not None:
-            mask = targets.aligned_weights(ops.cast(mask, "bool"), shape, "mask")
-            valid = mask if valid is None else ops.logical_and(valid, mask)
-        weights = ops.ones(ops.shape(labels), dtype="float32")
-        if sample_weight is not None:
-            sample_weight = ops.cast(targets.to_tensor(sample_weight), "float32")
-            weights = weights * targets.aligned_weights(sample_weight, shape)
-        if valid is not None:
-            weights = ops.where(valid, weights, 0.0)
-        nll = sparse_softmax_cross_entropy(
-            labels, logits, axis=self.axis, mask=ops.not_equal(weights, 0), logit_softcap=self.logit_softcap
-        )
-        self._nll.add(ops.sum(weights * ops.cast(nll, "float32")))
-        self._tokens.add(ops.sum(weights))
+        return sparse_softmax_cross_entropy(labels, logits, axis=self.axis, mask=mask, logit_softcap=self.logit_softcap)
 
     def nll(self) -> Any:
         """Mean negative log-likelihood per token, in nats; nan if nothing was counted."""
-        tokens = self._tokens.value()
-        some = ops.not_equal(tokens, 0)
-        mean = self._nll.value() / ops.where(some, tokens, ops.ones_like(tokens))
-        return ops.where(some, mean, ops.full_like(mean, float("nan")))
+        return self._mean()
 
     @as_written
     def result(self) -> Any:

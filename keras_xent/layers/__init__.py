@@ -1,0 +1,7 @@
+"""Output layers whose logits remember what they were made from, so that a loss need not make them."""
+
+from keras_xent.layers.fuse_head import fuse_head
+from keras_xent.layers.logits_dense import LogitsDense
+from keras_xent.layers.tied_logits import TiedLogits
+
+__all__ = ["LogitsDense", "TiedLogits", "fuse_head"]

@@ -1,0 +1,100 @@
+"""Logits that know their source, for models that exist."""
+
+import warnings
+from typing import Any
+
+import keras
+
+from keras_xent.layers.logits_dense import LogitsDense
+from keras_xent.layers.tied_logits import TiedLogits
+
+_HEADS = {keras.layers.Dense: LogitsDense, keras.layers.ReversibleEmbedding: TiedLogits}
+
+
+def fuse_head(model: Any, layer: Any = None) -> Any:
+    """Makes the output layer of a model a `LogitsDense` or `TiedLogits`, in place, and returns the model.
+
+    For a model that exists: built, loaded, or a KerasHub `CausalLM`. Its weights, predictions and configuration stay;
+    after it, compile the model with a loss of this package. The output layer has to be a `keras.layers.Dense` or a
+    `keras.layers.ReversibleEmbedding`; a linear `Activation` after it is looked through.
+
+    Args:
+        model: a Keras model.
+        layer: the output layer, or its name, where the model does not tell (subclassed models, several outputs).
+
+    Returns:
+        The model.
+
+    Raises:
+        ValueError: no output layer of these kinds is found.
+
+    Warns:
+        UserWarning: the layer is quantized. It is left as it is.
+
+    Example:
+
+    >>> import keras_xent as kx
+    >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(100)])
+    >>> type(kx.fuse_head(model).layers[-1]).__name__
+    'LogitsDense'
+    """
+    head = _named(model, layer) if layer is not None else _last(model)
+    if isinstance(head, tuple(_HEADS.values())):
+        return model
+    # KerasHub's embedding is a subclass that adds nothing; others may have a `call` of their own.
+    kinds = [kind for kind in _HEADS if type(head) is kind or (isinstance(head, kind) and type(head).call is kind.call)]
+    if not kinds:
+        raise ValueError(
+            "`model` must end in a `keras.layers.Dense` or a `keras.layers.ReversibleEmbedding`. "
+            f"Received: model '{model.name}' with {_described(head)} at its end. Name the output layer with "
+            "`layer`, or build the model with `keras_xent.layers.LogitsDense`."
+        )
+    if getattr(head, "quantization_mode", None):
+        warnings.warn(
+            f"fuse_head leaves layer '{head.name}' as it is, since it is quantized ({head.quantization_mode}): its "
+            "kernel is no plain matrix. Fuse the head before quantizing, or train without quantization.",
+            stacklevel=2,
+        )
+        return model
+    head.__class__ = _HEADS[kinds[0]]
+    # What was traced before called the layer as it was.
+    for made in ("train_function", "test_function", "predict_function"):
+        if getattr(model, made, None) is not None:
+            setattr(model, made, None)
+    return model
+
+
+def _named(model, layer):
+    if not isinstance(layer, str):
+        return layer
+    found = [one for one in model._flatten_layers() if one.name == layer]
+    if not found:
+        names = ", ".join(repr(one.name) for one in model._flatten_layers(include_self=False))
+        raise ValueError(f"`layer` must be a layer of the model or its name, one of {names}. Received: {layer!r}.")
+    return found[0]
+
+
+def _last(model):
+    """The layer that makes the model's one output, or None."""
+    if isinstance(model, keras.Sequential):
+        layers = [layer for layer in model.layers if not _is_linear(layer)]
+        return _inside(layers[-1]) if layers else None
+    outputs = getattr(model, "outputs", None) or []
+    if len(outputs) != 1:
+        return None
+    history = outputs[0]._keras_history
+    while _is_linear(history.operation):
+        history = history.operation._inbound_nodes[history.node_index].input_tensors[0]._keras_history
+    return _inside(history.operation)
+
+
+def _inside(layer):
+    return _last(layer) if isinstance(layer, keras.Model) else layer
+
+
+def _is_linear(layer):
+    return isinstance(layer, keras.layers.Activation) and layer.activation is keras.activations.linear
+
+
+def _described(layer):
+    return "no layer that can be told" if layer is None else f"layer '{layer.name}' of class {type(layer).__name__}"

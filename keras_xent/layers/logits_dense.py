@@ -1,0 +1,55 @@
+"""A dense output layer whose logits know their source."""
+
+from typing import Any
+
+import keras
+from keras import ops
+
+from keras_xent import source
+
+
+@keras.saving.register_keras_serializable(package="keras_xent")
+class LogitsDense(keras.layers.Dense):
+    """`keras.layers.Dense` for the last layer of a model with many classes.
+
+    It returns ordinary logits and attaches to them what they were made from. A sparse loss of this package that finds
+    this source computes the loss without the logits (`kernels.linear_cross_entropy`), and in a compiled step nobody
+    else asks for them: they are never made. `predict`, `save`, `export` and other metrics see a `Dense` layer.
+
+    Formula: `inputs @ kernel + bias`, then the activation. Of activations, none and a softmax keep the source.
+
+    Args:
+        units: number of classes.
+        **kwargs: the other arguments of `keras.layers.Dense`.
+
+    Call arguments: `inputs` `[..., D]`. Returns logits `[..., units]` of the layer's compute dtype.
+
+    Example:
+
+    >>> import keras_xent as kx
+    >>> model = keras.Sequential([keras.layers.Embedding(100, 8), kx.layers.LogitsDense(100)])
+    >>> model.compile("adam", loss=kx.losses.MaskedSequenceCrossentropy())
+
+    References: arXiv:2411.09009, section 2, on the memory of logits.
+    """
+
+    def call(self, inputs: Any, training: bool | None = None) -> Any:
+        """Logits with their source attached."""
+        kernel = ops.convert_to_tensor(self.kernel)
+        logits = ops.matmul(inputs, kernel)
+        bias = None
+        if self.bias is not None:
+            bias = ops.convert_to_tensor(self.bias)
+            logits = ops.add(logits, bias)
+        matrices = [w for w in self.trainable_weights if w is not self.bias]
+        trained = {"hidden": True, "kernel": bool(matrices), "bias": self.bias is not None and self.bias.trainable}
+        head = source.Head(
+            hidden=inputs,
+            kernel=kernel,
+            bias=bias,
+            training=bool(training),
+            gradients=tuple(name for name, is_trained in trained.items() if is_trained),
+            layer=self.name,
+        )
+        source.attach(logits, head)
+        return logits if self.activation is None else self.activation(logits)

@@ -1,0 +1,56 @@
+"""An embedding that is also the output layer, and whose logits know their source."""
+
+from typing import Any
+
+import keras
+from keras import ops
+
+from keras_xent import source
+
+
+@keras.saving.register_keras_serializable(package="keras_xent")
+class TiedLogits(keras.layers.ReversibleEmbedding):
+    """`keras.layers.ReversibleEmbedding` whose logits remember what they were made from, as those of `LogitsDense` do.
+
+    Formula: with `reverse=True`, `inputs @ transpose(embeddings)`, or `inputs @ reverse_embeddings` if the weights are
+    not tied; soft-capped if asked.
+
+    Args:
+        input_dim: number of classes (the vocabulary).
+        output_dim: number of features.
+        **kwargs: the other arguments of `keras.layers.ReversibleEmbedding`.
+
+    Call arguments: `inputs` `[...]` integers, or `[..., D]` with `reverse=True`. Returns embeddings, or logits
+    `[..., input_dim]`.
+
+    Example:
+
+    >>> import keras_xent as kx
+    >>> embedding = kx.layers.TiedLogits(100, 8)
+    >>> tokens = keras.Input((None,), dtype="int32")
+    >>> model = keras.Model(tokens, embedding(embedding(tokens), reverse=True))
+    >>> model.compile("adam", loss=kx.losses.MaskedSequenceCrossentropy())
+
+    References: tied weights, arXiv:1608.05859.
+    """
+
+    def call(self, inputs: Any, reverse: bool = False, training: bool | None = None) -> Any:
+        """Embeddings, or logits with their source attached."""
+        logits = super().call(inputs, reverse=reverse)
+        if not reverse:
+            return logits
+        weights = self.embeddings if self.tie_weights else self.reverse_embeddings
+        kernel = ops.convert_to_tensor(weights)
+        if self.reverse_dtype is not None:
+            inputs, kernel = ops.cast(inputs, self.reverse_dtype), ops.cast(kernel, self.reverse_dtype)
+        head = source.Head(
+            hidden=inputs,
+            kernel=kernel,
+            transpose_kernel=self.tie_weights,
+            logit_softcap=self.logit_soft_cap,
+            training=bool(training),
+            gradients=("hidden", "kernel") if self.trainable_weights else ("hidden",),
+            layer=self.name,
+        )
+        source.attach(logits, head)
+        return logits
