@@ -236,6 +236,8 @@ def widest_int() -> str:
 def is_eager(tensor: Any) -> bool:
     """Whether the values of `tensor` can be looked at now."""
     if _BACKEND == "tensorflow":
+        if hasattr(tensor, "assign"):
+            return tf.executing_eagerly()
         return not tf.is_tensor(tensor) or isinstance(tensor, tf.__internal__.EagerTensor)
     return not isinstance(tensor, jax.core.Tracer)
 

@@ -106,33 +106,46 @@ class Crossentropy(keras.losses.Loss):
                     f"`{name}` must be a dense tensor. Received: a ragged tensor. Pad it with `.to_tensor()` and mark "
                     "the padding with a mask or `ignore_class`."
                 )
-        logits = self._logits(y_pred)
-        if self.dtype == "float64":
-            logits = ops.cast(logits, "float64")
-        return targets.to_tensor(y_true), logits
+        return targets.to_tensor(y_true), self._logits(source.read(y_pred))
 
     def _logits(self, y_pred):
-        activation, behind = source.origin(y_pred)
+        activation, behind = source.origin(y_pred, self._activation)
         if self.from_logits and behind is not None:
             self._warn_of_activation(y_pred, activation or self._activation)
+        if not self.from_logits and behind is None:
+            self._warn_of_logits(y_pred)
         known = self.from_logits or (behind is not None and activation in (None, self._activation))
         if not known and (self.z_loss or self.logit_softcap):
             raise ValueError(
                 "`z_loss` and `logit_softcap` need logits, and `y_pred` holds probabilities of which the logits are "
                 "not known. End the model in logits and set from_logits=True."
             )
-        return source.as_logits(y_pred, from_logits=self.from_logits, activation=self._activation)
+        return source.as_logits(
+            y_pred,
+            from_logits=self.from_logits,
+            activation=self._activation,
+            dtype="float64" if self.dtype == "float64" else None,
+        )
 
     def _warn_of_activation(self, y_pred, activation):
-        if self._warned:
-            return
-        self._warned = True
         use = "uses the logits before it" if activation == self._activation else "takes its output for logits"
-        warnings.warn(
+        self._warn_once(
             f"{type(self).__name__} has from_logits=True, but {source.layer_of(y_pred)} ends in a {activation}. The "
-            f"loss {use}. Remove the activation, or set from_logits=False.",
-            stacklevel=_depth_of_caller(),
+            f"loss {use}. Remove the activation, or set from_logits=False."
         )
+
+    def _warn_of_logits(self, y_pred):
+        why = None if self._warned else source.why_no_probabilities(y_pred)
+        if why is not None:
+            self._warn_once(
+                f"{type(self).__name__} has from_logits=False, but the output of {source.layer_of(y_pred)} {why}. The "
+                "loss takes it for probabilities. If these are logits, set from_logits=True."
+            )
+
+    def _warn_once(self, sentence):
+        if not self._warned:
+            self._warned = True
+            warnings.warn(sentence, stacklevel=_depth_of_caller())
 
     def get_config(self) -> dict[str, Any]:
         """Every argument of the constructor, at the value given."""
