@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import keras
+from keras import ops
 
 _BACKEND = keras.backend.backend()
 
@@ -79,7 +80,8 @@ def differentiable(forward: Callable, backward: Callable) -> Callable:
 
 def _differentiable_tf(forward, backward):
     @compiled
-    def pull(upstream, inputs, **static):
+    def pull(upstream, saved, inputs, **static):
+        upstream, inputs = _where_finite(saved, upstream), _where_finite(saved, inputs)
         again = getattr(forward, "in_one_piece", forward)(*inputs, **static)[1]
         # Not a tape: forward mode first runs this while it keeps tapes from recording.
         return tf.gradients(again, [i for i in inputs if i.dtype.is_floating], upstream, unconnected_gradients="zero")
@@ -104,7 +106,7 @@ def _differentiable_tf(forward, backward):
         @tf.custom_gradient
         def remember(*inputs):
             def gradient(*upstream):
-                pulled = iter(pull(upstream, inputs, **static))
+                pulled = iter(pull(upstream, saved, inputs, **static))
                 return [next(pulled) if i.dtype.is_floating else None for i in inputs]
 
             return tuple(map(tf.identity, saved)), gradient
@@ -120,8 +122,20 @@ def _differentiable_jax(forward, backward):
         def connect(*inputs):
             return forward(*inputs, **static)[0]
 
+        @jax.custom_jvp
+        def remember(*inputs):
+            return forward(*inputs, **static)
+
+        def tangents_of(inputs, tangents):
+            value, saved = remember(*inputs)
+            tangents = [t if t.dtype == jax.dtypes.float0 else _where_finite(saved, [t])[0] for t in tangents]
+            _, tangents = jax.jvp(functools.partial(forward, **static), _where_finite(saved, inputs), tuple(tangents))
+            return (value, saved), tangents
+
+        remember.defjvp(tangents_of)
+
         def first(*inputs):
-            value, saved = forward(*inputs, **static)
+            value, saved = remember(*inputs)
             return value, (saved, inputs)
 
         def second(residuals, upstream):
@@ -132,6 +146,17 @@ def _differentiable_jax(forward, backward):
         return connect(x, *others)
 
     return kernel
+
+
+def _where_finite(saved, arrays):
+    """The arrays, 0 in the rows of which the statistics are not finite: those have no derivative but NaN.
+
+    NaN would get out of rows that do not count by way of the statistics' derivative, 0 times which is asked for there.
+    """
+    if not saved:
+        return tuple(arrays)
+    finite = functools.reduce(ops.logical_and, map(ops.isfinite, saved))
+    return tuple(ops.where(finite, a, ops.zeros_like(a)) if a.shape[0] == finite.shape[0] else a for a in arrays)
 
 
 def differentiable_ahead(forward: Callable, backward: Callable) -> Callable:

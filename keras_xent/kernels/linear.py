@@ -395,7 +395,7 @@ def _of_logits(logits, labels, share=None, *, weights, hits, **options):
         label = ops.maximum(labels, 0)
         at_label = row.accurate(ops.take_along_axis(logits, label, axis=1))
         top, excess = saved
-        nll = row.gap(row.capped(at_label, options["softcap"]), top) + ops.log1p(excess)
+        nll = row.nll(at_label, top, excess, options["softcap"])
         return *gradient, losses, nll, *([_hits(logits, label, at_label)] if hits else [])
 
     arrays = (logits, labels) if share is None else (logits, labels, share)

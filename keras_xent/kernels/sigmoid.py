@@ -187,21 +187,25 @@ class _Terms:
     def plain_slope(self):
         return (1.0 - self.y) * self.p - self.weight * self.y * self.q
 
-    def balance(self):
-        return 1.0 if self.alpha is None else self.y * self.alpha + (1.0 - self.y) * (1.0 - self.alpha)
+    def balanced(self, value):
+        if self.alpha is None:
+            return value
+        return _times(self.y * self.alpha + (1.0 - self.y) * (1.0 - self.alpha), value)
 
     def _focus(self):
-        # u^gamma, and plain / u, which stays finite where both tend to 0.
+        # u^gamma, and plain / u, which stays finite where both tend to 0. The power of 0 is not taken: its derivative
+        # is infinite for gamma < 1.
         u = self.y * self.q + (1.0 - self.y) * self.p
         some = u > 0
-        ratio = ops.where(some, self.plain() / ops.where(some, u, ops.ones_like(u)), ops.zeros_like(u))
-        return u**self.gamma, ratio
+        safe = ops.where(some, u, ops.ones_like(u))
+        ratio = ops.where(some, self.plain() / safe, ops.zeros_like(u))
+        return ops.where(some, safe**self.gamma, u), ratio
 
     def loss(self):
         loss = self.plain()
         if self.gamma:
             loss = self._focus()[0] * loss
-        return self._selected(self.balance() * loss)
+        return self._selected(self.balanced(loss))
 
     def for_logits(self):
         slope = self.plain_slope()
@@ -209,7 +213,7 @@ class _Terms:
             focus, ratio = self._focus()
             turn = (1.0 - 2.0 * self.y) * self.p * self.q
             slope = focus * (slope + self.gamma * _times(turn, ratio))
-        return self._selected(self.balance() * slope)
+        return self._selected(self.balanced(slope))
 
     def for_labels(self):
         plain, slope = self.plain(), self.weight * self.positive - self.negative
@@ -217,9 +221,9 @@ class _Terms:
         if self.gamma:
             focus, ratio = self._focus()
             slope = focus * (slope + self.gamma * _times(self.q - self.p, ratio))
-        slope = self.balance() * slope
+        slope = self.balanced(slope)
         if self.alpha is not None:
-            slope = slope + (2.0 * self.alpha - 1.0) * focus * plain
+            slope = slope + _times(2.0 * self.alpha - 1.0, focus * plain)
         return self._selected((1.0 - self.smoothing) * slope)
 
     def _selected(self, value):
@@ -238,12 +242,14 @@ def _sigmoid_forward(logits, labels, weight, mask=None, *, reduced, missing, **o
 
 
 def _gradient(upstream, saved, logits, labels, weight, mask, slope, like, *, reduced, missing, **options):
+    # NaN and infinities that nobody asked for count as missing. Others do not: they are the derivative for upstream.
+    used = ops.logical_or(ops.not_equal(upstream, 0.0), ops.logical_and(ops.isfinite(logits), ops.isfinite(labels)))
+    mask = used if mask is None else ops.logical_and(mask, used)
     terms = _Terms(logits, labels, weight, mask, missing=missing, **options)
     if reduced:
         (count,) = saved
         upstream = upstream / count
-    # What nobody asked for is selected away, so that NaN in it goes nowhere.
-    return ops.cast(_times(upstream, slope(terms)), like.dtype)
+    return ops.cast(upstream * slope(terms), like.dtype)
 
 
 @compiled
