@@ -160,7 +160,7 @@ def with_statistics(
     weights = None
     if token_weights is not None:
         token_weights = ops.cast(_targets.to_tensor(token_weights), dtype)
-        weights = _targets.aligned_weights(token_weights, labels.shape, "token_weights")
+        weights = _targets.aligned_weights(token_weights, labels.shape, "token_weights", like=labels)
     class_weights = label_weights = None
     if class_weight is not None:
         class_weights = _targets.class_weights(class_weight, num_classes, dtype, 2)

@@ -83,6 +83,7 @@ def sigmoid_cross_entropy(
             "`labels` and `logits` must have the same shape. "
             f"Received: labels of shape {tuple(labels.shape)} and logits of shape {tuple(logits.shape)}."
         )
+    _targets.assert_fits(labels, logits, "`labels` and `logits` must have the same shape.")
     shape, rank = ops.shape(logits), len(logits.shape)
     learned = _targets.is_float(labels)
     if not learned:
@@ -171,15 +172,17 @@ class _Terms:
             x, y = (ops.where(self.there, t, ops.zeros_like(t)) for t in (x, y))
         self.y = y * (1.0 - smoothing) + 0.5 * smoothing if smoothing else y
         self.weight = weight
-        size = ops.abs(x)
+        # Branches rather than abs and maximum, whose derivatives at 0 are not those of the sum they are parts of.
+        right = x >= 0
+        size = ops.where(right, x, -x)
         common = _log1p_exp(-size)
-        self.positive = ops.maximum(-x, 0.0) + common
-        self.negative = ops.maximum(x, 0.0) + common
+        self.positive = ops.where(right, 0.0, -x) + common
+        self.negative = ops.where(right, x, 0.0) + common
         small = ops.exp(-size)
         big = 1.0 / (1.0 + small)
         # sigma(x) and sigma(-x), each computed without 1 - the other.
-        self.p = ops.where(x >= 0, big, small * big)
-        self.q = ops.where(x >= 0, small * big, big)
+        self.p = ops.where(right, big, small * big)
+        self.q = ops.where(right, small * big, big)
 
     def plain(self):
         return _times(self.weight * self.y, self.positive) + _times(1.0 - self.y, self.negative)

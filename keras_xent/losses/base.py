@@ -56,20 +56,20 @@ class Crossentropy(keras.losses.Loss):
         mask = source.keras_mask(y_pred)
         with keras.name_scope(self.name):
             y_true, logits = self._inputs(y_true, y_pred)
-            shape = self._shape(logits)
-            valid = label_mask = weights = counted = None
+            axis = targets.checked_axis(self.axis, len(logits.shape), "predictions")
+            shape = tuple(size for i, size in enumerate(logits.shape) if i != axis)
+            valid = label_mask = weights = weighted = None
             if mask is not None:
                 mask = ops.cast(mask, "bool")
                 if self._labels_have_masks and targets.same_shape(mask.shape, logits.shape):
                     label_mask = mask
                 else:
-                    valid = targets.aligned_weights(mask, shape, "mask")
+                    valid = targets.aligned_weights(mask, shape, "mask", like=logits, without=axis)
             if sample_weight is not None:
-                weights = targets.aligned_weights(targets.to_tensor(sample_weight), shape)
-                counted = ops.not_equal(weights, 0)
-            if valid is not None:
-                counted = valid if counted is None else ops.logical_and(counted, valid)
-            elements = self._elements(y_true, logits, counted, label_mask)
+                sample_weight = targets.to_tensor(sample_weight)
+                weights = targets.aligned_weights(sample_weight, shape, like=logits, without=axis)
+                weighted = ops.not_equal(weights, 0)
+            elements = self._elements(y_true, logits, valid, label_mask, weighted)
             if elements.labelled is not None:
                 valid = elements.labelled if valid is None else ops.logical_and(valid, elements.labelled)
             loss = reduce(
@@ -86,18 +86,15 @@ class Crossentropy(keras.losses.Loss):
     def call(self, y_true: Any, y_pred: Any) -> Any:
         """The losses before masks, weights and reduction."""
         y_true, logits = self._inputs(y_true, y_pred)
-        return ops.cast(self._elements(y_true, logits, None, None).losses, self.dtype)
+        return ops.cast(self._elements(y_true, logits, None, None, None).losses, self.dtype)
 
     @abc.abstractmethod
-    def _elements(self, y_true: Any, logits: Any, counted: Any, label_mask: Any) -> Elements:
-        """Losses of shape `_shape(logits)`. Elements where `counted` is False may be anything: they are not used.
+    def _elements(self, y_true: Any, logits: Any, valid: Any, label_mask: Any, weighted: Any) -> Elements:
+        """Losses of the shape of the logits without `axis`. They may be anything where `valid` is False.
 
-        `label_mask` masks single labels of an element, for losses whose elements have several.
+        `label_mask` masks single labels of an element, for losses whose elements have several. Where `weighted` is
+        False the weight is 0: the loss is used as the derivative for that weight, if it is finite.
         """
-
-    def _shape(self, logits):
-        axis = targets.checked_axis(self.axis, len(logits.shape), "predictions")
-        return tuple(size for i, size in enumerate(logits.shape) if i != axis)
 
     def _inputs(self, y_true, y_pred):
         for name, tensor in (("y_true", y_true), ("y_pred", y_pred)):

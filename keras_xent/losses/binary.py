@@ -88,7 +88,7 @@ class BinaryCrossentropy(Crossentropy):
             )
         return y_true, logits
 
-    def _elements(self, y_true, logits, counted, label_mask):
+    def _elements(self, y_true, logits, valid, label_mask, weighted):
         losses = sigmoid_cross_entropy(
             y_true,
             logits,
