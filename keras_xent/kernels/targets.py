@@ -96,6 +96,7 @@ def without_class_axis(labels: Any, logits: Any, axis: int) -> Any:
             f"{tuple(logits.shape)} with class axis {axis % rank}, so {called} of shape {expected} are needed."
             f"{_advice_on_shapes(tuple(labels.shape), tuple(logits.shape), predicted)}"
         )
+    assert_fits(labels, logits, "`labels` must have the shape of `logits` without its class axis.", without=axis % rank)
     return labels
 
 
@@ -112,6 +113,25 @@ def same_shape(one: Any, other: Any) -> bool:
     return len(one) == len(other) and all(a is None or b is None or a == b for a, b in zip(one, other, strict=True))
 
 
+def assert_fits(tensor: Any, like: Any, sentence: str, *, without: int | None = None, may_repeat: bool = False) -> None:
+    """In a TensorFlow graph on the CPU, an assertion that sizes which were unknown are those of `like`.
+
+    A tensor of size 1 would else be repeated silently; with `may_repeat` it may be, but not along the first axis.
+    `without` is an axis of `like` that the tensor does not have.
+    """
+    known, sizes = ([size for i, size in enumerate(shape) if i != without] for shape in (like.shape, ops.shape(like)))
+    given = ops.shape(tensor)
+    fits = [
+        ops.logical_or(ops.equal(a, b), ops.equal(a, 1)) if may_repeat and i else ops.equal(a, b)
+        for i, (a, b) in enumerate(zip(given, sizes, strict=True))
+        if tensor.shape[i] is None or known[i] is None
+    ]
+    if fits:
+        assert_in_graph(
+            ops.all(ops.stack(fits)), [f"{sentence} Received: shape", *given, "where", *sizes, "is needed."]
+        )
+
+
 def counted(labels: Any, mask: Any, ignore_class: Any) -> Any:
     """True where a label counts: the mask allows it and it is not `ignore_class`. None where all count."""
     valid = None if mask is None else ops.cast(mask, "bool")
@@ -126,8 +146,8 @@ def is_class(labels: Any, ignore_class: Any) -> Any:
     if isinstance(ignore_class, float) and math.isnan(ignore_class):
         return ops.isnan(labels) if is_float(labels) else ops.zeros_like(labels, dtype="bool")
     if not is_float(labels):
-        # Compared as int64, so that -1 never meets 255 in uint8.
-        if ignore_class != int(ignore_class):
+        # Compared as int64, so that -1 never meets 255 in uint8. Infinity has no integer, and equals none.
+        if not math.isfinite(ignore_class) or ignore_class != int(ignore_class):
             return ops.zeros_like(labels, dtype="bool")
         return ops.equal(_wide(labels), int(ignore_class))
     return ops.equal(labels, ops.cast(ignore_class, labels.dtype))
@@ -139,14 +159,7 @@ def class_indices(labels: Any, num_classes: Any, valid: Any) -> Any:
     A counted label that is no class is an error in eager mode and in a TensorFlow graph on the CPU. Where values cannot
     be looked at (inside XLA) or looking would make an accelerator wait, the -1 becomes a NaN loss in the kernel.
     """
-    if is_float(labels):
-        whole = ops.cast(ops.where(ops.isfinite(labels), labels, -1), widest_int())
-        is_whole = ops.equal(ops.cast(whole, labels.dtype), labels)
-    else:
-        whole, is_whole = _wide(labels), None
-    good = ops.logical_and(whole >= 0, whole < ops.cast(num_classes, whole.dtype))
-    if is_whole is not None:
-        good = ops.logical_and(good, is_whole)
+    good, whole, is_whole = _classes(labels, num_classes)
     bad = ops.logical_not(good) if valid is None else ops.logical_and(ops.logical_not(good), valid)
     if is_eager(bad):
         if bool(ops.any(bad)):
@@ -155,6 +168,22 @@ def class_indices(labels: Any, num_classes: Any, valid: Any) -> Any:
         _assert_labels(labels, bad, num_classes)
     # The cast comes before any compiled function: int16 labels inside one abort XLA:CPU of TensorFlow 2.21.
     return ops.cast(ops.where(good, whole, ops.full_like(whole, -1)), "int32")
+
+
+def are_classes(labels: Any, num_classes: Any) -> Any:
+    """True where a label is the index of a class."""
+    return _classes(labels, num_classes)[0]
+
+
+def _classes(labels, num_classes):
+    """Where labels are classes; the labels as integers; where they are whole (None: they are integers)."""
+    if is_float(labels):
+        whole = ops.cast(ops.where(ops.isfinite(labels), labels, -1), widest_int())
+        is_whole = ops.equal(ops.cast(whole, labels.dtype), labels)
+    else:
+        whole, is_whole = _wide(labels), None
+    good = ops.logical_and(whole >= 0, whole < ops.cast(num_classes, whole.dtype))
+    return good if is_whole is None else ops.logical_and(good, is_whole), whole, is_whole
 
 
 def _wide(labels):
@@ -265,11 +294,14 @@ def class_weights(class_weight: Any, num_classes: Any, dtype: str, rank: int) ->
     return ops.reshape(weights, (1, -1) + (1,) * (rank - 2))
 
 
-def aligned_weights(weights: Any, shape: Any, what: str = "sample_weight") -> Any:
+def aligned_weights(
+    weights: Any, shape: Any, what: str = "sample_weight", *, like: Any = None, without: int | None = None
+) -> Any:
     """Weights with dimensions of size 1 added at the end, so that they broadcast against losses of shape `shape`.
 
     For losses `[B, T]` these fit: a scalar, `[B]`, `[B, 1]`, `[B, T]`, and `[B, T, 1]`. Weights line up from the left:
-    `[B]` weighs examples, never time steps.
+    `[B]` weighs examples, never time steps. Sizes that are not known yet are asserted to be those of `like`, if it is
+    given, but for its axis `without`.
     """
     shape, given = tuple(shape), tuple(weights.shape)
     if not given:
@@ -293,4 +325,7 @@ def aligned_weights(weights: Any, shape: Any, what: str = "sample_weight") -> An
             f"`{what}` must line up from the left with the losses, which have shape {shape}: it may have shape "
             f"{' or '.join(map(str, allowed))}. Received: {what} of shape {given}. {fix}"
         )
+    if like is not None:
+        rule = f"`{what}` must line up from the left with the losses: [batch], [batch, 1] or [batch, time]."
+        assert_fits(weights, like, rule, without=without, may_repeat=True)
     return weights

@@ -56,21 +56,20 @@ class Crossentropy(keras.losses.Loss):
         mask = source.keras_mask(y_pred)
         with keras.name_scope(self.name), targets.called("y_true", "y_pred"):
             y_true, logits = self._inputs(y_true, y_pred)
-            shape = self._shape(logits)
-            valid = label_mask = weights = counted = None
+            axis = targets.checked_axis(self.axis, len(logits.shape), "predictions")
+            shape = tuple(size for i, size in enumerate(logits.shape) if i != axis)
+            valid = label_mask = weights = weighted = None
             if mask is not None:
                 mask = ops.cast(mask, "bool")
                 if self._labels_have_masks and targets.same_shape(mask.shape, logits.shape):
                     label_mask = mask
                 else:
-                    valid = targets.aligned_weights(mask, shape, "mask")
+                    valid = targets.aligned_weights(mask, shape, "mask", like=logits, without=axis)
             if sample_weight is not None:
                 sample_weight = targets.to_tensor(arguments.tensor("sample_weight", sample_weight))
-                weights = targets.aligned_weights(sample_weight, shape)
-                counted = ops.not_equal(weights, 0)
-            if valid is not None:
-                counted = valid if counted is None else ops.logical_and(counted, valid)
-            elements = self._elements(y_true, logits, counted, label_mask)
+                weights = targets.aligned_weights(sample_weight, shape, like=logits, without=axis)
+                weighted = ops.not_equal(weights, 0)
+            elements = self._elements(y_true, logits, valid, label_mask, weighted)
             if elements.labelled is not None:
                 valid = elements.labelled if valid is None else ops.logical_and(valid, elements.labelled)
             loss = reduce(
@@ -88,47 +87,59 @@ class Crossentropy(keras.losses.Loss):
         """The losses before masks, weights and reduction."""
         with targets.called("y_true", "y_pred"):
             y_true, logits = self._inputs(y_true, y_pred)
-            return ops.cast(self._elements(y_true, logits, None, None).losses, self.dtype)
+            return ops.cast(self._elements(y_true, logits, None, None, None).losses, self.dtype)
 
     @abc.abstractmethod
-    def _elements(self, y_true: Any, logits: Any, counted: Any, label_mask: Any) -> Elements:
-        """Losses of shape `_shape(logits)`. Elements where `counted` is False may be anything: they are not used.
+    def _elements(self, y_true: Any, logits: Any, valid: Any, label_mask: Any, weighted: Any) -> Elements:
+        """Losses of the shape of the logits without `axis`. They may be anything where `valid` is False.
 
-        `label_mask` masks single labels of an element, for losses whose elements have several.
+        `label_mask` masks single labels of an element, for losses whose elements have several. Where `weighted` is
+        False the weight is 0: the loss is used as the derivative for that weight, if it is finite.
         """
-
-    def _shape(self, logits):
-        axis = targets.checked_axis(self.axis, len(logits.shape), "predictions")
-        return tuple(size for i, size in enumerate(logits.shape) if i != axis)
 
     def _inputs(self, y_true, y_pred):
         y_true = arguments.tensor("y_true", y_true)
-        logits = self._logits(arguments.tensor("y_pred", y_pred))
-        if self.dtype == "float64":
-            logits = ops.cast(logits, "float64")
-        return targets.to_tensor(y_true), logits
+        y_pred = arguments.tensor("y_pred", y_pred)
+        return targets.to_tensor(y_true), self._logits(source.read(y_pred))
 
     def _logits(self, y_pred):
-        activation, behind = source.origin(y_pred)
+        activation, behind = source.origin(y_pred, self._activation)
         if self.from_logits and behind is not None:
             self._warn_of_activation(y_pred, activation or self._activation)
+        if not self.from_logits and behind is None:
+            self._warn_of_logits(y_pred)
         known = self.from_logits or (behind is not None and activation in (None, self._activation))
         if not known and (self.z_loss or self.logit_softcap):
             raise ValueError(
                 "`z_loss` and `logit_softcap` need logits, and `y_pred` holds probabilities of which the logits are "
                 "not known. End the model in logits and set from_logits=True."
             )
-        return source.as_logits(y_pred, from_logits=self.from_logits, activation=self._activation)
+        return source.as_logits(
+            y_pred,
+            from_logits=self.from_logits,
+            activation=self._activation,
+            dtype="float64" if self.dtype == "float64" else None,
+        )
 
     def _warn_of_activation(self, y_pred, activation):
-        if self._warned:
-            return
-        self._warned = True
         use = "uses the logits before it" if activation == self._activation else "takes its output for logits"
-        warn(
+        self._warn_once(
             f"{type(self).__name__} has from_logits=True, but {source.layer_of(y_pred)} ends in a {activation}. The "
             f"loss {use}. Remove the activation, or set from_logits=False."
         )
+
+    def _warn_of_logits(self, y_pred):
+        why = None if self._warned else source.why_no_probabilities(y_pred)
+        if why is not None:
+            self._warn_once(
+                f"{type(self).__name__} has from_logits=False, but the output of {source.layer_of(y_pred)} {why}. The "
+                "loss takes it for probabilities. If these are logits, set from_logits=True."
+            )
+
+    def _warn_once(self, sentence):
+        if not self._warned:
+            self._warned = True
+            warn(sentence)
 
     def get_config(self) -> dict[str, Any]:
         """Every argument of the constructor, at the value given."""

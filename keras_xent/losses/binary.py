@@ -89,10 +89,10 @@ class BinaryCrossentropy(Crossentropy):
             )
         return y_true, logits
 
-    def _elements(self, y_true, logits, counted, label_mask):
+    def _elements(self, y_true, logits, valid, label_mask, weighted):
         axis = targets.checked_axis(self.axis, len(logits.shape))
         present = targets.counted(y_true, label_mask, self.ignore_class)
-        targets.check_binary(y_true, _both(present, counted, axis))
+        targets.check_binary(y_true, _both(_both(present, valid, axis), weighted, axis))
         losses = sigmoid_cross_entropy(
             y_true,
             logits,

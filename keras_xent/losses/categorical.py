@@ -64,7 +64,7 @@ class CategoricalCrossentropy(Crossentropy):
         self.z_loss = arguments.not_negative("z_loss", z_loss)
         self.logit_softcap = arguments.positive("logit_softcap", logit_softcap)
 
-    def _elements(self, y_true, logits, counted, label_mask):
+    def _elements(self, y_true, logits, valid, label_mask, weighted):
         if not targets.same_shape(y_true.shape, logits.shape):
             raise ValueError(
                 "`y_true` and `y_pred` must have the same shape, a distribution over the classes each. Received: "
@@ -81,7 +81,7 @@ class CategoricalCrossentropy(Crossentropy):
             y_true,
             logits,
             axis=self.axis,
-            mask=counted,
+            mask=valid,
             label_smoothing=self.label_smoothing,
             class_weight=self.class_weight,
             focal_gamma=self.focal_gamma,
@@ -91,11 +91,12 @@ class CategoricalCrossentropy(Crossentropy):
         return Elements(losses, label_weights=self._label_weights(y_true, logits))
 
     def _label_weights(self, y_true, logits):
-        if self.class_weight is None:
+        """`sum_c w_c q_c`: a row of targets counts as much as it holds, an all-zero one not at all."""
+        if self.class_weight is None and self.reduction not in ("token_mean", "sequence_mean"):
             return None
         axis = targets.checked_axis(self.axis, len(logits.shape))
-        rank = len(logits.shape)
-        dtype = targets.accumulator_dtype(logits)
-        weights = targets.class_weights(self.class_weight, ops.shape(logits)[axis], dtype, 2)
-        weights = ops.reshape(weights, tuple(-1 if i == axis else 1 for i in range(rank)))
-        return ops.sum(ops.cast(y_true, dtype) * weights, axis=axis)
+        q = ops.cast(y_true, targets.accumulator_dtype(logits))
+        if self.class_weight is not None:
+            weights = targets.class_weights(self.class_weight, ops.shape(logits)[axis], q.dtype, 2)
+            q = q * ops.reshape(weights, tuple(-1 if i == axis else 1 for i in range(len(logits.shape))))
+        return ops.sum(q, axis=axis)

@@ -143,13 +143,17 @@ class SparseCategoricalCrossentropy(Crossentropy):
         statistics.leave(y_pred, left)
         return loss
 
-    def _elements(self, y_true, logits, counted, label_mask):
+    def _elements(self, y_true, logits, valid, label_mask, weighted):
         labels = targets.without_class_axis(y_true, logits, targets.checked_axis(self.axis, len(logits.shape)))
+        if weighted is not None:
+            # Under weight 0 a label may be anything; there is a loss where it is a class.
+            known = ops.logical_or(weighted, targets.are_classes(labels, ops.shape(logits)[self.axis]))
+            valid = known if valid is None else ops.logical_and(valid, known)
         losses = sparse_softmax_cross_entropy(
             labels,
             logits,
             axis=self.axis,
-            mask=counted,
+            mask=valid,
             ignore_class=self.ignore_class,
             label_smoothing=self.label_smoothing,
             class_weight=self.class_weight,

@@ -74,7 +74,7 @@ class TokenMean(keras.metrics.Metric):
         labels = targets.without_class_axis(labels, y_pred, axis)
         valid, mask = targets.counted(labels, None, self.ignore_class), source.keras_mask(y_pred)
         if mask is not None:
-            mask = targets.aligned_weights(ops.cast(mask, "bool"), labels.shape, "mask")
+            mask = targets.aligned_weights(ops.cast(mask, "bool"), labels.shape, "mask", like=labels)
             valid = mask if valid is None else ops.logical_and(valid, mask)
         weights = _weights(labels, valid, sample_weight)
         head = None if is_eager(y_pred) or axis != len(y_pred.shape) - 1 else self._head(y_pred)
@@ -124,5 +124,5 @@ def _weights(like, valid, sample_weight):
     if sample_weight is not None:
         sample_weight = targets.to_tensor(arguments.tensor("sample_weight", sample_weight))
         sample_weight = ops.cast(sample_weight, "float32")
-        weights = weights * targets.aligned_weights(sample_weight, like.shape)
+        weights = weights * targets.aligned_weights(sample_weight, like.shape, like=like)
     return weights if valid is None else ops.where(valid, weights, 0.0)
