@@ -308,7 +308,7 @@ def test_shapes_that_do_not_fit_are_explained():
     with pytest.raises(ValueError) as error:
         sparse_softmax_cross_entropy(np.zeros(2, int), np.zeros((2, 4), "float32"), class_weight=[1.0, 2.0])
     assert str(error.value) == (
-        "`class_weight` must hold one weight for each of the 4 classes of the logits. "
+        "`class_weight` must hold one weight for each of the 4 classes of `logits`. "
         "Received: class_weight of shape (2,)."
     )
 
