@@ -66,7 +66,7 @@ def pad(sequences, max_length):
 
 
 def build_model(vocabulary, max_length, layers, width, heads, dropout=0.1):
-    """A decoder-only transformer of standard Keras layers: loading it needs no custom objects."""
+    """A decoder-only transformer of standard Keras layers."""
     tokens = keras.Input([None], dtype="int32", name="tokens")
     # `mask_zero` keeps attention off the padding; Keras hands the mask on, layer by layer, up to loss and metric.
     x = keras.layers.Embedding(vocabulary, width, mask_zero=True)(tokens)
@@ -119,7 +119,7 @@ def draw_curves(history, unigram, path):
 
 
 def evaluate_saved(output):
-    """Perplexity of the saved model, for a process that knows nothing but the files."""
+    """Perplexity of the saved model, for a process that knows the files and has imported `keras_xent`."""
     model = keras.models.load_model(output / "model.keras")
     inputs, targets = np.load(output / "validation.npy")
     return model.evaluate(inputs, targets, verbose=0, return_dict=True)["perplexity"]

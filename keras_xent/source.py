@@ -16,8 +16,12 @@ from keras_xent.kernels._compile import differentiable, is_eager
 from keras_xent.kernels.targets import accumulator_dtype, dtype_of, is_float, to_tensor
 
 _ACTIVATIONS = ("Softmax", "Sigmoid")
-# Operations through which a probability passes unchanged.
-_TRANSPARENT = {"Cast", "Identity", "StopGradient"}
+# Operations through which a probability passes unchanged. StopGradient is none of them: the logits behind it would
+# train what somebody froze.
+_TRANSPARENT = {"Cast", "Identity"}
+_PRODUCTS = {"MatMul", "BatchMatMul", "BatchMatMulV2", "BatchMatMulV3", "Einsum", "BiasAdd"}
+# How far a probability may be rounded out of [0, 1].
+_ROUNDING = 1e-3
 
 
 class Head(NamedTuple):
@@ -75,12 +79,17 @@ def keras_mask(tensor: Any) -> Any:
     return keras.src.backend.get_keras_mask(tensor)
 
 
-def origin(predictions: Any) -> tuple[str | None, Any]:
+def read(predictions: Any) -> Any:
+    """The predictions themselves, or the value of a variable that holds them."""
+    return to_tensor(predictions) if hasattr(predictions, "assign") else predictions
+
+
+def origin(predictions: Any, activation: str = "softmax") -> tuple[str | None, Any]:
     """The activation ("softmax", "sigmoid" or None for unknown) that made `predictions`, and the logits behind it.
 
     `(None, None)` where no activation is to be seen. Activations are seen in eager mode and in TensorFlow graphs,
     through the casts of mixed precision. Tensors that JAX traces do not remember theirs: there a model should end in
-    logits.
+    logits. Where both activations give the same values, it was `activation`.
     """
     operation = _operation(predictions)
     if operation is not None and operation.type in _ACTIVATIONS:
@@ -88,22 +97,58 @@ def origin(predictions: Any) -> tuple[str | None, Any]:
     logits = getattr(predictions, "_keras_logits", None)
     if logits is None or not is_eager(logits):
         return None, logits
-    # An eager tensor does not know its operation, but a sigmoid can be told by its values.
-    distance = ops.max(ops.abs(ops.sigmoid(logits) - ops.cast(predictions, logits.dtype)))
-    return ("sigmoid" if float(distance) < 1e-2 else "softmax"), logits
+    # An eager tensor does not know its operation, but its values do.
+    sigmoid = _distance(ops.sigmoid(logits), predictions)
+    softmax = min(_distance(_softmax(logits, axis), predictions) for axis in range(len(logits.shape)))
+    return activation if sigmoid == softmax else "sigmoid" if sigmoid < softmax else "softmax", logits
 
 
-def as_logits(predictions: Any, *, from_logits: bool, activation: str) -> Any:
-    """Logits of the given activation for `predictions`: themselves, those behind them, or made from probabilities."""
-    made_by, behind = origin(predictions)
+def _softmax(logits, axis):
+    # Keras warns of one class.
+    return ops.ones_like(logits) if logits.shape[axis] == 1 else ops.softmax(logits, axis)
+
+
+def _distance(one, other):
+    apart = ops.abs(one - ops.cast(other, one.dtype))
+    return float(ops.max(ops.where(ops.isnan(apart), ops.zeros_like(apart), apart), initial=0.0))
+
+
+def as_logits(predictions: Any, *, from_logits: bool, activation: str, dtype: str | None = None) -> Any:
+    """Logits of the given activation for `predictions`: themselves, those behind them, or made from probabilities.
+
+    With a `dtype` they are cast to it, probabilities before their logarithm is taken.
+    """
+    predictions = read(predictions)
+    made_by, behind = origin(predictions, activation)
+    known = from_logits
     if behind is not None and made_by in (None, activation):
-        return behind
+        predictions, known = behind, True
     predictions = to_tensor(predictions)
-    if not is_float(predictions):
-        predictions = ops.cast(predictions, keras.config.floatx())
-    if from_logits:
+    if dtype is not None or not is_float(predictions):
+        predictions = ops.cast(predictions, dtype or keras.config.floatx())
+    if known:
         return predictions
     return log_probabilities(predictions) if activation == "softmax" else log_odds(predictions)
+
+
+def why_no_probabilities(predictions: Any) -> str | None:
+    """What tells that `predictions`, of which no logits are known, are no probabilities; None if nothing does."""
+    if is_eager(predictions):
+        predictions = to_tensor(predictions)
+        if not is_float(predictions) or 0 in predictions.shape:
+            return None
+        least, most = float(ops.min(predictions)), float(ops.max(predictions))
+        outside = least < -_ROUNDING or most > 1 + _ROUNDING
+        return f"holds values from {least:.3g} to {most:.3g}" if outside else None
+    made = _unshaped(predictions)
+    # A bias that is added to a product, and not the sum of two probabilities.
+    parts = map(_unshaped, made.inputs) if made is not None and made.type == "AddV2" else [made]
+    return "is a matrix product" if any(p is not None and p.type in _PRODUCTS for p in parts) else None
+
+
+def _unshaped(tensor):
+    operation = _operation(tensor)
+    return _unshaped(operation.inputs[0]) if operation is not None and operation.type == "Reshape" else operation
 
 
 def layer_of(predictions: Any) -> str:
@@ -121,7 +166,7 @@ def layer_of(predictions: Any) -> str:
 
 def _operation(tensor):
     """The operation of a TensorFlow graph that made the tensor, seen through casts; None elsewhere."""
-    if keras.backend.backend() != "tensorflow" or is_eager(tensor):
+    if keras.backend.backend() != "tensorflow" or is_eager(tensor) or hasattr(tensor, "assign"):
         return None
     operation = tensor.op
     while operation.type in _TRANSPARENT:
@@ -133,7 +178,7 @@ def log_probabilities(probabilities: Any) -> Any:
     """`log p`, which serve as logits of a softmax. Like Keras, no probability is below `keras.config.epsilon()`.
 
     The gradient is `1 / p` of the clipped probability even where it was clipped: a model that is wrong with certainty
-    is told so, where Keras' gradient is 0.
+    is told so, where Keras' gradient is 0. Numbers below 0 are no probabilities, and get no gradient.
     """
     return _log(probabilities, smallest=keras.config.epsilon())
 
@@ -141,7 +186,7 @@ def log_probabilities(probabilities: Any) -> Any:
 def log_odds(probabilities: Any) -> Any:
     """`log p - log (1 - p)`, which serve as logits of a sigmoid; clipped to epsilon and `1 - epsilon` like Keras does.
 
-    The gradient is that of the clipped probability, as for `log_probabilities`.
+    The gradient is that of the clipped probability, as for `log_probabilities`; none for numbers outside [0, 1].
     """
     return _odds(probabilities, smallest=keras.config.epsilon())
 
@@ -155,7 +200,8 @@ def _log_forward(probabilities, *, smallest):
 
 
 def _log_backward(upstream, saved, probabilities, *, smallest):
-    return _rounded(upstream / ops.maximum(_accurate(probabilities), smallest), probabilities)
+    p = _accurate(probabilities)
+    return _slope(upstream, ops.maximum(p, smallest), p, p < 0, probabilities)
 
 
 def _odds_forward(probabilities, *, smallest):
@@ -164,8 +210,16 @@ def _odds_forward(probabilities, *, smallest):
 
 
 def _odds_backward(upstream, saved, probabilities, *, smallest):
-    p = ops.clip(_accurate(probabilities), smallest, 1.0 - smallest)
-    return _rounded(upstream / (p * (1.0 - p)), probabilities)
+    p = _accurate(probabilities)
+    clipped = ops.clip(p, smallest, 1.0 - smallest)
+    return _slope(upstream, clipped * (1.0 - clipped), p, ops.logical_or(p < 0, p > 1 + _ROUNDING), probabilities)
+
+
+def _slope(upstream, divisor, p, outside, like):
+    # NaN that nobody asked for goes nowhere. It is taken out of the divisor too, for the derivative of this gradient.
+    none = ops.logical_or(outside, ops.logical_and(ops.equal(upstream, 0.0), ops.isnan(p)))
+    slope = upstream / ops.where(none, ops.ones_like(divisor), divisor)
+    return _rounded(ops.where(none, ops.zeros_like(slope), slope), like)
 
 
 def _rounded(gradient, like):

@@ -13,14 +13,17 @@ ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
-def test_the_code_in_the_readme_runs(tmp_path):
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    assert blocks
-    run = subprocess.run(
-        [sys.executable, "-c", "\n".join(blocks)], cwd=tmp_path, env=environment(), capture_output=True, text=True
-    )
+def blocks(page):
+    return re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page)], ids=lambda page: page.name)
+def test_the_code_on_a_page_runs(page, tmp_path):
+    (tmp_path / "page.py").write_text("\n".join(blocks(page)))
+    run = subprocess.run([sys.executable, "page.py"], cwd=tmp_path, env=environment(), capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
-    assert "perplexity" in run.stdout
+    if page.name in ("README.md", "perplexity.md"):
+        assert "perplexity: " in run.stdout
 
 
 def test_the_table_of_differences_is_what_the_tool_prints():

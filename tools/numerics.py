@@ -47,9 +47,9 @@ def softmax_head(losses, policy, **arguments):
     return [float(value), *np.array(layer.kernel).reshape(-1)]
 
 
-def dtype_after_saving(losses):
-    made = losses.SparseCategoricalCrossentropy(dtype="float64")
-    return keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(made)).dtype
+def saved(losses, **arguments):
+    made = losses.SparseCategoricalCrossentropy(**arguments)
+    return keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(made))
 
 
 def labelled(losses, label, classes, dtype):
@@ -177,6 +177,11 @@ ROWS = [
         "error",
     ),
     (
+        "Binary labels -1 and 2, probability 0.5 each",
+        lambda k: binary(k)(np.array([[-1, 2]]), np.array([[0.5, 0.5]], "float32")),
+        "error",
+    ),
+    (
         "Labels as a list: `loss([0], ...)`",
         lambda k: sparse(k)([0], tf.zeros((1, 3))),
         "1.0986",
@@ -196,7 +201,12 @@ ROWS = [
         lambda k: str(tuple(sparse(k, reduction="sum")(np.zeros(0, int), np.zeros((0, 3), "float32")).shape)),
         "()",
     ),
-    ('`dtype="float64"` after saving and loading', dtype_after_saving, "float64"),
+    ('`dtype="float64"` after saving and loading', lambda k: saved(k, dtype="float64").dtype, "float64"),
+    (
+        "`axis=1` of the sparse loss, in its configuration",
+        lambda k: str(sparse(k, axis=1).get_config().get("axis", "forgotten")),
+        "1",
+    ),
 ]
 
 

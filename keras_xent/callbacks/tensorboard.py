@@ -1,10 +1,11 @@
 """TensorBoard logs of perplexity."""
 
 import math
-import warnings
 from typing import Any
 
 import keras
+
+from keras_xent.losses.base import warn
 
 
 class TensorBoard(keras.callbacks.TensorBoard):
@@ -32,10 +33,9 @@ class TensorBoard(keras.callbacks.TensorBoard):
         perplexities = [name for name in logs if name.endswith("perplexity")]
         if not perplexities and not self._warned:
             self._warned = True
-            warnings.warn(
-                "No perplexity will be logged, since the model has no such metric. Compile it with "
-                "weighted_metrics=[keras_xent.metrics.Perplexity()].",
-                stacklevel=2,
+            warn(
+                "No perplexity will be logged, since no metric of the model has a name that ends in 'perplexity'. "
+                "Compile it with metrics=[keras_xent.metrics.Perplexity()], whose name is that unless you give another."
             )
         for name in perplexities:
             value = float(logs[name])

@@ -79,10 +79,19 @@ def differentiable(forward: Callable, backward: Callable) -> Callable:
 
 
 def _differentiable_tf(forward, backward):
+    @compiled
+    def pull(upstream, saved, inputs, **static):
+        upstream, inputs = _where_finite(saved, upstream), _where_finite(saved, inputs)
+        again = getattr(forward, "in_one_piece", forward)(*inputs, **static)[1]
+        # Not a tape: forward mode first runs this while it keeps tapes from recording.
+        return tf.gradients(again, [i for i in inputs if i.dtype.is_floating], upstream, unconnected_gradients="zero")
+
     def kernel(x, *others, **static):
-        # Inputs are stopped so that an eager tape does not record the inside of `forward`: recording would turn every
-        # intermediate of the compiled program into an output of [rows, classes] size.
-        value, saved = forward(*map(tf.stop_gradient, (x, *others)), **static)
+        # An eager tape must not record the inside of `forward`: that would turn every intermediate of the compiled
+        # program into an output of [rows, classes] size. A graph makes these only for who asks, and there it is the
+        # way that tangents of forward mode take.
+        inputs = (x, *others)
+        value, saved = forward(*(map(tf.stop_gradient, inputs) if is_eager(x) else inputs), **static)
 
         @tf.custom_gradient
         def connect(x, *others):
@@ -97,10 +106,8 @@ def _differentiable_tf(forward, backward):
         @tf.custom_gradient
         def remember(*inputs):
             def gradient(*upstream):
-                with tf.GradientTape() as tape:
-                    tape.watch([i for i in inputs if i.dtype.is_floating])
-                    again = getattr(forward, "in_one_piece", forward)(*inputs, **static)[1]
-                return tape.gradient(again, inputs, list(upstream))
+                pulled = iter(pull(upstream, saved, inputs, **static))
+                return [next(pulled) if i.dtype.is_floating else None for i in inputs]
 
             return tuple(map(tf.identity, saved)), gradient
 
@@ -115,8 +122,20 @@ def _differentiable_jax(forward, backward):
         def connect(*inputs):
             return forward(*inputs, **static)[0]
 
+        @jax.custom_jvp
+        def remember(*inputs):
+            return forward(*inputs, **static)
+
+        def tangents_of(inputs, tangents):
+            value, saved = remember(*inputs)
+            tangents = [t if t.dtype == jax.dtypes.float0 else _where_finite(saved, [t])[0] for t in tangents]
+            _, tangents = jax.jvp(functools.partial(forward, **static), _where_finite(saved, inputs), tuple(tangents))
+            return (value, saved), tangents
+
+        remember.defjvp(tangents_of)
+
         def first(*inputs):
-            value, saved = forward(*inputs, **static)
+            value, saved = remember(*inputs)
             return value, (saved, inputs)
 
         def second(residuals, upstream):
@@ -127,6 +146,17 @@ def _differentiable_jax(forward, backward):
         return connect(x, *others)
 
     return kernel
+
+
+def _where_finite(saved, arrays):
+    """The arrays, 0 in the rows of which the statistics are not finite: those have no derivative but NaN.
+
+    NaN would get out of rows that do not count by way of the statistics' derivative, 0 times which is asked for there.
+    """
+    if not saved:
+        return tuple(arrays)
+    finite = functools.reduce(ops.logical_and, map(ops.isfinite, saved))
+    return tuple(ops.where(finite, a, ops.zeros_like(a)) if a.shape[0] == finite.shape[0] else a for a in arrays)
 
 
 def differentiable_ahead(forward: Callable, backward: Callable) -> Callable:
@@ -238,6 +268,8 @@ def widest_int() -> str:
 def is_eager(tensor: Any) -> bool:
     """Whether the values of `tensor` can be looked at now."""
     if _BACKEND == "tensorflow":
+        if hasattr(tensor, "assign"):
+            return tf.executing_eagerly()
         return not tf.is_tensor(tensor) or isinstance(tensor, tf.__internal__.EagerTensor)
     return not isinstance(tensor, jax.core.Tracer)
 

@@ -2,11 +2,12 @@
 
 With logits `x` (after the soft cap), `p = softmax(x)`, `lse = log sum exp x`, smoothed and weighted targets `a_c` and
 `A = sum_c a_c`, each of these losses is `sum_c a_c (lse - x_c)` with gradient `A p - a`. Of each row two numbers are
-kept: the largest logit `top`, and `excess = sum_c exp(x_c - top) - 1`.
+kept: the largest logit `top`, before the cap, and `excess = sum_c exp(x_c - top) - 1`.
 
 `excess` rather than the sum itself is what keeps confident rows right: with all but 1e-9 of the probability on the
 target, the sum rounds to 1 in float32 and its logarithm, the loss, to 0. The 1 is therefore taken off inside the sum,
-from the very term it comes from: the target's.
+from the very term it comes from: the target's. The top is known by its logit, not by the capped one: compiled at two
+places, the same tanh may differ in its last bit, and the loss would be off by as much.
 
 All arrays have the class axis second, and one column where they hold a number per row.
 """
@@ -43,10 +44,8 @@ def capped(logits, softcap):
     return x if softcap is None else softcap * ops.tanh(x / softcap)
 
 
-def top(logits, softcap):
-    # The cap is monotonic, so the largest capped logit is the cap of the largest.
-    top = row_max(accurate, logits)
-    return top if softcap is None else softcap * ops.tanh(top / softcap)
+def top(logits):
+    return row_max(accurate, logits)
 
 
 def finite(top):
@@ -55,13 +54,15 @@ def finite(top):
 
 
 def infinite_logits(logits, top):
-    """How many logits of each row are +inf. Costs nothing where there are none."""
+    """How many logits of each row are +inf, a NaN beside them counting as two. Costs nothing where there are none."""
     infinite = ops.equal(top, float("inf"))
-    return ops.cond(
-        ops.any(infinite),
-        lambda: ops.sum(ops.cast(ops.equal(accurate(logits), float("inf")), top.dtype), axis=1, keepdims=True),
-        lambda: ops.zeros_like(top),
-    )
+
+    def counted():
+        x = accurate(logits)
+        ones = ops.where(ops.equal(x, float("inf")), ops.ones_like(x), ops.zeros_like(x))
+        return ops.sum(ops.where(ops.isnan(x), 2.0 * ops.ones_like(x), ones), axis=1, keepdims=True)
+
+    return ops.cond(ops.any(infinite), counted, lambda: ops.zeros_like(top))
 
 
 def with_infinities(excess, logits, top, softcap):
@@ -73,9 +74,19 @@ def with_infinities(excess, logits, top, softcap):
     return ops.where(infinite > 1, ops.full_like(excess, float("nan")), excess)
 
 
-def gap(x, top):
-    # top - x, and 0 for the top itself even where it is infinite.
-    return ops.where(ops.equal(x, top), ops.zeros_like(x), top - x)
+def gap(x, top, softcap):
+    """How far the logits `x` are below the top, both capped here; 0 for the top itself, even an infinite one."""
+    return ops.where(ops.equal(x, top), ops.zeros_like(x), capped(top, softcap) - capped(x, softcap))
+
+
+def below(x, top, softcap):
+    """`x - top`, both capped here: exactly 0 for the top itself, if it is finite."""
+    return x - finite(top) if softcap is None else -gap(x, top, softcap)
+
+
+def nll(x, top, excess, softcap):
+    """`lse - x` for some logits of each row."""
+    return gap(accurate(x), top, softcap) + ops.log1p(excess)
 
 
 def focal(nll, gamma):
@@ -86,8 +97,11 @@ def focal(nll, gamma):
     """
     p = ops.exp(-nll)
     u = ops.maximum(-ops.expm1(-nll), 0.0)
-    ratio = ops.where(u > 0, nll / ops.where(u > 0, u, 1.0), 1.0)
-    factor = u**gamma
+    # The power of 0 is not taken: its derivative is infinite for gamma < 1.
+    some = u > 0
+    safe = ops.where(some, u, ops.ones_like(u))
+    ratio = ops.where(some, nll / safe, ops.ones_like(u))
+    factor = ops.where(some, safe**gamma, u)
     return factor, factor * (1.0 + gamma * ops.where(p > 0, p * ratio, 0.0))
 
 
@@ -97,7 +111,7 @@ def sum_of_losses(weight, total, logits, arrays, top, excess, *, gamma, softcap)
 
     def term(logits, *arrays):
         a = weight(logits, *arrays)
-        loss = gap(capped(logits, softcap), top)
+        loss = gap(accurate(logits), top, softcap)
         if gamma:
             loss = loss + common
             loss = loss * focal(loss, gamma)[0]
@@ -108,32 +122,44 @@ def sum_of_losses(weight, total, logits, arrays, top, excess, *, gamma, softcap)
     return loss if gamma else loss + ops.where(ops.equal(total, 0.0), ops.zeros_like(loss), total * common)
 
 
-def plus_z_loss(loss, top, excess, z_loss):
-    return loss + z_loss * ops.square(top + ops.log1p(excess)) if z_loss else loss
+def plus_z_loss(loss, top, excess, z_loss, softcap):
+    return loss + z_loss * ops.square(capped(top, softcap) + ops.log1p(excess)) if z_loss else loss
 
 
 def gradient(upstream, logits, a, total, top, excess, *, gamma, z_loss, softcap):
     """`upstream (B p - a)`, with `B = A + 2 z lse`. `a` has the shape of the logits, is fused, and never in memory."""
-    x = capped(logits, softcap)
+    x = accurate(logits)
     common = ops.log1p(excess)
     if gamma:
-        a = a * focal(gap(x, top) + common, gamma)[1]
+        a = a * focal(gap(x, top, softcap) + common, gamma)[1]
         total = ops.sum(a, axis=1, keepdims=True)
-    slope = total + 2.0 * z_loss * (top + common) if z_loss else total
+    slope = total + 2.0 * z_loss * (capped(top, softcap) + common) if z_loss else total
     share = slope / (1.0 + excess)
     # p of the top is 1 - excess / (1 + excess); a is taken off before anything passes through a p rounded to 1.
     at_top = (total - a) + (slope - total) - excess * share
-    elsewhere = ops.exp(ops.minimum(x - finite(top), 0.0)) * share - a
-    gradient = upstream * ops.where(ops.equal(x, top), at_top, elsewhere)
-    return finished(gradient, upstream, x, logits, softcap)
+    elsewhere = ops.exp(ops.minimum(below(x, top, softcap), 0.0)) * share - a
+    return finished(upstream * ops.where(ops.equal(x, top), at_top, elsewhere), logits, softcap)
 
 
-def finished(gradient, upstream, x, logits, softcap):
+def finished(gradient, logits, softcap):
     if softcap is not None:
-        gradient = gradient * (1.0 - ops.square(x / softcap))
-    # Rows that nobody asked for are selected away, so that NaN in them goes nowhere.
-    gradient = ops.where(ops.equal(upstream, 0.0), ops.zeros_like(gradient), gradient)
+        # The cap's slope 1 - tanh^2, without the difference that is all rounding where the cap is reached.
+        small = ops.exp(-2.0 * ops.abs(accurate(logits) / softcap))
+        gradient = gradient * (4.0 * small / ops.square(1.0 + small))
     return ops.cast(gradient, logits.dtype)
+
+
+def unasked(upstream, top, excess):
+    """True for rows without a gradient (NaN, no class) that nobody asked for: they do not count, and leave no trace.
+
+    Other rows are not selected by their upstream gradient of 0: the derivative for that one is their gradient.
+    """
+    return ops.logical_and(ops.equal(upstream, 0.0), ops.logical_not(ops.isfinite(top + excess)))
+
+
+def without(rows, *arrays):
+    """The arrays, 0 in these rows; what is computed from them there, derivatives included, is a number."""
+    return tuple(ops.where(rows, ops.zeros_like(array), array) for array in arrays)
 
 
 def number_of_classes(logits):

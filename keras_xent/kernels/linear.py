@@ -160,7 +160,7 @@ def with_statistics(
     weights = None
     if token_weights is not None:
         token_weights = ops.cast(_targets.to_tensor(token_weights), dtype)
-        weights = _targets.aligned_weights(token_weights, labels.shape, "token_weights")
+        weights = _targets.aligned_weights(token_weights, labels.shape, "token_weights", like=labels)
     class_weights = label_weights = None
     if class_weight is not None:
         class_weights = _targets.class_weights(class_weight, num_classes, dtype, 2)
@@ -395,7 +395,7 @@ def _of_logits(logits, labels, share=None, *, weights, hits, **options):
         label = ops.maximum(labels, 0)
         at_label = row.accurate(ops.take_along_axis(logits, label, axis=1))
         top, excess = saved
-        nll = row.gap(row.capped(at_label, options["softcap"]), top) + ops.log1p(excess)
+        nll = row.nll(at_label, top, excess, options["softcap"])
         return *gradient, losses, nll, *([_hits(logits, label, at_label)] if hits else [])
 
     arrays = (logits, labels) if share is None else (logits, labels, share)

@@ -37,8 +37,7 @@ def reduce(losses: Any, *, reduction: str | None, **counting: Any) -> Any:
     gives 0. `counting` is that of `weighting`.
     """
     share, denominator = weighting(losses, reduction=reduction, **counting)
-    # Selected, not multiplied: what is masked or has weight 0 may hold NaN.
-    losses = ops.where(ops.equal(share, 0), 0.0, losses) * share
+    losses = _finite(share, losses) * share
     return losses if denominator is None else ratio(total(losses), denominator)
 
 
@@ -85,7 +84,13 @@ def weighting(
 
 
 def _times(weights, label_weights):
-    return weights if label_weights is None else weights * ops.where(ops.equal(weights, 0), 0.0, label_weights)
+    return weights if label_weights is None else weights * _finite(weights, label_weights)
+
+
+def _finite(weights, values):
+    # Selected, not multiplied: what is masked or has weight 0 may hold NaN. Where it holds a number, that is the
+    # derivative for the weight.
+    return ops.where(ops.logical_and(ops.equal(weights, 0), ops.logical_not(ops.isfinite(values))), 0.0, values)
 
 
 def total(values: Any) -> Any:

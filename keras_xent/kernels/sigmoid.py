@@ -83,6 +83,7 @@ def sigmoid_cross_entropy(
             "`labels` and `logits` must have the same shape. "
             f"Received: labels of shape {tuple(labels.shape)} and logits of shape {tuple(logits.shape)}."
         )
+    _targets.assert_fits(labels, logits, "`labels` and `logits` must have the same shape.")
     shape, rank = ops.shape(logits), len(logits.shape)
     learned = _targets.is_float(labels)
     if not learned:
@@ -171,15 +172,17 @@ class _Terms:
             x, y = (ops.where(self.there, t, ops.zeros_like(t)) for t in (x, y))
         self.y = y * (1.0 - smoothing) + 0.5 * smoothing if smoothing else y
         self.weight = weight
-        size = ops.abs(x)
+        # Branches rather than abs and maximum, whose derivatives at 0 are not those of the sum they are parts of.
+        right = x >= 0
+        size = ops.where(right, x, -x)
         common = _log1p_exp(-size)
-        self.positive = ops.maximum(-x, 0.0) + common
-        self.negative = ops.maximum(x, 0.0) + common
+        self.positive = ops.where(right, 0.0, -x) + common
+        self.negative = ops.where(right, x, 0.0) + common
         small = ops.exp(-size)
         big = 1.0 / (1.0 + small)
         # sigma(x) and sigma(-x), each computed without 1 - the other.
-        self.p = ops.where(x >= 0, big, small * big)
-        self.q = ops.where(x >= 0, small * big, big)
+        self.p = ops.where(right, big, small * big)
+        self.q = ops.where(right, small * big, big)
 
     def plain(self):
         return _times(self.weight * self.y, self.positive) + _times(1.0 - self.y, self.negative)
@@ -187,21 +190,25 @@ class _Terms:
     def plain_slope(self):
         return (1.0 - self.y) * self.p - self.weight * self.y * self.q
 
-    def balance(self):
-        return 1.0 if self.alpha is None else self.y * self.alpha + (1.0 - self.y) * (1.0 - self.alpha)
+    def balanced(self, value):
+        if self.alpha is None:
+            return value
+        return _times(self.y * self.alpha + (1.0 - self.y) * (1.0 - self.alpha), value)
 
     def _focus(self):
-        # u^gamma, and plain / u, which stays finite where both tend to 0.
+        # u^gamma, and plain / u, which stays finite where both tend to 0. The power of 0 is not taken: its derivative
+        # is infinite for gamma < 1.
         u = self.y * self.q + (1.0 - self.y) * self.p
         some = u > 0
-        ratio = ops.where(some, self.plain() / ops.where(some, u, ops.ones_like(u)), ops.zeros_like(u))
-        return u**self.gamma, ratio
+        safe = ops.where(some, u, ops.ones_like(u))
+        ratio = ops.where(some, self.plain() / safe, ops.zeros_like(u))
+        return ops.where(some, safe**self.gamma, u), ratio
 
     def loss(self):
         loss = self.plain()
         if self.gamma:
             loss = self._focus()[0] * loss
-        return self._selected(self.balance() * loss)
+        return self._selected(self.balanced(loss))
 
     def for_logits(self):
         slope = self.plain_slope()
@@ -209,7 +216,7 @@ class _Terms:
             focus, ratio = self._focus()
             turn = (1.0 - 2.0 * self.y) * self.p * self.q
             slope = focus * (slope + self.gamma * _times(turn, ratio))
-        return self._selected(self.balance() * slope)
+        return self._selected(self.balanced(slope))
 
     def for_labels(self):
         plain, slope = self.plain(), self.weight * self.positive - self.negative
@@ -217,9 +224,9 @@ class _Terms:
         if self.gamma:
             focus, ratio = self._focus()
             slope = focus * (slope + self.gamma * _times(self.q - self.p, ratio))
-        slope = self.balance() * slope
+        slope = self.balanced(slope)
         if self.alpha is not None:
-            slope = slope + (2.0 * self.alpha - 1.0) * focus * plain
+            slope = slope + _times(2.0 * self.alpha - 1.0, focus * plain)
         return self._selected((1.0 - self.smoothing) * slope)
 
     def _selected(self, value):
@@ -238,12 +245,14 @@ def _sigmoid_forward(logits, labels, weight, mask=None, *, reduced, missing, **o
 
 
 def _gradient(upstream, saved, logits, labels, weight, mask, slope, like, *, reduced, missing, **options):
+    # NaN and infinities that nobody asked for count as missing. Others do not: they are the derivative for upstream.
+    used = ops.logical_or(ops.not_equal(upstream, 0.0), ops.logical_and(ops.isfinite(logits), ops.isfinite(labels)))
+    mask = used if mask is None else ops.logical_and(mask, used)
     terms = _Terms(logits, labels, weight, mask, missing=missing, **options)
     if reduced:
         (count,) = saved
         upstream = upstream / count
-    # What nobody asked for is selected away, so that NaN in it goes nowhere.
-    return ops.cast(_times(upstream, slope(terms)), like.dtype)
+    return ops.cast(upstream * slope(terms), like.dtype)
 
 
 @compiled

@@ -68,6 +68,7 @@ def softmax_cross_entropy(
             f"Received: targets of shape {tuple(targets.shape)} and logits of shape {tuple(logits.shape)}. "
             "For integer labels use the sparse loss."
         )
+    _targets.assert_fits(targets, logits, "`targets` and `logits` must have the same shape.")
     shape = tuple(size for i, size in enumerate(ops.shape(logits)) if i != axis)
     learned = _targets.is_float(targets)
     if not learned:
@@ -110,12 +111,12 @@ def _totals(targets, logits, class_weight, smoothing):
 @compiled_by_rows(outputs=5, blocked=lambda **static: True)
 def _dense_forward(logits, targets, class_weight=None, *, smoothing, gamma, z_loss, softcap):
     mass, total, some = _totals(targets, logits, class_weight, smoothing)
-    top = row.top(logits, softcap)
+    top = row.top(logits)
     # The targets say where the 1 of `excess` is to be taken off: all of it from the label of a one-hot row.
     scale = 1.0 / ops.maximum(mass, 1.0)
 
     def others(logits, targets):
-        mass = ops.exp(row.capped(logits, softcap) - row.finite(top))
+        mass = ops.exp(row.below(row.accurate(logits), top, softcap))
         return mass - ops.cast(targets, mass.dtype) * scale
 
     excess = row_sum(others, logits, targets) + (mass * scale - 1.0)
@@ -131,14 +132,16 @@ def _dense_forward(logits, targets, class_weight=None, *, smoothing, gamma, z_lo
         gamma=gamma,
         softcap=softcap,
     )
-    return row.plus_z_loss(loss, top, excess, z_loss), (top, excess, total, some)
+    return row.plus_z_loss(loss, top, excess, z_loss, softcap), (top, excess, total, some)
 
 
 @compiled
 def _dense_backward(upstream, saved, logits, targets, class_weight=None, *, smoothing, gamma, z_loss, softcap):
-    top, excess, total, some = saved
+    unasked = row.unasked(upstream, *saved[:2])
+    top, excess, total, some, clean, targets = row.without(unasked, *saved, logits, targets)
     a = _smoothed(targets, class_weight, some, top.dtype, smoothing)
-    return row.gradient(upstream, logits, a, total, top, excess, gamma=gamma, z_loss=z_loss, softcap=softcap)
+    gradient = row.gradient(upstream, clean, a, total, top, excess, gamma=gamma, z_loss=z_loss, softcap=softcap)
+    return row.without(unasked, gradient)[0]
 
 
 _dense = differentiable(_dense_forward, _dense_backward)
@@ -156,7 +159,7 @@ def _dense_backward_for_targets(upstream, saved, targets, logits, class_weight=N
     _, (top, excess, _, _) = _dense_forward.in_one_piece(
         logits, targets, class_weight, smoothing=smoothing, gamma=gamma, z_loss=0.0, softcap=softcap
     )
-    loss = row.gap(row.capped(logits, softcap), top) + ops.log1p(excess)
+    loss = row.nll(logits, top, excess, softcap)
     if gamma:
         loss = loss * row.focal(loss, gamma)[0]
     weight = (1.0 - smoothing) * upstream * (1.0 if class_weight is None else class_weight)

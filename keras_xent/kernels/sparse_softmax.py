@@ -96,20 +96,21 @@ def forward(logits, labels, class_weight=None, *, smoothing, gamma, z_loss, soft
     num_classes = row.number_of_classes(logits)
     is_class = labels >= 0
     label = ops.maximum(labels, 0)
-    top = row.top(logits, softcap)
-    at_label = row.capped(ops.take_along_axis(logits, label, axis=1), softcap)
+    top = row.top(logits)
+    at_label = row.accurate(ops.take_along_axis(logits, label, axis=1))
 
     def others(logits, classes):
-        mass = ops.exp(row.capped(logits, softcap) - row.finite(top))
+        mass = ops.exp(row.below(row.accurate(logits), top, softcap))
         return ops.where(ops.equal(classes, label), ops.zeros_like(mass), mass)
 
-    excess = row_sum(others, logits, row.classes(logits)) + ops.expm1(ops.minimum(at_label - row.finite(top), 0.0))
+    own = ops.expm1(ops.minimum(row.below(at_label, top, softcap), 0.0))
+    excess = row_sum(others, logits, row.classes(logits)) + own
     excess = row.with_infinities(excess, logits, top, softcap)
     excess = ops.where(is_class, excess, ops.full_like(excess, float("nan")))
 
     weights = ops.ones_like(row.classes(logits, top.dtype)) if class_weight is None else class_weight
     label_weight = 1.0 if class_weight is None else ops.take(ops.reshape(class_weight, (-1,)), label)
-    nll = row.gap(at_label, top) + ops.log1p(excess)
+    nll = row.nll(at_label, top, excess, softcap)
     if gamma:
         nll = nll * row.focal(nll, gamma)[0]
     loss = row.times(label_weight, nll)
@@ -125,12 +126,13 @@ def forward(logits, labels, class_weight=None, *, smoothing, gamma, z_loss, soft
             softcap=softcap,
         )
         loss = row.times(1.0 - smoothing, loss) + smoothing / num_classes * spread
-    return row.plus_z_loss(loss, top, excess, z_loss), (top, excess)
+    return row.plus_z_loss(loss, top, excess, z_loss, softcap), (top, excess)
 
 
 def backward(upstream, saved, logits, labels, class_weight=None, *, smoothing, gamma, z_loss, softcap):
     """The gradient for the logits, `upstream` times that of each row's loss. Not compiled by itself."""
-    top, excess = saved
+    unasked = row.unasked(upstream, *saved)
+    top, excess, x = row.without(unasked, *saved, logits)
     is_label = ops.equal(row.classes(logits), labels)
     weights = 1.0 if class_weight is None else class_weight
     spread = smoothing / row.number_of_classes(logits) * weights if smoothing else 0.0
@@ -141,25 +143,25 @@ def backward(upstream, saved, logits, labels, class_weight=None, *, smoothing, g
         total = total + smoothing * (1.0 if class_weight is None else ops.mean(class_weight))
     if gamma and smoothing:
         a = ops.where(is_label, (1.0 - smoothing) * weights, ops.zeros((), top.dtype)) + spread
-        return row.gradient(upstream, logits, a, total, top, excess, gamma=gamma, z_loss=z_loss, softcap=softcap)
+        gradient = row.gradient(upstream, x, a, total, top, excess, gamma=gamma, z_loss=z_loss, softcap=softcap)
+        return row.without(unasked, gradient)[0]
 
     # Only the label's own gradient needs care, and that is one number for each row: 1 - p comes from the loss, which
     # is exact where p has rounded to 1.
-    common = ops.log1p(excess)
-    nll = row.gap(row.capped(ops.take_along_axis(logits, label, axis=1), softcap), top) + common
+    nll = row.nll(ops.take_along_axis(x, label, axis=1), top, excess, softcap)
     target = (1.0 - smoothing) * label_weight
     if smoothing:
         target = target + smoothing / row.number_of_classes(logits) * label_weight
     if gamma:
         target = total = total * row.focal(nll, gamma)[1]
-    slope = total + 2.0 * z_loss * (top + common) if z_loss else total
+    slope = total + 2.0 * z_loss * (row.capped(top, softcap) + ops.log1p(excess)) if z_loss else total
     at_label = upstream * ((total - target) + (slope - total) + slope * ops.expm1(-nll))
     share = upstream * slope / (1.0 + excess)
-    x = row.capped(logits, softcap)
-    elsewhere = ops.exp(ops.minimum(x - row.finite(top), 0.0)) * share
+    elsewhere = ops.exp(ops.minimum(row.below(row.accurate(x), top, softcap), 0.0)) * share
     if smoothing:
         elsewhere = elsewhere - upstream * spread
-    return row.finished(ops.where(is_label, at_label, elsewhere), upstream, x, logits, softcap)
+    gradient = row.finished(ops.where(is_label, at_label, elsewhere), x, softcap)
+    return row.without(unasked, gradient)[0]
 
 
 # Without smoothing all terms of the row's sum are simple, and slices beat blocks on TensorFlow.

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import keras
 from keras import ops
 
-from keras_xent import source
+from keras_xent import arguments, source
 from keras_xent.kernels import targets
 from keras_xent.kernels._compile import as_written
 from keras_xent.kernels.reduction import REDUCTIONS, reduce
@@ -44,32 +44,32 @@ class Crossentropy(keras.losses.Loss):
             raise ValueError(
                 f"`reduction` must be one of {', '.join(map(repr, REDUCTIONS))}. Received: reduction={reduction!r}."
             )
-        super().__init__(name=name, reduction=None, dtype=dtype)
+        self._given_dtype = arguments.dtype_or_none("dtype", dtype)
+        super().__init__(name=name, reduction=None, dtype=self._given_dtype)
         self.reduction = reduction
-        self.from_logits = from_logits
-        self._given_dtype = dtype
+        self.from_logits = arguments.boolean("from_logits", from_logits)
         self._warned = False
 
     @as_written
     def __call__(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> Any:
         """The reduced loss, a scalar of the loss's dtype (of the shape of the losses for reduction None)."""
         mask = source.keras_mask(y_pred)
-        with keras.name_scope(self.name):
+        with keras.name_scope(self.name), targets.called("y_true", "y_pred"):
             y_true, logits = self._inputs(y_true, y_pred)
-            shape = self._shape(logits)
-            valid = label_mask = weights = counted = None
+            axis = targets.checked_axis(self.axis, len(logits.shape), "predictions")
+            shape = tuple(size for i, size in enumerate(logits.shape) if i != axis)
+            valid = label_mask = weights = weighted = None
             if mask is not None:
                 mask = ops.cast(mask, "bool")
                 if self._labels_have_masks and targets.same_shape(mask.shape, logits.shape):
                     label_mask = mask
                 else:
-                    valid = targets.aligned_weights(mask, shape, "mask")
+                    valid = targets.aligned_weights(mask, shape, "mask", like=logits, without=axis)
             if sample_weight is not None:
-                weights = targets.aligned_weights(targets.to_tensor(sample_weight), shape)
-                counted = ops.not_equal(weights, 0)
-            if valid is not None:
-                counted = valid if counted is None else ops.logical_and(counted, valid)
-            elements = self._elements(y_true, logits, counted, label_mask)
+                sample_weight = targets.to_tensor(arguments.tensor("sample_weight", sample_weight))
+                weights = targets.aligned_weights(sample_weight, shape, like=logits, without=axis)
+                weighted = ops.not_equal(weights, 0)
+            elements = self._elements(y_true, logits, valid, label_mask, weighted)
             if elements.labelled is not None:
                 valid = elements.labelled if valid is None else ops.logical_and(valid, elements.labelled)
             loss = reduce(
@@ -85,106 +85,77 @@ class Crossentropy(keras.losses.Loss):
     @as_written
     def call(self, y_true: Any, y_pred: Any) -> Any:
         """The losses before masks, weights and reduction."""
-        y_true, logits = self._inputs(y_true, y_pred)
-        return ops.cast(self._elements(y_true, logits, None, None).losses, self.dtype)
+        with targets.called("y_true", "y_pred"):
+            y_true, logits = self._inputs(y_true, y_pred)
+            return ops.cast(self._elements(y_true, logits, None, None, None).losses, self.dtype)
 
     @abc.abstractmethod
-    def _elements(self, y_true: Any, logits: Any, counted: Any, label_mask: Any) -> Elements:
-        """Losses of shape `_shape(logits)`. Elements where `counted` is False may be anything: they are not used.
+    def _elements(self, y_true: Any, logits: Any, valid: Any, label_mask: Any, weighted: Any) -> Elements:
+        """Losses of the shape of the logits without `axis`. They may be anything where `valid` is False.
 
-        `label_mask` masks single labels of an element, for losses whose elements have several.
+        `label_mask` masks single labels of an element, for losses whose elements have several. Where `weighted` is
+        False the weight is 0: the loss is used as the derivative for that weight, if it is finite.
         """
 
-    def _shape(self, logits):
-        axis = targets.checked_axis(self.axis, len(logits.shape), "predictions")
-        return tuple(size for i, size in enumerate(logits.shape) if i != axis)
-
     def _inputs(self, y_true, y_pred):
-        for name, tensor in (("y_true", y_true), ("y_pred", y_pred)):
-            if type(tensor).__name__ == "RaggedTensor":
-                raise ValueError(
-                    f"`{name}` must be a dense tensor. Received: a ragged tensor. Pad it with `.to_tensor()` and mark "
-                    "the padding with a mask or `ignore_class`."
-                )
-        logits = self._logits(y_pred)
-        if self.dtype == "float64":
-            logits = ops.cast(logits, "float64")
-        return targets.to_tensor(y_true), logits
+        y_true = arguments.tensor("y_true", y_true)
+        y_pred = arguments.tensor("y_pred", y_pred)
+        return targets.to_tensor(y_true), self._logits(source.read(y_pred))
 
     def _logits(self, y_pred):
-        activation, behind = source.origin(y_pred)
+        activation, behind = source.origin(y_pred, self._activation)
         if self.from_logits and behind is not None:
             self._warn_of_activation(y_pred, activation or self._activation)
+        if not self.from_logits and behind is None:
+            self._warn_of_logits(y_pred)
         known = self.from_logits or (behind is not None and activation in (None, self._activation))
         if not known and (self.z_loss or self.logit_softcap):
             raise ValueError(
                 "`z_loss` and `logit_softcap` need logits, and `y_pred` holds probabilities of which the logits are "
                 "not known. End the model in logits and set from_logits=True."
             )
-        return source.as_logits(y_pred, from_logits=self.from_logits, activation=self._activation)
+        return source.as_logits(
+            y_pred,
+            from_logits=self.from_logits,
+            activation=self._activation,
+            dtype="float64" if self.dtype == "float64" else None,
+        )
 
     def _warn_of_activation(self, y_pred, activation):
-        if self._warned:
-            return
-        self._warned = True
         use = "uses the logits before it" if activation == self._activation else "takes its output for logits"
-        warnings.warn(
+        self._warn_once(
             f"{type(self).__name__} has from_logits=True, but {source.layer_of(y_pred)} ends in a {activation}. The "
-            f"loss {use}. Remove the activation, or set from_logits=False.",
-            stacklevel=_depth_of_caller(),
+            f"loss {use}. Remove the activation, or set from_logits=False."
         )
+
+    def _warn_of_logits(self, y_pred):
+        why = None if self._warned else source.why_no_probabilities(y_pred)
+        if why is not None:
+            self._warn_once(
+                f"{type(self).__name__} has from_logits=False, but the output of {source.layer_of(y_pred)} {why}. The "
+                "loss takes it for probabilities. If these are logits, set from_logits=True."
+            )
+
+    def _warn_once(self, sentence):
+        if not self._warned:
+            self._warned = True
+            warn(sentence)
 
     def get_config(self) -> dict[str, Any]:
         """Every argument of the constructor, at the value given."""
         names = [name for name in inspect.signature(type(self).__init__).parameters if name != "self"]
         config = {name: getattr(self, name) for name in names if name != "dtype"}
-        given = self._given_dtype
-        config["dtype"] = given.name if isinstance(given, keras.dtype_policies.DTypePolicy) else given
-        return config
+        return {**config, "dtype": self._given_dtype}
+
+
+def warn(message: str, category: type[Warning] = UserWarning) -> None:
+    """Warns at the line of the user's own program: the one that called the loss, or `fit`."""
+    warnings.warn(message, category, stacklevel=_depth_of_caller())
 
 
 def _depth_of_caller():
-    """The stacklevel of a warning that points at the line which called the loss."""
     depth, frame = 1, sys._getframe(1)
-    while frame.f_back and frame.f_globals["__name__"].partition(".")[0] in ("keras_xent", "tensorflow"):
+    frameworks = ("keras_xent", "keras", "tensorflow", "jax")
+    while frame.f_back and frame.f_globals["__name__"].partition(".")[0] in frameworks:
         depth, frame = depth + 1, frame.f_back
     return depth
-
-
-def fraction(name: str, value: Any) -> float:
-    """`value`, if it is a number in [0, 1]."""
-    if isinstance(value, bool) or not _is_number(value) or not 0 <= value <= 1:
-        raise ValueError(f"`{name}` must be a number in [0, 1]. Received: {name}={value!r}.")
-    return value
-
-
-def not_negative(name: str, value: Any) -> float:
-    """`value`, if it is a number of at least 0."""
-    if isinstance(value, bool) or not _is_number(value) or not value >= 0:
-        raise ValueError(f"`{name}` must be a number of at least 0. Received: {name}={value!r}.")
-    return value
-
-
-def positive(name: str, value: Any) -> float | None:
-    """`value`, if it is None or a number above 0."""
-    if value is not None and (isinstance(value, bool) or not _is_number(value) or not value > 0):
-        raise ValueError(f"`{name}` must be None or a number above 0. Received: {name}={value!r}.")
-    return value
-
-
-def weights_of_classes(name: str, value: Any) -> Any:
-    """Weights as JSON can hold them: None, a number, a list of numbers, or a dict from class to number."""
-    if value is None or _is_number(value):
-        plain = value
-    elif isinstance(value, dict):
-        plain = {int(label): float(weight) for label, weight in value.items()}
-    else:
-        plain = [float(weight) for weight in ops.convert_to_numpy(value).reshape(-1)]
-    numbers = plain.values() if isinstance(plain, dict) else plain if isinstance(plain, list) else [plain or 0.0]
-    if not all(number >= 0 for number in numbers):
-        raise ValueError(f"`{name}` must hold numbers of at least 0. Received: {name}={value!r}.")
-    return plain
-
-
-def _is_number(value):
-    return isinstance(value, (int, float)) or getattr(value, "shape", None) == () and hasattr(value, "__float__")

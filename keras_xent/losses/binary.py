@@ -5,8 +5,9 @@ from typing import Any
 import keras
 from keras import ops
 
+from keras_xent import arguments
 from keras_xent.kernels import sigmoid_cross_entropy, targets
-from keras_xent.losses.base import Crossentropy, Elements, fraction, not_negative, weights_of_classes
+from keras_xent.losses.base import Crossentropy, Elements
 
 
 @keras.saving.register_keras_serializable(package="keras_xent")
@@ -34,7 +35,7 @@ class BinaryCrossentropy(Crossentropy):
     on `y_pred` may mark examples `[...]`, or labels `[..., L]`.
 
     Raises:
-        ValueError: an argument out of its range; shapes that do not fit.
+        ValueError: an argument out of its range; shapes that do not fit; in eager mode, a label outside [0, 1].
 
     Example:
 
@@ -67,12 +68,12 @@ class BinaryCrossentropy(Crossentropy):
         ignore_class: float | None = None,
     ) -> None:
         super().__init__(from_logits=from_logits, reduction=reduction, name=name, dtype=dtype)
-        self.label_smoothing = fraction("label_smoothing", label_smoothing)
-        self.axis = axis
-        self.pos_weight = weights_of_classes("pos_weight", pos_weight)
-        self.focal_gamma = not_negative("focal_gamma", focal_gamma)
-        self.focal_alpha = None if focal_alpha is None else fraction("focal_alpha", focal_alpha)
-        self.ignore_class = ignore_class
+        self.label_smoothing = arguments.fraction("label_smoothing", label_smoothing)
+        self.axis = arguments.axis(axis)
+        self.pos_weight = arguments.label_weights("pos_weight", pos_weight)
+        self.focal_gamma = arguments.not_negative("focal_gamma", focal_gamma)
+        self.focal_alpha = None if focal_alpha is None else arguments.fraction("focal_alpha", focal_alpha)
+        self.ignore_class = arguments.label_or_none("ignore_class", ignore_class)
 
     def _inputs(self, y_true, y_pred):
         y_true, logits = super()._inputs(y_true, y_pred)
@@ -88,11 +89,14 @@ class BinaryCrossentropy(Crossentropy):
             )
         return y_true, logits
 
-    def _elements(self, y_true, logits, counted, label_mask):
+    def _elements(self, y_true, logits, valid, label_mask, weighted):
+        axis = targets.checked_axis(self.axis, len(logits.shape))
+        present = targets.counted(y_true, label_mask, self.ignore_class)
+        targets.check_binary(y_true, _both(_both(present, valid, axis), weighted, axis))
         losses = sigmoid_cross_entropy(
             y_true,
             logits,
-            axis=self.axis,
+            axis=axis,
             mask=label_mask,
             ignore_class=self.ignore_class,
             label_smoothing=self.label_smoothing,
@@ -100,5 +104,12 @@ class BinaryCrossentropy(Crossentropy):
             focal_gamma=self.focal_gamma,
             focal_alpha=self.focal_alpha,
         )
-        present = targets.counted(y_true, label_mask, self.ignore_class)
-        return Elements(losses, None if present is None else ops.any(present, axis=self.axis))
+        return Elements(losses, None if present is None else ops.any(present, axis=axis))
+
+
+def _both(present, counted, axis):
+    """True for labels that are there, in examples that count."""
+    if counted is None:
+        return present
+    counted = ops.expand_dims(counted, axis) if len(counted.shape) else counted
+    return counted if present is None else ops.logical_and(present, counted)

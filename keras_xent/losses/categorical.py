@@ -1,13 +1,13 @@
 """Cross-entropy of distributions over the classes."""
 
-import warnings
 from typing import Any
 
 import keras
 from keras import ops
 
+from keras_xent import arguments
 from keras_xent.kernels import softmax_cross_entropy, targets
-from keras_xent.losses.base import Crossentropy, Elements, fraction, not_negative, positive, weights_of_classes
+from keras_xent.losses.base import Crossentropy, Elements, warn
 
 
 @keras.saving.register_keras_serializable(package="keras_xent")
@@ -57,14 +57,14 @@ class CategoricalCrossentropy(Crossentropy):
         logit_softcap: float | None = None,
     ) -> None:
         super().__init__(from_logits=from_logits, reduction=reduction, name=name, dtype=dtype)
-        self.label_smoothing = fraction("label_smoothing", label_smoothing)
-        self.axis = axis
-        self.class_weight = weights_of_classes("class_weight", class_weight)
-        self.focal_gamma = not_negative("focal_gamma", focal_gamma)
-        self.z_loss = not_negative("z_loss", z_loss)
-        self.logit_softcap = positive("logit_softcap", logit_softcap)
+        self.label_smoothing = arguments.fraction("label_smoothing", label_smoothing)
+        self.axis = arguments.axis(axis)
+        self.class_weight = arguments.class_weights("class_weight", class_weight)
+        self.focal_gamma = arguments.not_negative("focal_gamma", focal_gamma)
+        self.z_loss = arguments.not_negative("z_loss", z_loss)
+        self.logit_softcap = arguments.positive("logit_softcap", logit_softcap)
 
-    def _elements(self, y_true, logits, counted, label_mask):
+    def _elements(self, y_true, logits, valid, label_mask, weighted):
         if not targets.same_shape(y_true.shape, logits.shape):
             raise ValueError(
                 "`y_true` and `y_pred` must have the same shape, a distribution over the classes each. Received: "
@@ -72,17 +72,16 @@ class CategoricalCrossentropy(Crossentropy):
                 "use SparseCategoricalCrossentropy."
             )
         if logits.shape[self.axis] == 1:
-            warnings.warn(
+            warn(
                 f"`y_pred` of shape {tuple(logits.shape)} has one class, so the loss is always 0. For a yes-or-no "
                 "answer use BinaryCrossentropy.",
                 SyntaxWarning,
-                stacklevel=3,
             )
         losses = softmax_cross_entropy(
             y_true,
             logits,
             axis=self.axis,
-            mask=counted,
+            mask=valid,
             label_smoothing=self.label_smoothing,
             class_weight=self.class_weight,
             focal_gamma=self.focal_gamma,
@@ -92,11 +91,12 @@ class CategoricalCrossentropy(Crossentropy):
         return Elements(losses, label_weights=self._label_weights(y_true, logits))
 
     def _label_weights(self, y_true, logits):
-        if self.class_weight is None:
+        """`sum_c w_c q_c`: a row of targets counts as much as it holds, an all-zero one not at all."""
+        if self.class_weight is None and self.reduction not in ("token_mean", "sequence_mean"):
             return None
         axis = targets.checked_axis(self.axis, len(logits.shape))
-        rank = len(logits.shape)
-        dtype = targets.accumulator_dtype(logits)
-        weights = targets.class_weights(self.class_weight, ops.shape(logits)[axis], dtype, 2)
-        weights = ops.reshape(weights, tuple(-1 if i == axis else 1 for i in range(rank)))
-        return ops.sum(ops.cast(y_true, dtype) * weights, axis=axis)
+        q = ops.cast(y_true, targets.accumulator_dtype(logits))
+        if self.class_weight is not None:
+            weights = targets.class_weights(self.class_weight, ops.shape(logits)[axis], q.dtype, 2)
+            q = q * ops.reshape(weights, tuple(-1 if i == axis else 1 for i in range(len(logits.shape))))
+        return ops.sum(q, axis=axis)

@@ -4,7 +4,7 @@ from typing import Any
 
 import keras
 
-from keras_xent.losses.base import positive
+from keras_xent import arguments
 from keras_xent.losses.sparse_categorical import SparseCategoricalCrossentropy
 
 
@@ -33,7 +33,8 @@ class MaskedSequenceCrossentropy(SparseCategoricalCrossentropy):
     Args:
         from_logits: whether `y_pred` holds logits (the default here) or probabilities.
         ignore_class: the label of padding, if labels mark it.
-        label_smoothing, class_weight, z_loss, logit_softcap: as in `SparseCategoricalCrossentropy`.
+        label_smoothing, class_weight, z_loss, logit_softcap: as in `SparseCategoricalCrossentropy`. **Never use the
+            `class_weight` of `fit` here**: Keras makes a wrong weight per sequence of it, which no loss can notice.
         normalizer: a number that takes the place of the denominator.
         reduction: `"token_mean"`, `"sequence_mean"`, or one of Keras' names.
         name: name of the loss.
@@ -87,4 +88,4 @@ class MaskedSequenceCrossentropy(SparseCategoricalCrossentropy):
                 "`normalizer` must be None for losses that are not reduced. "
                 f"Received: normalizer={normalizer!r} with reduction={reduction!r}."
             )
-        self.normalizer = positive("normalizer", normalizer)
+        self.normalizer = arguments.positive("normalizer", normalizer)

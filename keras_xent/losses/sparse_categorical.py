@@ -6,10 +6,10 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_xent import source, statistics
+from keras_xent import arguments, source, statistics
 from keras_xent.kernels import linear, sparse_softmax_cross_entropy, targets
 from keras_xent.kernels._compile import as_written, is_eager
-from keras_xent.losses.base import Crossentropy, Elements, fraction, not_negative, positive, weights_of_classes
+from keras_xent.losses.base import Crossentropy, Elements
 
 
 @keras.saving.register_keras_serializable(package="keras_xent")
@@ -33,7 +33,8 @@ class SparseCategoricalCrossentropy(Crossentropy):
         dtype: dtype of the result (default float32). Sums are made in float32 whatever it is, labels are never cast to
             it; with `"float64"` the whole computation is in float64.
         label_smoothing: share in [0, 1] of the target spread evenly over all classes.
-        class_weight: one weight per class: `[C]`, or a dict from class to weight.
+        class_weight: one weight per class: `[C]`, or a dict from class to weight. **Never use that of `fit` with labels
+            `[B, T]`**: Keras makes a wrong weight per example of it, which no loss can notice.
         focal_gamma: exponent of the focal factor `(1 - p)^gamma`.
         z_loss: weight of the squared log-sum-exp of the logits.
         logit_softcap: `c` of `c tanh(x / c)`, applied to the logits.
@@ -74,21 +75,21 @@ class SparseCategoricalCrossentropy(Crossentropy):
         logit_softcap: float | None = None,
     ) -> None:
         super().__init__(from_logits=from_logits, reduction=reduction, name=name, dtype=dtype)
-        self.ignore_class = ignore_class
-        self.axis = axis
-        self.label_smoothing = fraction("label_smoothing", label_smoothing)
-        self.class_weight = weights_of_classes("class_weight", class_weight)
-        self.focal_gamma = not_negative("focal_gamma", focal_gamma)
-        self.z_loss = not_negative("z_loss", z_loss)
-        self.logit_softcap = positive("logit_softcap", logit_softcap)
+        self.ignore_class = arguments.class_or_none("ignore_class", ignore_class)
+        self.axis = arguments.axis(axis)
+        self.label_smoothing = arguments.fraction("label_smoothing", label_smoothing)
+        self.class_weight = arguments.class_weights("class_weight", class_weight)
+        self.focal_gamma = arguments.not_negative("focal_gamma", focal_gamma)
+        self.z_loss = arguments.not_negative("z_loss", z_loss)
+        self.logit_softcap = arguments.positive("logit_softcap", logit_softcap)
 
     @as_written
     def __call__(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> Any:
         """The reduced loss; without the logits, where they know what they were made from."""
-        head = self._head(y_pred)
+        head = self._head(arguments.tensor("y_pred", y_pred))
         if head is None:
             return super().__call__(y_true, y_pred, sample_weight)
-        with keras.name_scope(self.name):
+        with keras.name_scope(self.name), targets.called("y_true", "y_pred"):
             return ops.cast(self._fused(head, y_true, y_pred, sample_weight), self.dtype)
 
     def _head(self, y_pred):
@@ -116,13 +117,15 @@ class SparseCategoricalCrossentropy(Crossentropy):
         return None if head is not None and head.logit_softcap and self.logit_softcap else head
 
     def _fused(self, head, y_true, y_pred, sample_weight):
-        labels = targets.without_class_axis(targets.to_tensor(y_true), y_pred, -1)
+        labels = targets.to_tensor(arguments.tensor("y_true", y_true))
+        labels = targets.without_class_axis(labels, y_pred, -1)
         shape, mask, weights = labels.shape, source.keras_mask(y_pred), None
         if mask is not None:
             mask = targets.aligned_weights(ops.cast(mask, "bool"), shape, "mask")
             mask = ops.broadcast_to(mask, ops.shape(labels))
         if sample_weight is not None:
-            weights = targets.aligned_weights(targets.to_tensor(sample_weight), shape)
+            weights = targets.to_tensor(arguments.tensor("sample_weight", sample_weight))
+            weights = targets.aligned_weights(weights, shape)
         matrices = (head.hidden, head.kernel, head.bias)
         if self.dtype == "float64":
             matrices = tuple(None if m is None else ops.cast(m, "float64") for m in matrices)
@@ -151,13 +154,17 @@ class SparseCategoricalCrossentropy(Crossentropy):
         statistics.leave(y_pred, left)
         return loss
 
-    def _elements(self, y_true, logits, counted, label_mask):
+    def _elements(self, y_true, logits, valid, label_mask, weighted):
         labels = targets.without_class_axis(y_true, logits, targets.checked_axis(self.axis, len(logits.shape)))
+        if weighted is not None:
+            # Under weight 0 a label may be anything; there is a loss where it is a class.
+            known = ops.logical_or(weighted, targets.are_classes(labels, ops.shape(logits)[self.axis]))
+            valid = known if valid is None else ops.logical_and(valid, known)
         losses = sparse_softmax_cross_entropy(
             labels,
             logits,
             axis=self.axis,
-            mask=counted,
+            mask=valid,
             ignore_class=self.ignore_class,
             label_smoothing=self.label_smoothing,
             class_weight=self.class_weight,

@@ -5,7 +5,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_xent import source
+from keras_xent import arguments, source
 from keras_xent.kernels import sparse_softmax_cross_entropy
 from keras_xent.kernels._compile import as_written
 from keras_xent.metrics.token_mean import TokenMean
@@ -57,8 +57,8 @@ class Perplexity(TokenMean):
         logit_softcap: float | None = None,
     ) -> None:
         super().__init__(ignore_class, axis, name, dtype)
-        self.from_logits = from_logits
-        self.logit_softcap = logit_softcap
+        self.from_logits = arguments.boolean("from_logits", from_logits)
+        self.logit_softcap = arguments.positive("logit_softcap", logit_softcap)
         # Lets EarlyStopping and ModelCheckpoint know that less is better.
         self._direction = "down"
 

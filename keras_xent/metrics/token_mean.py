@@ -7,7 +7,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_xent import source, statistics
+from keras_xent import arguments, source, statistics
 from keras_xent.kernels import linear, targets
 from keras_xent.kernels._compile import as_written, is_eager
 from keras_xent.metrics.exact_sum import ExactSum
@@ -25,9 +25,9 @@ class TokenMean(keras.metrics.Metric):
     logit_softcap: float | None = None
 
     def __init__(self, ignore_class: int | None, axis: int, name: str, dtype: Any) -> None:
-        super().__init__(name=name, dtype=dtype)
-        self.ignore_class = ignore_class
-        self.axis = axis
+        super().__init__(name=name, dtype=arguments.dtype_or_none("dtype", dtype))
+        self.ignore_class = arguments.class_or_none("ignore_class", ignore_class)
+        self.axis = arguments.axis(axis)
         self._total = ExactSum(self, "total")
         self._tokens = ExactSum(self, "tokens")
         if keras.backend.backend() == "jax":
@@ -48,7 +48,8 @@ class TokenMean(keras.metrics.Metric):
         if aside is not None and aside[0]() is y_true and aside[1]() is sample_weight:
             total, tokens = ops.convert_to_tensor(self._aside_total), ops.convert_to_tensor(self._aside_tokens)
         else:
-            total, tokens = self._sums(*self._of_batch(y_true, y_pred, sample_weight))
+            with targets.called("y_true", "y_pred"):
+                total, tokens = self._sums(*self._of_batch(y_true, y_pred, sample_weight))
         self._total.add(total)
         self._tokens.add(tokens)
 
@@ -64,16 +65,16 @@ class TokenMean(keras.metrics.Metric):
         self._aside_of = (weakref.ref(left.y_true), nothing if weight is None else weakref.ref(weight))
 
     def _of_batch(self, y_true, y_pred, sample_weight):
-        left = statistics.find(y_pred)
+        left = statistics.find(arguments.tensor("y_pred", y_pred))
         same = left is not None and left.y_true is y_true and left.sample_weight in (None, sample_weight)
         if same and self._fits(left):
             return self._of_statistics(left.statistics, sample_weight)
-        labels = targets.to_tensor(y_true)
+        labels = targets.to_tensor(arguments.tensor("y_true", y_true))
         axis = targets.checked_axis(self.axis, len(y_pred.shape), "predictions")
         labels = targets.without_class_axis(labels, y_pred, axis)
         valid, mask = targets.counted(labels, None, self.ignore_class), source.keras_mask(y_pred)
         if mask is not None:
-            mask = targets.aligned_weights(ops.cast(mask, "bool"), labels.shape, "mask")
+            mask = targets.aligned_weights(ops.cast(mask, "bool"), labels.shape, "mask", like=labels)
             valid = mask if valid is None else ops.logical_and(valid, mask)
         weights = _weights(labels, valid, sample_weight)
         head = None if is_eager(y_pred) or axis != len(y_pred.shape) - 1 else self._head(y_pred)
@@ -121,6 +122,7 @@ def _weights(like, valid, sample_weight):
     """The weight of each token, float32, of the shape of `like`."""
     weights = ops.ones_like(like, dtype="float32")
     if sample_weight is not None:
-        sample_weight = ops.cast(targets.to_tensor(sample_weight), "float32")
-        weights = weights * targets.aligned_weights(sample_weight, like.shape)
+        sample_weight = targets.to_tensor(arguments.tensor("sample_weight", sample_weight))
+        sample_weight = ops.cast(sample_weight, "float32")
+        weights = weights * targets.aligned_weights(sample_weight, like.shape, like=like)
     return weights if valid is None else ops.where(valid, weights, 0.0)

@@ -39,14 +39,16 @@ def test_perplexity_is_logged_for_train_and_validation(tmp_path):
         assert list(read["epoch_perplexity"]) == [0, 1, 2]
 
 
-def test_without_the_metric_it_says_once_what_is_missing(tmp_path):
+@pytest.mark.parametrize("metrics", [[], [kx.metrics.Perplexity(name="ppl")]], ids=["none", "another name"])
+def test_without_the_metric_it_says_once_what_is_missing(tmp_path, metrics):
     with pytest.warns(UserWarning) as warned:
-        fitted(tmp_path, [])
-    ours = [str(w.message) for w in warned if "perplexity" in str(w.message)]
-    assert ours == [
-        "No perplexity will be logged, since the model has no such metric. Compile it with "
-        "weighted_metrics=[keras_xent.metrics.Perplexity()]."
-    ]
+        fitted(tmp_path, metrics)
+    ours = [(str(w.message), w.filename) for w in warned if "perplexity" in str(w.message)]
+    sentence = (
+        "No perplexity will be logged, since no metric of the model has a name that ends in 'perplexity'. Compile it "
+        "with metrics=[keras_xent.metrics.Perplexity()], whose name is that unless you give another."
+    )
+    assert ours == [(sentence, __file__)]
     assert "epoch_loss" in scalars(tmp_path / "train")
 
 

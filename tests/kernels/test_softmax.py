@@ -163,6 +163,34 @@ def test_confident_rows_keep_their_small_losses_and_gradients():
             np.testing.assert_allclose(gradient, expected_gradient, rtol=4 * unit, atol=atol)
 
 
+@pytest.mark.parametrize("classes", [2, 300, 4096])
+@pytest.mark.parametrize("softcap", [20.0, 30.0, 50.0])
+def test_a_soft_cap_is_exact_where_it_is_reached(softcap, classes):
+    """The loss to the rounding of the capped logits, never negative; the gradient to that of the cap's slope."""
+    logits = np.zeros((64, classes))
+    logits[:, 0] = np.linspace(20, 60, 64)
+    logits = logits.astype("float32")
+    capped = softcap * np.tanh(logits[:, 0].astype("float64") / softcap)
+    expected = np.log1p((classes - 1) * np.exp(-capped))
+    slope = -np.expm1(-expected) / np.cosh(logits[:, 0].astype("float64") / softcap) ** 2
+    for f in (
+        sparse(np.zeros(64, int), logit_softcap=softcap),
+        dense(np.eye(1, classes).repeat(64, 0).astype("float32"), logit_softcap=softcap),
+    ):
+        value, gradient = value_and_gradient(f, tensor(logits))
+        np.testing.assert_allclose(value, expected, rtol=softcap * 2**-22)
+        np.testing.assert_allclose(gradient[:, 0], -slope, rtol=softcap * 2**-22)
+
+
+@pytest.mark.parametrize("classes", [3, 4096])
+def test_an_infinite_logit_does_not_hide_a_nan(classes):
+    logits = np.zeros((1, classes), "float32")
+    logits[0, :2] = INF, NAN
+    for f in (sparse(np.array([0])), dense(np.eye(1, classes, dtype="float32"))):
+        value, gradient = value_and_gradient(f, tensor(logits))
+        assert np.isnan(value).all() and np.isnan(gradient).any()
+
+
 def test_targets_need_not_sum_to_one():
     logits = tensor([[0.1, 2.1, 1.1]] * 3, "float32")
     p = np.exp([0.1, 2.1, 1.1]) / np.exp([0.1, 2.1, 1.1]).sum()
@@ -222,7 +250,7 @@ def test_a_label_that_is_no_class_is_an_error_where_it_can_be_seen(label):
     with pytest.raises(ValueError) as error:
         sparse_softmax_cross_entropy(np.array([0, 1, label, 3, 4]), tensor(logits, "float32"))
     assert str(error.value) == (
-        "`labels` must be classes from 0 to 6, since the logits have 7. "
+        "`labels` must be classes from 0 to 6, since `logits` has 7. "
         f"Received: label {label} at position (2,), and 1 such label(s) in all. If it marks padding, say so with "
         f"`ignore_class={label}`."
     )
@@ -266,8 +294,7 @@ def test_shapes_that_do_not_fit_are_explained():
         sparse_softmax_cross_entropy(np.zeros((2, 3), int), np.zeros((2, 4, 5), "float32"))
     assert str(error.value) == (
         "`labels` must have the shape of `logits` without its class axis, one integer for each distribution. Received: "
-        "labels of shape (2, 3) and logits of shape (2, 4, 5) with class axis 2, so labels of shape (2, 4) are needed. "
-        "For one-hot or soft targets use the categorical loss."
+        "labels of shape (2, 3) and logits of shape (2, 4, 5) with class axis 2, so labels of shape (2, 4) are needed."
     )
     with pytest.raises(ValueError) as error:
         softmax_cross_entropy(np.zeros((2, 4)), np.zeros((2, 5), "float32"))
@@ -281,7 +308,7 @@ def test_shapes_that_do_not_fit_are_explained():
     with pytest.raises(ValueError) as error:
         sparse_softmax_cross_entropy(np.zeros(2, int), np.zeros((2, 4), "float32"), class_weight=[1.0, 2.0])
     assert str(error.value) == (
-        "`class_weight` must hold one weight for each of the 4 classes of the logits. "
+        "`class_weight` must hold one weight for each of the 4 classes of `logits`. "
         "Received: class_weight of shape (2,)."
     )
 

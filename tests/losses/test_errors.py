@@ -8,10 +8,16 @@ import numpy as np
 import pytest
 
 import keras_xent as kx
-from tests.backend import BACKEND, tensor
-from tests.losses.cases import ARGUMENTS, CLASSES, DROP_INS, NAMES, SOFTMAX, SPARSE, example, make
+from tests.backend import BACKEND, MODES, tensor
+from tests.losses.cases import ARGUMENTS, CLASSES, NAMES, SOFTMAX, SPARSE, example, make
 
 every_loss = pytest.mark.parametrize("name", NAMES)
+
+
+NO_CLASS = (
+    "`y_true` must be classes from 0 to 4, since `y_pred` has 5. Received: label {label} at position (1, 2), and 2 "
+    "such label(s) in all. "
+)
 
 
 def exactly(sentence):
@@ -20,17 +26,19 @@ def exactly(sentence):
 
 ALIGNED = (
     "`{what}` must line up from the left with the losses, which have shape {shape}: it may have shape {allowed}. "
-    "Received: {what} of shape {given}. For one weight per example give shape [batch] or [batch, 1]; for one per time "
-    "step give the whole [batch, time]."
+    "Received: {what} of shape {given}. {fix}"
 )
+STEPS = "For one weight per example give shape [batch] or [batch, 1]; for one per time step [batch, time]."
+TWO = "() or (4,) or (4, 1) or (4, 3) or (4, 3, 1)"
+ONE = "() or (4,) or (4, 1)"
 MISALIGNED = [
-    ((4, 3), (3,), "(4,) or (4, 1) or (4, 3)"),
-    ((4, 3), (1, 3), "(4,) or (4, 1) or (4, 3)"),
-    ((4, 3), (4, 2), "(4,) or (4, 1) or (4, 3)"),
-    ((4, 3), (3, 4), "(4,) or (4, 1) or (4, 3)"),
-    ((4, 3), (4, 3, CLASSES), "(4,) or (4, 1) or (4, 3)"),
-    ((4,), (3,), "(4,)"),
-    ((4,), (4, 3), "(4,)"),
+    ((4, 3), (3,), TWO),
+    ((4, 3), (1, 3), TWO),
+    ((4, 3), (4, 2), TWO),
+    ((4, 3), (3, 4), TWO),
+    ((4, 3), (4, 3, CLASSES), TWO),
+    ((4,), (3,), ONE),
+    ((4,), (4, 3), ONE),
 ]
 
 
@@ -38,7 +46,8 @@ MISALIGNED = [
 @every_loss
 def test_weights_that_fit_nothing_are_refused(name, shape, weights, allowed):
     labels, logits = example(name, shape)
-    sentence = ALIGNED.format(what="sample_weight", shape=shape, allowed=allowed, given=weights)
+    fix = STEPS if len(shape) > 1 else "Give one weight per example."
+    sentence = ALIGNED.format(what="sample_weight", shape=shape, allowed=allowed, given=weights, fix=fix)
     with pytest.raises(ValueError, match=exactly(sentence)):
         make(name, from_logits=True)(labels, logits, np.ones(weights, "float32"))
 
@@ -46,66 +55,41 @@ def test_weights_that_fit_nothing_are_refused(name, shape, weights, allowed):
 @every_loss
 def test_masks_that_fit_nothing_are_refused(name):
     labels, logits = example(name)
-    sentence = ALIGNED.format(what="mask", shape=(4, 3), allowed="(4,) or (4, 1) or (4, 3)", given=(3,))
+    sentence = ALIGNED.format(what="mask", shape=(4, 3), allowed=TWO, given=(3,), fix=STEPS)
     logits = tensor(logits)
     keras.src.backend.set_keras_mask(logits, tensor(np.ones((3,), bool)))
     with pytest.raises(ValueError, match=exactly(sentence)):
         make(name, from_logits=True)(labels, logits)
 
 
-FRACTION = "must be a number in [0, 1]"
-NOT_NEGATIVE = "must be a number of at least 0"
-POSITIVE = "must be None or a number above 0"
-WEIGHTS = "must hold numbers of at least 0"
-REDUCTION = (
-    "must be one of 'sum_over_batch_size', 'mean', 'mean_with_sample_weight', 'sum', 'none', None, 'token_mean', "
-    "'sequence_mean'"
-)
-OUT_OF_RANGE = [
-    (NAMES, "label_smoothing", FRACTION, (1.5, -0.1, math.nan, "0.1", None, True)),
-    (NAMES, "reduction", REDUCTION, ("average", "tokens", 0, True)),
-    (SOFTMAX, "z_loss", NOT_NEGATIVE, (-1e-4, math.nan, None)),
-    (SOFTMAX, "logit_softcap", POSITIVE, (0, -3.0, math.nan)),
-    (SOFTMAX, "class_weight", WEIGHTS, ([1.0, -1.0], {0: -1.0}, [1.0, math.nan])),
-    (DROP_INS, "focal_gamma", NOT_NEGATIVE, (-1.0, math.nan, None)),
-    (["BinaryCrossentropy"], "focal_alpha", FRACTION, (1.5, -0.1)),
-    (["BinaryCrossentropy"], "pos_weight", WEIGHTS, (-2.0, [1.0, -1.0])),
-    (["MaskedSequenceCrossentropy"], "normalizer", POSITIVE, (0, -1.0, math.nan)),
-]
-
-
-@pytest.mark.parametrize(
-    "name, argument, rule, bad",
-    [(name, argument, rule, bad) for names, argument, rule, values in OUT_OF_RANGE for name in names for bad in values],
-)
-def test_arguments_out_of_their_range_are_refused(name, argument, rule, bad):
-    with pytest.raises(ValueError, match=exactly(f"`{argument}` {rule}. Received: {argument}={bad!r}.")):
-        make(name, **{argument: bad})
-
-
-def test_a_normalizer_of_losses_that_are_not_reduced_is_refused():
-    sentence = (
-        "`normalizer` must be None for losses that are not reduced. Received: normalizer=2.0 with reduction=None."
-    )
-    with pytest.raises(ValueError, match=exactly(sentence)):
-        kx.losses.MaskedSequenceCrossentropy(normalizer=2.0, reduction=None)
+@pytest.mark.parametrize("name", SPARSE)
+@pytest.mark.parametrize("label", [5, -1, -100, 2**40, -1.0])
+def test_a_label_that_is_no_class_is_refused(name, label):
+    _refused(name, label, NO_CLASS + "If it marks padding, say so with `ignore_class={whole}`.")
 
 
 @pytest.mark.parametrize("name", SPARSE)
-@pytest.mark.parametrize("label", [5, -1, -100, 2**40, math.nan, -1.0])
-def test_a_label_that_is_no_class_is_refused(name, label):
-    sentence = (
-        "`labels` must be classes from 0 to 4, since the logits have 5. Received: label {label} at position (1, 2), "
-        "and 2 such label(s) in all. If it marks padding, say so with `ignore_class={label}`."
+def test_labels_that_count_from_1_are_told_so(name):
+    labels, logits = example(name, missing=False)
+    labels[:], labels[1, 2] = 1, 5
+    sentence = NO_CLASS.format(label=5).replace("2 such", "1 such") + (
+        "If labels count from 1, subtract 1. If it marks padding, say so with `ignore_class=5`."
     )
-    _refused(name, label, sentence)
+    with pytest.raises(ValueError, match=exactly(sentence)):
+        make(name, from_logits=True)(labels, logits)
+
+
+@pytest.mark.parametrize("name", SPARSE)
+def test_a_label_that_is_not_a_number_is_refused(name):
+    fix = "For a missing label give a whole number, such as -1, and say so with `ignore_class=-1`."
+    _refused(name, math.nan, NO_CLASS + fix)
 
 
 @pytest.mark.parametrize("name", SPARSE)
 @pytest.mark.parametrize("label", [1.5, -0.5, 4.5])
 def test_a_label_that_is_not_whole_is_refused(name, label):
     sentence = (
-        "`labels` must be whole numbers, the index of one class each. Received: label {label} at position (1, 2), "
+        "`y_true` must be whole numbers, the index of one class each. Received: label {label} at position (1, 2), "
         "and 2 such label(s) in all. For soft targets use the categorical loss."
     )
     _refused(name, label, sentence)
@@ -114,26 +98,29 @@ def test_a_label_that_is_not_whole_is_refused(name, label):
 def _refused(name, label, sentence):
     labels, logits = example(name, missing=False)
     labels = labels.astype(type(label))
-    labels[1, 2] = labels[3, 0] = label
+    labels[0, 0], labels[1, 2], labels[3, 0] = 0, label, label
     if labels.dtype == "int64" and keras.backend.backend() == "jax":
         # JAX has no int64: the largest int32 stands for all that are larger, and is no class either.
         label = min(label, 2**31 - 1)
-    with pytest.raises(ValueError, match=exactly(sentence.format(label=label))):
+    with pytest.raises(
+        ValueError, match=exactly(sentence.format(label=label, whole=label if math.isnan(label) else int(label)))
+    ):
         make(name, from_logits=True)(labels, logits)
 
 
 @pytest.mark.parametrize("name", SPARSE)
 def test_labels_of_the_wrong_rank_are_refused(name):
-    labels, logits = example(name)
+    _, logits = example(name)
     sentence = (
-        "`labels` must have the shape of `logits` without its class axis, one integer for each distribution. Received: "
-        "labels of shape (4,) and logits of shape (4, 3, 5) with class axis 2, so labels of shape (4, 3) are needed. "
-        "For one-hot or soft targets use the categorical loss."
+        "`y_true` must have the shape of `y_pred` without its class axis, one integer for each distribution. Received: "
+        "y_true of shape {given} and y_pred of shape (4, 3, 5) with class axis 2, so y_true of shape (4, 3) are "
+        "needed.{fix}"
     )
-    with pytest.raises(ValueError, match=exactly(sentence)):
-        make(name, from_logits=True)(labels[:, 0], logits)
-    with pytest.raises(ValueError, match=exactly(sentence.replace("(4,) and", "(4, 3, 5) and"))):
-        make(name, from_logits=True)(np.zeros((4, 3, 5), "int32"), logits)
+    soft = " For one-hot or soft targets use the categorical loss."
+    other = " They fit class axis 1: move that axis of `y_pred` to the end."
+    for given, fix in (((4,), ""), ((2, 3), ""), ((4, 3, 5), soft), ((4, 5), other)):
+        with pytest.raises(ValueError, match=exactly(sentence.format(given=given, fix=fix))):
+            make(name, from_logits=True)(np.zeros(given, "int32"), logits)
 
 
 @pytest.mark.parametrize("shape", [(4, 3), (4, 3, 4), (4, 3, 1)])
@@ -163,7 +150,7 @@ def test_targets_of_another_shape_are_refused(name, sentence, shape):
 def test_class_weights_for_another_number_of_classes_are_refused(name, weights):
     labels, logits = example(name)
     sentence = (
-        "`class_weight` must hold one weight for each of the 5 classes of the logits. "
+        "`class_weight` must hold one weight for each of the 5 classes of `y_pred`. "
         f"Received: class_weight of shape ({len(weights)},)."
     )
     with pytest.raises(ValueError, match=exactly(sentence)):
@@ -187,11 +174,11 @@ def test_positive_weights_for_another_number_of_labels_are_refused(weights):
         f"Received: pos_weight of shape ({len(weights)},)."
     )
     with pytest.raises(ValueError, match=exactly(sentence)):
-        kx.losses.BinaryCrossentropy(from_logits=True, pos_weight=weights)(labels, logits)
+        kx.losses.BinaryCrossentropy(from_logits=True, pos_weight=weights, ignore_class=-1)(labels, logits)
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if "axis" in ARGUMENTS[name]])
-@pytest.mark.parametrize("axis", [3, -4, 1.0, None, True])
+@pytest.mark.parametrize("axis", [3, -4, 1.0, None, True, np.bool_(True)])
 def test_an_axis_that_is_none_is_refused(name, axis):
     labels, logits = example(name)
     sentence = f"`axis` must be an integer from -3 to 2 for predictions of 3 dimensions. Received: axis={axis!r}."
@@ -212,18 +199,127 @@ def test_what_needs_logits_refuses_bare_probabilities(name, option):
         make(name, **option, from_logits=False)(labels, probabilities)
 
 
-@pytest.mark.skipif(BACKEND != "tensorflow", reason="only TensorFlow has ragged tensors")
-@pytest.mark.parametrize("which", ["y_true", "y_pred"])
-@every_loss
-def test_ragged_tensors_are_refused(name, which):
-    import tensorflow as tf
+def _unusual():
+    """What no loss can read, and what is said of it."""
+    names = "Turn names into integers first, for instance with `keras.layers.StringLookup`."
+    yield None, "None. Give one for each example."
+    yield {"a": np.zeros(2)}, "a dict. Give each loss the entry of its own output."
+    yield np.array(["cat", "dog"]), f"strings. {names}"
+    yield ["cat", "dog"], f"strings. {names}"
+    yield np.array([1, None]), f"dtype object. {names}"
+    yield np.zeros(2, "complex64"), "dtype complex64. Take its real part or its absolute value."
+    yield [[1, 2], [3]], "a list of rows of uneven length. Pad it and mark the padding with a mask or `ignore_class`."
+    yield (
+        keras.KerasTensor((4, 3)),
+        "a symbolic KerasTensor, which has no values. Give the loss to `compile`, or call it in the `call` of a layer, "
+        "with `self.add_loss(loss(...))`.",
+    )
+    if BACKEND == "tensorflow":
+        import tensorflow as tf
 
+        yield (
+            tf.ragged.constant([[1, 2], [3]]),
+            "a ragged tensor. Pad it with `.to_tensor()` and mark the padding with a mask or `ignore_class`.",
+        )
+        yield tf.sparse.from_dense([[1.0]]), "a sparse tensor. Make it dense with `tf.sparse.to_dense`."
+        yield tf.constant(["cat"]), f"strings. {names}"
+
+
+@pytest.mark.parametrize("argument", ["y_true", "y_pred", "sample_weight"])
+@every_loss
+def test_what_holds_no_numbers_is_refused(name, argument):
     labels, logits = example(name)
-    ragged = tf.ragged.constant([[1, 2], [3]])
-    inputs = {"y_true": labels, "y_pred": logits, which: ragged}
+    for value, what in _unusual():
+        if argument == "sample_weight" and value is None:
+            continue
+        inputs = {"y_true": labels, "y_pred": logits, argument: value}
+        sentence = f"`{argument}` must be a dense tensor of numbers. Received: {what}"
+        with pytest.raises(ValueError, match=exactly(sentence)):
+            make(name, from_logits=True)(**inputs)
+
+
+def test_warnings_point_at_the_line_of_the_user():
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    model.compile(loss=kx.losses.CategoricalCrossentropy(from_logits=True))
+    x, y = np.zeros((4, 2)), np.ones((4, 1))
+    for call in (lambda: model.loss(y, model(x)), lambda: model.fit(x, y, verbose=0)):
+        with pytest.warns(SyntaxWarning, match="has one class, so the loss is always 0") as warned:
+            call()
+        assert {w.filename for w in warned if w.category is SyntaxWarning} == {__file__}
+
+
+# Labels of the binary loss
+
+MARKED = "If it marks a missing label, say so with `ignore_class={marker}`; if not, bring the labels to 0 and 1."
+
+
+def _binary(label, dtype):
+    """Labels 0 and 1, and two that are `label`; logits."""
+    labels = np.array([[0, 1, 1], [1, 0, 1]], dtype)
+    labels[0, 1] = labels[1, 2] = label
+    return labels, np.zeros((2, 3), "float32")
+
+
+@pytest.mark.parametrize(
+    "label, dtype, marker",
+    [
+        (-1, "int64", "-1"),
+        (2, "int32", "2"),
+        (255, "uint8", "255"),
+        (-1.0, "float32", "-1.0"),
+        (1.25, "float16", "1.25"),
+        (math.nan, "float32", 'float("nan")'),
+        (math.inf, "float32", "inf"),
+    ],
+)
+def test_binary_labels_outside_0_and_1_are_refused(label, dtype, marker):
     sentence = (
-        f"`{which}` must be a dense tensor. Received: a ragged tensor. Pad it with `.to_tensor()` and mark the padding "
-        "with a mask or `ignore_class`."
+        f"`y_true` must be numbers from 0 to 1. Received: label {label} at position (0, 1), and 2 such label(s) in "
+        f"all. {MARKED.format(marker=marker)}"
     )
     with pytest.raises(ValueError, match=exactly(sentence)):
-        make(name)(**inputs)
+        kx.losses.BinaryCrossentropy(from_logits=True)(*_binary(label, dtype))
+
+
+@pytest.mark.parametrize(
+    "label, dtype", [(0.3, "float32"), (1 + 1e-7, "float64"), (-1e-3, "float16"), (True, "bool"), (1, "uint8")]
+)
+def test_soft_and_rounded_binary_labels_are_not_refused(label, dtype):
+    loss = kx.losses.BinaryCrossentropy(from_logits=True)(*_binary(label, dtype))
+    np.testing.assert_allclose(float(loss), math.log(2), rtol=1e-6)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_binary_labels_that_do_not_count_may_be_anything(mode):
+    labels, logits = _binary(7, "float32")
+    there = tensor(labels != 7)
+
+    def call(logits, **options):
+        return kx.losses.BinaryCrossentropy(from_logits=True, **options)(labels, logits)
+
+    def masked(logits):
+        keras.src.backend.set_keras_mask(logits, there)
+        return call(logits)
+
+    def weighted(logits):
+        return kx.losses.BinaryCrossentropy(from_logits=True)(labels, logits, [0.0, 0.0])
+
+    run = MODES[mode]
+    np.testing.assert_allclose(float(run(lambda x: call(x, ignore_class=7))(logits)), math.log(2), rtol=1e-6)
+    np.testing.assert_allclose(float(run(masked)(tensor(logits))), math.log(2), rtol=1e-6)
+    assert float(run(weighted)(logits)) == 0.0
+
+
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="only TensorFlow asserts in a graph")
+@pytest.mark.parametrize("label, dtype", [(-1, "int32"), (255, "uint8"), (math.nan, "float32")])
+def test_binary_labels_outside_0_and_1_are_an_error_in_a_graph(label, dtype):
+    import tensorflow as tf
+
+    labels, logits = _binary(label, dtype)
+    loss = tf.function(kx.losses.BinaryCrossentropy(from_logits=True), autograph=False)
+    with pytest.raises(tf.errors.InvalidArgumentError) as caught:
+        loss(tf.constant(labels), tf.constant(logits))
+    for part in ("`y_true` must be numbers from 0 to 1. Received: labels from", str(label), "`ignore_class`"):
+        assert part in caught.value.message
+    # No labels are no error.
+    loss(tf.zeros((0, 3), labels.dtype), tf.zeros((0, 3)))

@@ -83,10 +83,15 @@ AXIS_TESTS = {
 }
 
 
+SHIPPED = pathlib.Path(inspect.getfile(keras.losses.Loss)).with_name("losses_test.py")
+# From 3.15 on a missing file is an error.
+if not SHIPPED.exists() and tuple(map(int, keras.__version__.split(".")[:2])) < (3, 15):
+    pytest.skip(f"the wheel of Keras {keras.__version__} has no tests of its losses", allow_module_level=True)
+
+
 def _suite():
     """The shipped test module, with our losses in its namespace of losses."""
-    shipped = pathlib.Path(inspect.getfile(keras.losses.Loss)).with_name("losses_test.py")
-    spec = importlib.util.spec_from_file_location("keras_losses_test", shipped)
+    spec = importlib.util.spec_from_file_location("keras_losses_test", SHIPPED)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     module.losses = types.SimpleNamespace(**{**vars(module.losses), **OURS})

@@ -1,4 +1,8 @@
-"""What the memory alone costs: programs that read and write what a loss must, and no more."""
+"""What the memory alone costs: programs that read and write what a loss must, and no more.
+
+Two programs are called, as by a loss. For arrays that stay in the caches that is most of the time: there the floor is
+the cost of the calls, and not of the memory.
+"""
 
 from collections.abc import Callable
 

@@ -1,6 +1,7 @@
-"""How much memory does a first step take beyond what is there when it starts?
+"""How high does the memory rise in a first step, above where it stands when the labels and logits are there?
 
-In a fresh process for each peer, compilation included: `python -m tools.bench.memory ROW PEER`.
+Once for each peer, in a fresh process of its own, compilation included: `python -m tools.bench.memory ROW PEER`.
+The gradient, which every peer returns, is part of it.
 """
 
 import json
@@ -11,6 +12,9 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
+import tensorflow as tf
+
 from tools.bench import losses
 from tools.bench.shapes import LANGUAGE_MODEL
 
@@ -18,7 +22,7 @@ STATUS, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 def measure(rounds: int) -> Iterator[dict]:
-    """One record for each loss: the peak in MB, by peer, the same in every round and so taken once."""
+    """One record for each loss: the peak in MB, by peer. One sample each, whatever the number of rounds."""
     for row in losses.CLASSES:
         megabytes = {}
         for peer in losses.peers(row):
@@ -30,13 +34,26 @@ def measure(rounds: int) -> Iterator[dict]:
 
 
 def _peak(row, peer):
-    labels, logits = losses.inputs(row, LANGUAGE_MODEL, "float32")
+    labels, logits = map(tf.constant, _inputs(row))
     step = losses.peers(row)[peer]
     if RESET.exists():
         RESET.write_text("5")  # sets the mark back to what is resident now
     start = _highest()
     step(labels, logits)[1][-1, -1].numpy()
     return round((_highest() - start) / 1e6)
+
+
+def _inputs(row):
+    """Made by NumPy: TensorFlow keeps memory that it has used to make data, and the step would find it there."""
+    rng = np.random.default_rng(0)
+    size = LANGUAGE_MODEL.rows, LANGUAGE_MODEL.classes
+    logits = rng.standard_normal(size, "float32")
+    if row == "sparse":
+        return rng.integers(0, LANGUAGE_MODEL.classes, LANGUAGE_MODEL.rows, "int32"), logits
+    labels = rng.integers(0, 2, size, "int8").astype("float32")
+    if row == "dense":
+        labels /= labels.sum(axis=1, keepdims=True)
+    return labels, logits
 
 
 def _highest():

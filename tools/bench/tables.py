@@ -1,32 +1,34 @@
 """Results as Markdown."""
 
-from statistics import median
+from statistics import median, quantiles
 
 OURS, FLOOR = "ours, graph", "floor"
+# What a record measures, by its unit, and how that is told.
+ABOUT = {
+    "milliseconds": "Forward and backward in ms, warm: the median of {rounds} rounds. In brackets, times "
+    f"`{OURS}` of the same round: the median and the quartiles of the rounds' ratios. A tie: the quartiles hold 1, or "
+    "the median is within 3 % of it.",
+    "seconds": "A step with a number of rows new to it, compilation included, in s: the median of {rounds} steps.",
+    "megabytes": "Peak memory of the first step above where it started, gradient and compilation included, in MB, one "
+    f"sample each (times `{OURS}`).",
+}
 
 
 def markdown(results: dict) -> str:
     """One table for each unit, under the facts of the machine."""
-    records = results["rows"]
-    facts = ", ".join(f"{name} {value}" for name, value in results["machine"].items())
-    parts = [f"Medians of {results['rounds']} rounds, in turn. {facts}."]
-    times = [r for r in records if FLOOR in r.get("milliseconds", ())]
-    if times:
-        about = "Forward + backward in ms (times ours in a graph; times the floor, the memory alone)."
-        parts.append("\n".join([about, "", *_table(times, "milliseconds", (OURS, FLOOR))]))
-    memory = [r for r in records if "megabytes" in r]
-    if memory:
-        about = "Peak memory of the first step beyond its start in MB (times ours in a graph)."
-        parts.append("\n".join([about, "", *_table(memory, "megabytes", (OURS,))]))
-    for record in records:
-        if record["row"] == "import":
-            parts.append(line(record))
+    records = [record for record in results["rows"] if record["row"] != "import"]
+    parts = [", ".join(f"{name} {value}" for name, value in results["machine"].items()) + "."]
+    for unit, about in ABOUT.items():
+        chosen = [record for record in records if unit in record]
+        if chosen:
+            parts.append("\n".join([about.format(rounds=results["rounds"]), "", *_table(chosen, unit)]))
+    parts += [line(record) for record in results["rows"] if record["row"] == "import"]
     return "\n\n".join(parts)
 
 
 def line(record: dict) -> str:
     """One record in one line."""
-    unit = "milliseconds" if "milliseconds" in record else "megabytes"
+    unit = next(unit for unit in ABOUT if unit in record)
     values = ", ".join(f"{name} {median(values):.4g}" for name, values in record[unit].items())
     return f"{' '.join(_of(record))}: {values} ({unit})"
 
@@ -37,16 +39,25 @@ def _of(record):
     return [record["row"], *sizes, *([record["dtype"]] if "dtype" in record else [])]
 
 
-def _table(records, unit, against):
+def _table(records, unit):
     peers = list(records[0][unit])
     yield "| " + " | ".join(["loss", "logits", "dtype", *peers]) + " |"
     yield "|---" * 3 + "|--:" * len(peers) + "|"
     for record in records:
-        middle = {name: median(values) for name, values in record[unit].items()}
-        cells = [_cell(name, middle, against) for name in peers]
+        values = record[unit]
+        # A compilation is hundreds of times what Keras needs, which no ratio makes clearer.
+        cells = [f"{median(values[n]):.2g}" if unit == "seconds" else _cell(n, values) for n in peers]
         yield "| " + " | ".join([*_of(record), *cells]) + " |"
 
 
-def _cell(name, middle, others):
-    ratios = [f"{middle[name] / middle[other]:.2f}" for other in others]
-    return f"{middle[name]:.4g} ({'; '.join(ratios)})"
+def _cell(name, values):
+    value = f"{median(values[name]):.4g}"
+    if name == OURS:
+        return value
+    ratios = [other / ours for other, ours in zip(values[name], values[OURS], strict=True)]
+    middle = median(ratios)
+    if len(ratios) < 3:
+        return f"{value} ({middle:.2f})"
+    low, _, high = quantiles(ratios, n=4, method="inclusive")
+    tie = ", tie" if name != FLOOR and (low <= 1 <= high or abs(middle - 1) < 0.03) else ""
+    return f"{value} ({middle:.2f}; {low:.2f} to {high:.2f}{tie})"

@@ -9,6 +9,7 @@ from tools.bench import floor, losses
 from tools.bench.shapes import LANGUAGE_MODEL, SHAPES, Shape
 
 DTYPES = ("float32", "bfloat16")
+WARM_UP = 2
 # How far two right answers may lie apart: the loss, and the gradient in units of its largest element.
 TOLERANCES = {"float32": (2e-5, 1e-5), "bfloat16": (2e-5, 1e-2)}
 
@@ -31,12 +32,17 @@ def _times(row: str, shape: Shape, dtype: str, rounds: int) -> dict[str, list[fl
 
 
 def in_turn(calls: dict[str, Callable[[], tf.Tensor]], rounds: int) -> dict[str, list[float]]:
-    """Milliseconds of each call. A B C A B C: what else the machine does meets all of them."""
+    """Milliseconds of each call, warm: two rounds are not counted.
+
+    A B C, B C A, C A B: what else the machine does meets all of them, and so does what the call before has left behind.
+    """
     times: dict[str, list[float]] = {name: [] for name in calls}
-    for turn in range(-2, rounds):  # the first two warm up
-        for name, call in calls.items():
+    names = list(calls)
+    for turn in range(-WARM_UP, rounds):
+        names = names[1:] + names[:1]
+        for name in names:
             start = time.perf_counter()
-            call()[-1, -1].numpy()  # waits for the gradient
+            calls[name]()[-1, -1].numpy()  # waits for the gradient
             elapsed = time.perf_counter() - start
             if turn >= 0:
                 times[name].append(round(1e3 * elapsed, 3))

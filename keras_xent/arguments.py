@@ -1,0 +1,166 @@
+"""What arguments may be: each check returns the value as JSON can hold it, or says what is allowed and what came."""
+
+import math
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+_FLOATS = ("bfloat16", "float16", "float32", "float64")
+
+
+def boolean(name: str, value: Any) -> bool:
+    """`value`, if it is True or False."""
+    if not isinstance(value, (bool, np.bool_)):
+        raise ValueError(f"`{name}` must be True or False. Received: {name}={value!r}.")
+    return bool(value)
+
+
+def fraction(name: str, value: Any) -> float:
+    """`value`, if it is a number in [0, 1]."""
+    if not _is_number(value) or not 0 <= value <= 1:
+        raise ValueError(f"`{name}` must be a number in [0, 1]. Received: {name}={value!r}.")
+    return value
+
+
+def not_negative(name: str, value: Any) -> float:
+    """`value`, if it is a number of at least 0."""
+    if not _is_number(value) or not value >= 0:
+        raise ValueError(f"`{name}` must be a number of at least 0. Received: {name}={value!r}.")
+    return value
+
+
+def positive(name: str, value: Any) -> float | None:
+    """`value`, if it is None or a number above 0."""
+    if value is not None and (not _is_number(value) or not value > 0):
+        raise ValueError(f"`{name}` must be None or a number above 0. Received: {name}={value!r}.")
+    return value
+
+
+def axis(value: Any) -> Any:
+    """An integer of NumPy as one of Python. Anything else stays: whether it is an axis, the predictions will tell."""
+    return int(value) if isinstance(value, np.integer) else value
+
+
+def class_or_none(name: str, value: Any) -> int | None:
+    """`value`, if it is None or a whole number."""
+    if value is None:
+        return None
+    if not _is_number(value) or not math.isfinite(value) or value != int(value):
+        # The second argument of the dense loss is the smoothing, that of the sparse one is not.
+        hint = f" For label smoothing say label_smoothing={value!r}." if _is_number(value) and 0 < value < 1 else ""
+        raise ValueError(
+            f"`{name}` must be None or a whole number, the label that does not count. Received: {name}={value!r}.{hint}"
+        )
+    return int(value)
+
+
+def label_or_none(name: str, value: Any) -> float | None:
+    """`value`, if it is None, a finite number or nan."""
+    if value is not None and (not _is_number(value) or math.isinf(value)):
+        raise ValueError(
+            f"`{name}` must be None or a number (nan is one), the label that does not count. "
+            f"Received: {name}={value!r}."
+        )
+    return value
+
+
+def class_weights(name: str, value: Any) -> list[float] | dict[int, float] | None:
+    """Weights of classes: None, a list of numbers, or a dict from class to number."""
+    plain: Any = _list_of_numbers(value)
+    if isinstance(value, dict) and all(map(_is_number, value.values())):
+        # The keys are strings after a stay in JSON.
+        plain = {int(label): float(weight) for label, weight in value.items()}
+    if value is not None and plain is None:
+        raise ValueError(
+            f"`{name}` must be None, a list with one number for each class, or a dict from class to number. "
+            f"Received: {name}={value!r}."
+        )
+    return _of_at_least_0(name, value, plain)
+
+
+def label_weights(name: str, value: Any) -> float | list[float] | None:
+    """Weights of positive labels: None, a number for all of them, or a list of numbers."""
+    plain = value if _is_number(value) else _list_of_numbers(value)
+    if value is not None and plain is None:
+        raise ValueError(
+            f"`{name}` must be None, a number, or a list with one number for each label of an example. "
+            f"Received: {name}={value!r}."
+        )
+    return _of_at_least_0(name, value, plain)
+
+
+def _of_at_least_0(name, value, plain):
+    numbers = plain.values() if isinstance(plain, dict) else plain if isinstance(plain, list) else [plain or 0.0]
+    # Written so that NaN does not pass.
+    if not all(number >= 0 for number in numbers):
+        raise ValueError(f"`{name}` must hold numbers of at least 0. Received: {name}={value!r}.")
+    return plain
+
+
+def _list_of_numbers(value):
+    """A flat list of floats, or None if the value is none."""
+    if value is None or isinstance(value, (str, dict)):
+        return None
+    try:
+        array = np.asarray(value if isinstance(value, (list, tuple)) else ops.convert_to_numpy(value))
+        return array.astype("float64").tolist() if array.ndim == 1 and array.dtype.kind not in "USOc" else None
+    except (TypeError, ValueError):
+        return None
+
+
+def dtype_or_none(name: str, value: Any) -> str | None:
+    """The name of a dtype or policy whose numbers are floats, or None."""
+    if value is None:
+        return None
+    try:
+        policy = keras.dtype_policies.get(value)
+        computed = policy.compute_dtype
+    except (AttributeError, TypeError, ValueError):
+        computed = None
+    if computed not in _FLOATS:
+        raise ValueError(
+            f"`{name}` must be None or one of {', '.join(map(repr, _FLOATS))}. Received: {name}={value!r}."
+        )
+    return policy.name
+
+
+def tensor(name: str, value: Any) -> Any:
+    """`value`, if it holds numbers in the usual way. Otherwise a framework would refuse it in words of its own."""
+    kind = type(value).__name__
+    if isinstance(value, (list, tuple, str)):
+        try:
+            dtype = np.asarray(value).dtype.name
+        except ValueError:
+            kind, dtype = "uneven list", ""
+    else:
+        dtype = str(getattr(getattr(value, "dtype", None), "name", getattr(value, "dtype", "")))
+    if value is None:
+        what, fix = "None", "Give one for each example."
+    elif isinstance(value, dict):
+        what, fix = "a dict", "Give each loss the entry of its own output."
+    elif isinstance(value, keras.KerasTensor):
+        what = "a symbolic KerasTensor, which has no values"
+        fix = "Give the loss to `compile`, or call it in the `call` of a layer, with `self.add_loss(loss(...))`."
+    elif kind in ("RaggedTensor", "uneven list"):
+        what = "a ragged tensor" if kind == "RaggedTensor" else "a list of rows of uneven length"
+        fix = "Pad it{} and mark the padding with a mask or `ignore_class`."
+        fix = fix.format(" with `.to_tensor()`" if kind == "RaggedTensor" else "")
+    elif kind == "SparseTensor" or hasattr(value, "todense"):
+        what = "a sparse tensor"
+        fix = f"Make it dense with `{'tf.sparse.to_dense' if kind == 'SparseTensor' else '.todense()'}`."
+    elif dtype.startswith("complex"):
+        what, fix = f"dtype {dtype}", "Take its real part or its absolute value."
+    elif dtype.startswith(("str", "bytes", "object")):
+        what = "dtype object" if dtype == "object" else "strings"
+        fix = "Turn names into integers first, for instance with `keras.layers.StringLookup`."
+    else:
+        return value
+    raise ValueError(f"`{name}` must be a dense tensor of numbers. Received: {what}. {fix}")
+
+
+def _is_number(value):
+    if isinstance(value, (bool, np.bool_, str)):
+        return False
+    return isinstance(value, (int, float)) or getattr(value, "shape", None) == () and hasattr(value, "__float__")
