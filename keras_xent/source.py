@@ -168,8 +168,9 @@ def _operation(tensor):
     """The operation of a TensorFlow graph that made the tensor, seen through casts; None elsewhere."""
     if keras.backend.backend() != "tensorflow" or is_eager(tensor) or hasattr(tensor, "assign"):
         return None
-    operation = tensor.op
-    while operation.type in _TRANSPARENT:
+    # A ragged tensor has none.
+    operation = getattr(tensor, "op", None)
+    while operation is not None and operation.type in _TRANSPARENT:
         operation = operation.inputs[0].op
     return operation
 
