@@ -75,7 +75,8 @@ def linear_cross_entropy(
         kernel: `[D, V]`, or `[V, D]` with `transpose_kernel`, as embeddings have it.
         labels: integers `[...]`, the shape of `hidden` without its last axis.
         bias: `[V]`, or None.
-        token_weights: weights of the shape of `labels`, or `[B]`, `[B, 1]` for labels `[B, T]`.
+        token_weights: weights of the shape of `labels`, or `[B]`, `[B, 1]` for labels `[B, T]`. They have a gradient;
+            tokens of weight 0 are left out, and so is theirs.
         transpose_kernel: whether the kernel is `[V, D]`.
         mask, ignore_class, label_smoothing, class_weight, focal_gamma, z_loss, logit_softcap: as in
             `sparse_softmax_cross_entropy`.
@@ -328,12 +329,9 @@ def _run(hidden, kernel, bias, share, labels, class_weights, counts, *, wanted, 
         for (name, shape), want in zip(shapes.items(), wanted, strict=False):
             if want:
                 results[name] = ops.zeros(shape, dtype)
-    single = isinstance(needed, int) and needed <= 1
     results = (
         one_chunk(0, results)
-        if single and needed
-        else results
-        if single
+        if isinstance(needed, int) and needed == 1
         else ops.fori_loop(0, needed, one_chunk, results)
     )
 
@@ -391,7 +389,7 @@ def _of_logits(logits, labels, share=None, *, weights, hits, **options):
 
     def on_block(logits, labels, *share):
         losses, saved = sparse_softmax.forward(logits, labels, weights, **options)
-        gradient = [sparse_softmax.backward(*share, saved, logits, labels, weights, **options)] if share else []
+        gradient = [sparse_softmax.backward(share[0], saved, logits, labels, weights, **options)] if share else []
         label = ops.maximum(labels, 0)
         at_label = row.accurate(ops.take_along_axis(logits, label, axis=1))
         top, excess = saved

@@ -1,6 +1,5 @@
 """Cross-entropy of integer labels, one class out of many."""
 
-import warnings
 from typing import Any
 
 import keras
@@ -9,7 +8,7 @@ from keras import ops
 from keras_xent import arguments, source, statistics
 from keras_xent.kernels import linear, sparse_softmax_cross_entropy, targets
 from keras_xent.kernels._compile import as_written, is_eager
-from keras_xent.losses.base import Crossentropy, Elements
+from keras_xent.losses.base import Crossentropy, Elements, warn
 
 
 @keras.saving.register_keras_serializable(package="keras_xent")
@@ -94,10 +93,7 @@ class SparseCategoricalCrossentropy(Crossentropy):
 
     def _head(self, y_pred):
         # Eager logits are already there.
-        if (
-            is_eager(y_pred)
-            or targets.checked_axis(self.axis, len(y_pred.shape), "predictions") != len(y_pred.shape) - 1
-        ):
+        if is_eager(y_pred) or self.axis not in (-1, len(y_pred.shape) - 1):
             return None
         logits = y_pred
         if not self.from_logits:
@@ -107,11 +103,10 @@ class SparseCategoricalCrossentropy(Crossentropy):
         head = source.head_of(logits)
         if head is None and (lost := source.lost_head(logits)) is not None and not self._warned_of_lost_head:
             self._warned_of_lost_head = True
-            warnings.warn(
+            warn(
                 f"{type(self).__name__} makes the logits of layer '{lost.layer}' in memory: what came after the layer "
                 "returned a new tensor, which does not know its source. End the model in that layer. The loss reads "
                 "16-bit logits as they are, so that a float32 Activation after it is not needed.",
-                stacklevel=2,
             )
         # A cap upon a cap is no cap.
         return None if head is not None and head.logit_softcap and self.logit_softcap else head
@@ -126,15 +121,13 @@ class SparseCategoricalCrossentropy(Crossentropy):
         if sample_weight is not None:
             weights = targets.to_tensor(arguments.tensor("sample_weight", sample_weight))
             weights = targets.aligned_weights(weights, shape)
-        matrices = (head.hidden, head.kernel, head.bias)
-        if self.dtype == "float64":
-            matrices = tuple(None if m is None else ops.cast(m, "float64") for m in matrices)
-        hidden, kernel, bias = matrices
+        # The kernel computes in the dtype of the hidden states.
+        hidden = ops.cast(head.hidden, "float64") if self.dtype == "float64" else head.hidden
         loss, found = linear.with_statistics(
             hidden,
-            kernel,
+            head.kernel,
             labels,
-            bias,
+            head.bias,
             token_weights=weights,
             transpose_kernel=head.transpose_kernel,
             mask=mask,

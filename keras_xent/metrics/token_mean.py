@@ -66,9 +66,9 @@ class TokenMean(keras.metrics.Metric):
 
     def _of_batch(self, y_true, y_pred, sample_weight):
         left = statistics.find(arguments.tensor("y_pred", y_pred))
-        same = left is not None and left.y_true is y_true and left.sample_weight in (None, sample_weight)
-        if same and self._fits(left):
-            return self._of_statistics(left.statistics, sample_weight)
+        if left is not None and left.y_true is y_true and self._fits(left):
+            if left.sample_weight is None or left.sample_weight is sample_weight:
+                return self._of_statistics(left.statistics, sample_weight)
         labels = targets.to_tensor(arguments.tensor("y_true", y_true))
         axis = targets.checked_axis(self.axis, len(y_pred.shape), "predictions")
         labels = targets.without_class_axis(labels, y_pred, axis)
