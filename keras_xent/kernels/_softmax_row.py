@@ -54,15 +54,13 @@ def finite(top):
 
 
 def infinite_logits(logits, top):
-    """How many logits of each row are +inf, a NaN beside them counting as two. Costs nothing where there are none."""
+    """How many logits of each row are +inf. Costs nothing where there are none."""
     infinite = ops.equal(top, float("inf"))
-
-    def counted():
-        x = accurate(logits)
-        ones = ops.where(ops.equal(x, float("inf")), ops.ones_like(x), ops.zeros_like(x))
-        return ops.sum(ops.where(ops.isnan(x), 2.0 * ops.ones_like(x), ones), axis=1, keepdims=True)
-
-    return ops.cond(ops.any(infinite), counted, lambda: ops.zeros_like(top))
+    return ops.cond(
+        ops.any(infinite),
+        lambda: ops.sum(ops.cast(ops.equal(accurate(logits), float("inf")), top.dtype), axis=1, keepdims=True),
+        lambda: ops.zeros_like(top),
+    )
 
 
 def with_infinities(excess, logits, top, softcap):
@@ -70,7 +68,8 @@ def with_infinities(excess, logits, top, softcap):
     if softcap is not None:
         return excess
     infinite = infinite_logits(logits, top)
-    excess = ops.where(infinite == 1, ops.zeros_like(excess), excess)
+    # So far the excess is NaN only where a logit is, which an infinite one must not hide.
+    excess = ops.where(ops.logical_and(infinite == 1, ops.logical_not(ops.isnan(excess))), 0.0, excess)
     return ops.where(infinite > 1, ops.full_like(excess, float("nan")), excess)
 
 

@@ -245,9 +245,10 @@ def _sigmoid_forward(logits, labels, weight, mask=None, *, reduced, missing, **o
 
 
 def _gradient(upstream, saved, logits, labels, weight, mask, slope, like, *, reduced, missing, **options):
-    # NaN and infinities that nobody asked for count as missing. Others do not: they are the derivative for upstream.
-    used = ops.logical_or(ops.not_equal(upstream, 0.0), ops.logical_and(ops.isfinite(logits), ops.isfinite(labels)))
-    mask = used if mask is None else ops.logical_and(mask, used)
+    # NaN and infinities that nobody asked for are taken out. Others are not: they are the derivative for upstream.
+    finite = ops.logical_and(ops.isfinite(logits), ops.isfinite(labels))
+    used = ops.logical_or(ops.not_equal(upstream, 0.0), finite)
+    logits, labels = (ops.where(used, t, ops.zeros_like(t)) for t in (logits, labels))
     terms = _Terms(logits, labels, weight, mask, missing=missing, **options)
     if reduced:
         (count,) = saved

@@ -148,7 +148,9 @@ def backward(upstream, saved, logits, labels, class_weight=None, *, smoothing, g
 
     # Only the label's own gradient needs care, and that is one number for each row: 1 - p comes from the loss, which
     # is exact where p has rounded to 1.
-    nll = row.nll(ops.take_along_axis(x, label, axis=1), top, excess, softcap)
+    # Taken from the logits themselves: taken from `x`, that would be made in memory.
+    (own,) = row.without(unasked, ops.take_along_axis(logits, label, axis=1))
+    nll = row.nll(own, top, excess, softcap)
     target = (1.0 - smoothing) * label_weight
     if smoothing:
         target = target + smoothing / row.number_of_classes(logits) * label_weight
