@@ -46,11 +46,11 @@ def language_model(head, *, tied=False, after=(), **arguments):
     tokens = keras.Input((None,), dtype="int32")
     if tied:
         embedding = head(VOCABULARY, FEATURES, mask_zero=True, **arguments)
-        hidden = keras.layers.LSTM(FEATURES, return_sequences=True)(embedding(tokens))
+        hidden = keras.layers.Dense(FEATURES, activation="tanh")(embedding(tokens))
         logits = embedding(hidden, reverse=True)
     else:
         embedded = keras.layers.Embedding(VOCABULARY, FEATURES, mask_zero=True)(tokens)
-        hidden = keras.layers.LSTM(FEATURES, return_sequences=True)(embedded)
+        hidden = keras.layers.Dense(FEATURES, activation="tanh")(embedded)
         logits = head(VOCABULARY, **arguments)(hidden)
     for layer in after:
         logits = layer(logits)
@@ -63,9 +63,9 @@ def trained(model, loss, *, metrics=(), weighted_metrics=None, **compile_argumen
     model.compile(
         keras.optimizers.Adam(0.01), loss, metrics=list(metrics), weighted_metrics=weighted_metrics, **compile_arguments
     )
-    validation = (tokens[:10], following[:10], weights[:10])
+    validation = (tokens[:8], following[:8], weights[:8])
     history = model.fit(
-        tokens, following, 7, 2, verbose=0, sample_weight=weights, validation_data=validation, shuffle=False
+        tokens, following, 8, 2, verbose=0, sample_weight=weights, validation_data=validation, shuffle=False
     ).history
     return history, [np.asarray(w) for w in model.get_weights()]
 
@@ -103,8 +103,7 @@ def calls(monkeypatch):
 # The same training as with Keras' layers.
 
 
-@pytest.mark.parametrize("mode", FIT_MODES)
-@pytest.mark.parametrize("tied", [False, True], ids=["dense", "tied"])
+@pytest.mark.parametrize("tied,mode", [*[(False, mode) for mode in FIT_MODES], (True, "auto")])
 def test_training_is_that_of_the_dense_layer(tied, mode, calls):
     layers = (
         (keras.layers.ReversibleEmbedding, kx.layers.TiedLogits)
@@ -119,7 +118,9 @@ def test_training_is_that_of_the_dense_layer(tied, mode, calls):
         results.append(
             trained(model, loss(label_smoothing=0.1, z_loss=0.01), weighted_metrics=metrics(), **FIT_MODES[mode])
         )
-        assert bool(calls) == (layer is layers[1] and mode != "eagerly")
+        # TensorFlow's eager logits are there already; JAX traces the loss in any case.
+        eager = mode == "eagerly" and BACKEND == "tensorflow"
+        assert bool(calls) == (layer is layers[1] and not eager)
     assert_same_training(*results)
 
 
@@ -171,7 +172,7 @@ def test_gradient_accumulation_is_exact():
         model = language_model(layer)
         tokens, following, _ = data()
         model.compile(keras.optimizers.SGD(0.1, gradient_accumulation_steps=2), loss(normalizer=40.0))
-        history = model.fit(tokens, following, 6, 2, verbose=0, shuffle=False).history
+        history = model.fit(tokens, following, 8, 2, verbose=0, shuffle=False).history
         results.append((history, [np.asarray(w) for w in model.get_weights()]))
     assert_same_training(*results)
 
