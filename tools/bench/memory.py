@@ -36,11 +36,10 @@ def measure(rounds: int) -> Iterator[dict]:
 def _peak(row, peer):
     labels, logits = map(tf.constant, _inputs(row))
     step = losses.peers(row)[peer]
-    if RESET.exists():
-        RESET.write_text("5")  # sets the mark back to what is resident now
-    start = _highest()
+    reset()
+    start = highest()
     step(labels, logits)[1][-1, -1].numpy()
-    return round((_highest() - start) / 1e6)
+    return round((highest() - start) / 1e6)
 
 
 def _inputs(row):
@@ -56,7 +55,13 @@ def _inputs(row):
     return labels, logits
 
 
-def _highest():
+def reset() -> None:
+    """Sets the mark of the highest memory back to what is resident now, on Linux."""
+    if RESET.exists():
+        RESET.write_text("5")
+
+
+def highest() -> int:
     """The peak of the resident memory. Off Linux it includes the making of the data, which can hide a small step."""
     if not STATUS.exists():
         unit = 1 if sys.platform == "darwin" else 1024

@@ -1,16 +1,17 @@
 """Results as Markdown."""
 
+from itertools import groupby
 from statistics import median, quantiles
 
-OURS, FLOOR = "ours, graph", "floor"
+FLOOR = "floor"
 # What a record measures, by its unit, and how that is told.
 ABOUT = {
     "milliseconds": "Forward and backward in ms, warm: the median of {rounds} rounds. In brackets, times "
-    f"`{OURS}` of the same round: the median and the quartiles of the rounds' ratios. A tie: the quartiles hold 1, or "
-    "the median is within 3 % of it.",
+    "the first column of the same round: the median and the quartiles of the rounds' ratios. A tie: the quartiles hold "
+    "1, or the median is within 3 % of it.",
     "seconds": "A step with a number of rows new to it, compilation included, in s: the median of {rounds} steps.",
     "megabytes": "Peak memory of the first step above where it started, gradient and compilation included, in MB, one "
-    f"sample each (times `{OURS}`).",
+    "sample each (times the first column).",
 }
 
 
@@ -21,7 +22,9 @@ def markdown(results: dict) -> str:
     for unit, about in ABOUT.items():
         chosen = [record for record in records if unit in record]
         if chosen:
-            parts.append("\n".join([about.format(rounds=results["rounds"]), "", *_table(chosen, unit)]))
+            parts.append(about.format(rounds=results["rounds"]))
+        for _, same in groupby(chosen, key=lambda record: list(record[unit])):
+            parts.append("\n".join(_table(list(same), unit)))
     parts += [line(record) for record in results["rows"] if record["row"] == "import"]
     return "\n\n".join(parts)
 
@@ -52,9 +55,10 @@ def _table(records, unit):
 
 def _cell(name, values):
     value = f"{median(values[name]):.4g}"
-    if name == OURS:
+    first = next(iter(values))
+    if name == first:
         return value
-    ratios = [other / ours for other, ours in zip(values[name], values[OURS], strict=True)]
+    ratios = [other / ours for other, ours in zip(values[name], values[first], strict=True)]
     middle = median(ratios)
     if len(ratios) < 3:
         return f"{value} ({middle:.2f})"
