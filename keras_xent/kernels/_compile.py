@@ -30,6 +30,10 @@ def as_written(function: Callable) -> Any:
     return tf.autograph.experimental.do_not_convert(function) if _BACKEND == "tensorflow" else function
 
 
+# What every `compiled` function keeps its programs in.
+_kept: list[Any] = []
+
+
 def compiled(function: Callable) -> Any:
     """`function`, compiled by XLA. One compilation per set of shapes, dtypes and keyword values.
 
@@ -49,7 +53,14 @@ def compiled(function: Callable) -> Any:
             return traced
         return jax.jit(run)
 
+    _kept.append(program)
     return callable_at(lambda *tensors, **static: (program(tuple(sorted(static.items()))), tensors))
+
+
+def forget() -> None:
+    """Frees all compiled programs, for processes that have called kernels with very many shapes and options."""
+    for program in _kept:
+        program.cache_clear()
 
 
 def callable_at(at: Callable) -> Callable:
