@@ -285,10 +285,15 @@ def is_eager(tensor: Any) -> bool:
     return not isinstance(tensor, jax.core.Tracer)
 
 
-def assert_in_graph(condition: Any, data: list) -> None:
-    """On a TensorFlow graph that runs on the CPU, an assertion; elsewhere nothing.
+def assert_in_graph(condition: Any, data: list, tensor: Any = None) -> Any:
+    """On a TensorFlow graph that runs on the CPU, an assertion that comes before any use of the returned `tensor`.
 
-    XLA drops assertions, and on an accelerator they would cost a transfer at every step.
+    Elsewhere nothing: XLA drops assertions, and on an accelerator they would cost a transfer at every step.
     """
-    if _BACKEND == "tensorflow" and not accelerated():
-        tf.debugging.Assert(condition, data, summarize=1)
+    if _BACKEND != "tensorflow" or accelerated():
+        return tensor
+    assertion = tf.debugging.Assert(condition, data, summarize=1)
+    if tensor is None or assertion is None:
+        return tensor
+    with tf.control_dependencies([assertion]):
+        return tf.identity(tensor)

@@ -83,7 +83,7 @@ def sigmoid_cross_entropy(
             "`labels` and `logits` must have the same shape. "
             f"Received: labels of shape {tuple(labels.shape)} and logits of shape {tuple(logits.shape)}."
         )
-    _targets.assert_fits(labels, logits, "`labels` and `logits` must have the same shape.")
+    labels = _targets.asserted_to_fit(labels, logits, "`labels` and `logits` must have the same shape.")
     shape, rank = ops.shape(logits), len(logits.shape)
     learned = _targets.is_float(labels)
     if not learned:

@@ -68,7 +68,7 @@ def softmax_cross_entropy(
             f"Received: targets of shape {tuple(targets.shape)} and logits of shape {tuple(logits.shape)}. "
             "For integer labels use the sparse loss."
         )
-    _targets.assert_fits(targets, logits, "`targets` and `logits` must have the same shape.")
+    targets = _targets.asserted_to_fit(targets, logits, "`targets` and `logits` must have the same shape.")
     shape = tuple(size for i, size in enumerate(ops.shape(logits)) if i != axis)
     learned = _targets.is_float(targets)
     if not learned:

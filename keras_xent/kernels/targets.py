@@ -96,7 +96,9 @@ def without_class_axis(labels: Any, logits: Any, axis: int) -> Any:
             f"{tuple(logits.shape)} with class axis {axis % rank}, so {called} of shape {expected} are needed."
             f"{_advice_on_shapes(tuple(labels.shape), tuple(logits.shape), predicted)}"
         )
-    assert_fits(labels, logits, "`labels` must have the shape of `logits` without its class axis.", without=axis % rank)
+    labels = asserted_to_fit(
+        labels, logits, "`labels` must have the shape of `logits` without its class axis.", without=axis % rank
+    )
     return labels
 
 
@@ -113,8 +115,10 @@ def same_shape(one: Any, other: Any) -> bool:
     return len(one) == len(other) and all(a is None or b is None or a == b for a, b in zip(one, other, strict=True))
 
 
-def assert_fits(tensor: Any, like: Any, sentence: str, *, without: int | None = None, may_repeat: bool = False) -> None:
-    """In a TensorFlow graph on the CPU, an assertion that sizes which were unknown are those of `like`.
+def asserted_to_fit(
+    tensor: Any, like: Any, sentence: str, *, without: int | None = None, may_repeat: bool = False
+) -> Any:
+    """The tensor; in a TensorFlow graph on the CPU after an assertion that unknown sizes are those of `like`.
 
     A tensor of size 1 would else be repeated silently; with `may_repeat` it may be, but not along the first axis.
     `without` is an axis of `like` that the tensor does not have.
@@ -126,10 +130,10 @@ def assert_fits(tensor: Any, like: Any, sentence: str, *, without: int | None = 
         for i, (a, b) in enumerate(zip(given, sizes, strict=True))
         if tensor.shape[i] is None or known[i] is None
     ]
-    if fits:
-        assert_in_graph(
-            ops.all(ops.stack(fits)), [f"{sentence} Received: shape", *given, "where", *sizes, "is needed."]
-        )
+    if not fits:
+        return tensor
+    told = [f"{sentence} Received: shape", *given, "where", *sizes, "is needed."]
+    return assert_in_graph(ops.all(ops.stack(fits)), told, tensor)
 
 
 def counted(labels: Any, mask: Any, ignore_class: Any) -> Any:
@@ -327,5 +331,5 @@ def aligned_weights(
         )
     if like is not None:
         rule = f"`{what}` must line up from the left with the losses: [batch], [batch, 1] or [batch, time]."
-        assert_fits(weights, like, rule, without=without, may_repeat=True)
+        weights = asserted_to_fit(weights, like, rule, without=without, may_repeat=True)
     return weights
