@@ -7,6 +7,7 @@ from keras import ops
 
 from keras_xent import source
 from keras_xent.kernels._compile import read
+from keras_xent.kernels.targets import is_float
 
 
 @keras.saving.register_keras_serializable(package="keras_xent")
@@ -55,3 +56,7 @@ class TiedLogits(keras.layers.ReversibleEmbedding):
         )
         source.attach(logits, head)
         return logits
+
+    def compute_mask(self, inputs: Any, mask: Any = None) -> Any:
+        """The mask of embeddings, none of logits: Keras 3.12 would look for padding in the hidden states."""
+        return None if is_float(inputs) else super().compute_mask(inputs, mask)

@@ -45,7 +45,8 @@ def language_model(head, *, tied=False, after=(), **arguments):
     keras.utils.set_random_seed(0)
     tokens = keras.Input((None,), dtype="int32")
     if tied:
-        embedding = head(VOCABULARY, FEATURES, mask_zero=True, **arguments)
+        # No mask: newer versions of Keras lose it at the logits, and Keras 3.12 makes a wrong one there.
+        embedding = head(VOCABULARY, FEATURES, **arguments)
         hidden = keras.layers.Dense(FEATURES, activation="tanh")(embedding(tokens))
         logits = embedding(hidden, reverse=True)
     else:
@@ -331,6 +332,14 @@ def test_fuse_head_changes_the_layer_and_nothing_else(calls):
         assert_same_training(trained(plain, loss()), trained(model, loss()))
         assert calls
         calls.clear()
+
+
+def test_tied_logits_take_the_mask_of_their_embeddings_and_give_none():
+    layer = kx.layers.TiedLogits(VOCABULARY, FEATURES, mask_zero=True)
+    embedded = layer(np.array([[1, 0]]))
+    assert to_numpy(source.keras_mask(embedded)).tolist() == [[True, False]]
+    logits = layer(ops.ones((1, 2, FEATURES)), reverse=True)
+    assert source.keras_mask(logits) is None
 
 
 def test_fuse_head_after_fit_is_used_in_the_next_fit(calls):
