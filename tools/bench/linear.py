@@ -24,7 +24,9 @@ def measure(rounds: int) -> Iterator[dict]:
             with tf.GradientTape() as tape:
                 tape.watch([hidden, kernel])
                 value = loss()
-            return tape.gradient(value, [hidden, kernel])[0]
+            for_hidden, for_kernel = tape.gradient(value, [hidden, kernel])
+            # Both, or XLA would leave the second out.
+            return for_hidden + for_kernel[0, 0]
 
         return step
 
