@@ -54,10 +54,21 @@ def attach(logits: Any, head: Head) -> None:
 def head_of(logits: Any) -> Head | None:
     """The head that made these logits, seen through the casts of a TensorFlow graph; None where none is known."""
     head = get_tensor_attr(logits, "_keras_xent_head")
-    operation = _operation(logits) if head is None else None
-    return (
-        getattr(operation.outputs[0], "_keras_xent_head", None) if operation is not None and operation.outputs else head
-    )
+    operation = _operation(logits)
+    if head is not None or operation is None or not operation.outputs:
+        return head
+    return getattr(operation.outputs[0], "_keras_xent_head", None)
+
+
+def fusible_logits(predictions: Any, *, axis: int, from_logits: bool = True) -> Any:
+    """The logits that may have a head: the predictions, or those behind a softmax. None where a head would not help."""
+    # Eager logits are already there, and a head has its classes last.
+    if is_eager(predictions) or axis not in (-1, len(predictions.shape) - 1):
+        return None
+    if from_logits:
+        return predictions
+    activation, logits = origin(predictions)
+    return logits if activation in (None, "softmax") else None
 
 
 def lost_head(logits: Any) -> Head | None:

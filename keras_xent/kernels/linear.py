@@ -246,10 +246,7 @@ def _backward_losses(upstream, saved, inputs, others, wanted, **static):
     labels, class_weights, counts = others
     counts = ops.not_equal(upstream, 0) if counts is None else ops.logical_and(counts, ops.not_equal(upstream, 0))
     *_, gradients = _run(*inputs, upstream, labels, class_weights, counts, wanted=wanted, **{**static, "hits": False})
-    return [
-        g if x is None else ops.cast(g, x.dtype) if g is not None else None
-        for g, x in zip(gradients, inputs, strict=False)
-    ]
+    return [None if g is None else ops.cast(g, x.dtype) for g, x in zip(gradients, inputs, strict=True)]
 
 
 def _forward_total(inputs, others, wanted, **static):

@@ -7,7 +7,7 @@ from keras import ops
 
 from keras_xent import arguments, source, statistics
 from keras_xent.kernels import linear, sparse_softmax_cross_entropy, targets
-from keras_xent.kernels._compile import as_written, is_eager
+from keras_xent.kernels._compile import as_written
 from keras_xent.losses.base import Crossentropy, Elements, warn
 
 
@@ -92,14 +92,9 @@ class SparseCategoricalCrossentropy(Crossentropy):
             return ops.cast(self._fused(head, y_true, y_pred, sample_weight), self.dtype)
 
     def _head(self, y_pred):
-        # Eager logits are already there.
-        if is_eager(y_pred) or self.axis not in (-1, len(y_pred.shape) - 1):
+        logits = source.fusible_logits(y_pred, axis=self.axis, from_logits=self.from_logits)
+        if logits is None:
             return None
-        logits = y_pred
-        if not self.from_logits:
-            activation, logits = source.origin(y_pred)
-            if logits is None or activation not in (None, "softmax"):
-                return None
         head = source.head_of(logits)
         if head is None and (lost := source.lost_head(logits)) is not None and not self._warned_of_lost_head:
             self._warned_of_lost_head = True

@@ -62,12 +62,6 @@ class Perplexity(TokenMean):
         # Lets EarlyStopping and ModelCheckpoint know that less is better.
         self._direction = "down"
 
-    def _head(self, y_pred):
-        if self.from_logits:
-            return super()._head(y_pred)
-        activation, logits = source.origin(y_pred)
-        return super()._head(logits) if activation in (None, "softmax") and logits is not None else None
-
     def _from_logits(self, labels, y_pred, mask):
         logits = source.as_logits(y_pred, from_logits=self.from_logits, activation="softmax")
         return sparse_softmax_cross_entropy(labels, logits, axis=self.axis, mask=mask, logit_softcap=self.logit_softcap)

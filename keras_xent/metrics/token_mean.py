@@ -9,7 +9,7 @@ from keras import ops
 
 from keras_xent import arguments, source, statistics
 from keras_xent.kernels import linear, targets
-from keras_xent.kernels._compile import as_written, is_eager
+from keras_xent.kernels._compile import as_written
 from keras_xent.metrics.exact_sum import ExactSum
 
 
@@ -22,6 +22,7 @@ class TokenMean(keras.metrics.Metric):
 
     # Whether the metric needs to know if the greedy prediction was right, rather than the cross-entropy.
     needs_hits = False
+    from_logits = True
     logit_softcap: float | None = None
 
     def __init__(self, ignore_class: int | None, axis: int, name: str, dtype: Any) -> None:
@@ -77,7 +78,8 @@ class TokenMean(keras.metrics.Metric):
             mask = targets.aligned_weights(ops.cast(mask, "bool"), labels.shape, "mask", like=labels)
             valid = mask if valid is None else ops.logical_and(valid, mask)
         weights = _weights(labels, valid, sample_weight)
-        head = None if is_eager(y_pred) or axis != len(y_pred.shape) - 1 else self._head(y_pred)
+        logits = source.fusible_logits(y_pred, axis=axis, from_logits=self.from_logits)
+        head = None if logits is None else source.head_of(logits)
         counts = ops.not_equal(weights, 0)
         if head is None:
             return self._from_logits(labels, y_pred, counts), weights
@@ -93,12 +95,8 @@ class TokenMean(keras.metrics.Metric):
         )
         return self._known(known), weights
 
-    def _head(self, y_pred):
-        return source.head_of(y_pred)
-
     def _fits(self, left):
-        has_hits = left.statistics.hits is not None or not self.needs_hits
-        return has_hits and left.ignore_class == self.ignore_class and left.logit_softcap == self.logit_softcap
+        return left.ignore_class == self.ignore_class and left.logit_softcap == self.logit_softcap
 
     def _of_statistics(self, known, sample_weight):
         return self._known(known), _weights(known.nll, known.valid, sample_weight)
