@@ -295,6 +295,8 @@ def _run(hidden, kernel, bias, share, labels, class_weights, counts, *, wanted, 
     order, place, needed = _counting_first(counts, size, chunks)
     arrays = [_padded(_taken(a, order), size * chunks) for a in (hidden, labels, share) if a is not None]
     wants_hidden, wants_kernel, wants_bias = wanted
+    # XLA:CPU takes half as long again for a product whose first factor lies across.
+    across = ops.transpose(arrays[0]) if wants_kernel and not transpose and not accelerated() else None
 
     def one_chunk(i, results):
         start = (i * size, 0)
@@ -309,8 +311,15 @@ def _run(hidden, kernel, bias, share, labels, class_weights, counts, *, wanted, 
             if wants_hidden:
                 pieces["hidden"] = dot(gradient, kernel, transpose_b=not transpose)
             if wants_kernel:
-                factors = (gradient, hidden) if transpose else (hidden, gradient)
-                results["kernel"] = _plus_product(results["kernel"], *factors, classes_first=transpose)
+
+                def product(gradient):
+                    if transpose:
+                        return dot(gradient, hidden, transpose_a=True)
+                    if across is None:
+                        return dot(hidden, gradient, transpose_a=True)
+                    return dot(ops.slice(across, (0, i * size), (features, size)), gradient)
+
+                results["kernel"] = _plus_product(results["kernel"], product, gradient, classes_first=transpose)
             if wants_bias and bias is not None:
                 results["bias"] = results["bias"] + ops.sum(ops.cast(gradient, dtype), axis=0)
         return results | {name: ops.slice_update(results[name], start, piece) for name, piece in pieces.items()}
@@ -386,12 +395,17 @@ def _of_logits(logits, labels, share=None, *, weights, hits, **options):
 
     def on_block(logits, labels, *share):
         losses, saved = sparse_softmax.forward(logits, labels, weights, **options)
-        gradient = [sparse_softmax.backward(share[0], saved, logits, labels, weights, **options)] if share else []
         label = ops.maximum(labels, 0)
         at_label = row.accurate(ops.take_along_axis(logits, label, axis=1))
         top, excess = saved
+        ahead = [_classes_ahead(logits, label, at_label)] if hits else []
         nll = row.nll(at_label, top, excess, options["softcap"])
-        return *gradient, losses, nll, *([_hits(logits, label, at_label)] if hits else [])
+        statistics = (losses, nll, *(ops.equal(a, 0) for a in ahead))
+        if not share:
+            return statistics
+        # The gradient takes the place of the logits. XLA:CPU would copy them for a reader that it does not wait for.
+        share = _after(*share, losses, *ahead)
+        return sparse_softmax.backward(share, saved, logits, labels, weights, **options), *statistics
 
     arrays = (logits, labels) if share is None else (logits, labels, share)
     names = (*([] if share is None else ["logits"]), "losses", "nll", *(["hits"] if hits else []))
@@ -402,32 +416,35 @@ def _of_logits(logits, labels, share=None, *, weights, hits, **options):
     return dict(zip(names, in_blocks(on_block, arrays, tuple(results), in_place=share is not None), strict=True))
 
 
-def _hits(logits, label, at_label):
-    """Whether the label is what `argmax` would give: nothing is larger, and nothing before it as large."""
-    largest = ops.max(logits, axis=1, keepdims=True)
-    earlier = ops.logical_and(ops.equal(logits, largest), row.classes(logits) < label)
-    return ops.logical_and(ops.equal(at_label, largest), ops.logical_not(ops.any(earlier, axis=1, keepdims=True)))
+def _after(value, *others):
+    """`value`, made to depend on the others in a way that XLA does not see through."""
+    for other in others:
+        value = value + 0.0 * ops.where(ops.isfinite(other), other, ops.zeros_like(other))
+    return value
 
 
-def _plus_product(total, a, b, *, classes_first):
-    """`total + a^T b`, on a CPU strip by strip where the product would be large."""
-    classes = total.shape[0 if classes_first else 1]
-    strips = -(-4 * total.shape[0] * total.shape[1] // _STRIP_BYTES)
+def _classes_ahead(logits, label, at_label):
+    """How many classes `argmax` would take before the label: those with larger logits, and equal ones before it."""
+    logits, classes = row.accurate(logits), row.classes(logits)
+    # Negated, so that NaN is ahead too.
+    behind = ops.where(classes < label, logits < at_label, logits <= at_label)
+    return ops.sum(ops.cast(ops.logical_not(behind), logits.dtype), axis=1, keepdims=True)
+
+
+def _plus_product(total, product, gradient, *, classes_first):
+    """`total + product(gradient)`, on a CPU strip of classes by strip of classes where the product would be large."""
+    axis = 0 if classes_first else 1
+    classes, other = total.shape[axis], total.shape[1 - axis]
+    strips = -(-4 * classes * other // _STRIP_BYTES)
     if accelerated() or strips == 1:
-        return total + dot(a, b, transpose_a=True)
+        return total + product(gradient)
     width = classes // strips
 
     def strip(start, width, total):
-        if classes_first:
-            factors, begin, shape = (_columns(a, start, width), b), (start, 0), (width, total.shape[1])
-        else:
-            factors, begin, shape = (a, _columns(b, start, width)), (0, start), (total.shape[0], width)
-        return ops.slice_update(total, begin, ops.slice(total, begin, shape) + dot(*factors, transpose_a=True))
+        columns = ops.slice(gradient, (0, start), (ops.shape(gradient)[0], width))
+        begin, shape = ((start, 0), (width, other)) if classes_first else ((0, start), (other, width))
+        return ops.slice_update(total, begin, ops.slice(total, begin, shape) + product(columns))
 
     total = ops.fori_loop(0, strips, lambda i, total: strip(i * width, width, total), total)
     rest = classes - strips * width
     return strip(strips * width, rest, total) if rest else total
-
-
-def _columns(array, start, width):
-    return ops.slice(array, (0, start), (ops.shape(array)[0], width))
