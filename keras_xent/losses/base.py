@@ -48,7 +48,7 @@ class Crossentropy(keras.losses.Loss):
         super().__init__(name=name, reduction=None, dtype=self._given_dtype)
         self.reduction = reduction
         self.from_logits = arguments.boolean("from_logits", from_logits)
-        self._warned = False
+        self._warned: set[str] = set()
 
     @as_written
     def __call__(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> Any:
@@ -124,21 +124,23 @@ class Crossentropy(keras.losses.Loss):
     def _warn_of_activation(self, y_pred, activation):
         use = "uses the logits before it" if activation == self._activation else "takes its output for logits"
         self._warn_once(
+            "from_logits",
             f"{type(self).__name__} has from_logits=True, but {source.layer_of(y_pred)} ends in a {activation}. The "
-            f"loss {use}. Remove the activation, or set from_logits=False."
+            f"loss {use}. Remove the activation, or set from_logits=False.",
         )
 
     def _warn_of_logits(self, y_pred):
-        why = None if self._warned else source.why_no_probabilities(y_pred)
+        why = None if "from_logits" in self._warned else source.why_no_probabilities(y_pred)
         if why is not None:
             self._warn_once(
+                "from_logits",
                 f"{type(self).__name__} has from_logits=False, but the output of {source.layer_of(y_pred)} {why}. The "
-                "loss takes it for probabilities. If these are logits, set from_logits=True."
+                "loss takes it for probabilities. If these are logits, set from_logits=True.",
             )
 
-    def _warn_once(self, sentence):
-        if not self._warned:
-            self._warned = True
+    def _warn_once(self, about, sentence):
+        if about not in self._warned:
+            self._warned.add(about)
             warn(sentence)
 
     def get_config(self) -> dict[str, Any]:

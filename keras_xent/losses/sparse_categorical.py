@@ -1,5 +1,7 @@
 """Cross-entropy of integer labels, one class out of many."""
 
+import sys
+import types
 from typing import Any
 
 import keras
@@ -8,7 +10,7 @@ from keras import ops
 from keras_xent import arguments, source, statistics
 from keras_xent.kernels import linear, sparse_softmax_cross_entropy, targets
 from keras_xent.kernels._compile import as_written
-from keras_xent.losses.base import Crossentropy, Elements, warn
+from keras_xent.losses.base import Crossentropy, Elements
 
 
 @keras.saving.register_keras_serializable(package="keras_xent")
@@ -56,8 +58,6 @@ class SparseCategoricalCrossentropy(Crossentropy):
     References: `keras.losses.SparseCategoricalCrossentropy`; the references of the kernel.
     """
 
-    _warned_of_lost_head = False
-
     def __init__(
         self,
         from_logits: bool = False,
@@ -96,12 +96,18 @@ class SparseCategoricalCrossentropy(Crossentropy):
         if logits is None:
             return None
         head = source.head_of(logits)
-        if head is None and (lost := source.lost_head(logits)) is not None and not self._warned_of_lost_head:
-            self._warned_of_lost_head = True
-            warn(
+        if head is None and (lost := source.lost_head(logits)) is not None:
+            self._warn_once(
+                "source",
                 f"{type(self).__name__} makes the logits of layer '{lost.layer}' in memory: what came after the layer "
                 "returned a new tensor, which does not know its source. End the model in that layer. The loss reads "
                 "16-bit logits as they are, so that a float32 Activation after it is not needed.",
+            )
+        if head is not None and (readers := _readers_of_logits()):
+            self._warn_once(
+                "readers",
+                f"The logits of layer '{head.layer}' are made in memory, since the metric '{readers[0]}' reads them; "
+                f"{type(self).__name__} alone would do without. keras_xent.metrics.TokenAccuracy and Perplexity do.",
             )
         # A cap upon a cap is no cap.
         return None if head is not None and head.logit_softcap and self.logit_softcap else head
@@ -170,3 +176,19 @@ class SparseCategoricalCrossentropy(Crossentropy):
         # A label that is no class either does not count, or has made the loss NaN.
         indices = ops.clip(ops.cast(labels, "int32"), 0, num_classes - 1)
         return ops.take(ops.reshape(weights, (-1,)), indices)
+
+
+def _readers_of_logits():
+    """Names of the metrics that read the logits of the model whose step calls the loss, by what it was compiled with.
+
+    Of a model with several outputs it is not told whose metrics are whose.
+    """
+    frame: types.FrameType | None = sys._getframe()
+    while frame is not None and not isinstance(frame.f_locals.get("self"), keras.Model):
+        frame = frame.f_back
+    model = frame and frame.f_locals["self"]
+    if model is None or len(getattr(model, "outputs", None) or [None]) > 1:
+        return []
+    # Those that were given to `compile` are inside one of the model's metrics.
+    compiled = [metric for one in model.metrics for metric in getattr(one, "metrics", ())]
+    return [metric.name for metric in compiled if not getattr(metric, "finds_what_the_loss_knows", False)]

@@ -23,6 +23,8 @@ class TokenMean(keras.metrics.Metric):
     # Whether the metric needs to know if the greedy prediction was right, rather than the cross-entropy.
     needs_hits = False
     from_logits = True
+    # Tells the losses that this metric does not bring the logits back.
+    finds_what_the_loss_knows = True
     logit_softcap: float | None = None
 
     def __init__(self, ignore_class: int | None, axis: int, name: str, dtype: Any) -> None:

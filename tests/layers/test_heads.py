@@ -303,6 +303,31 @@ def test_a_lost_source_is_told_once_with_the_layer_and_the_fix(calls):
     assert calls == []
 
 
+def test_a_metric_that_reads_logits_works_and_is_told_once():
+    model = language_model(kx.layers.LogitsDense, name="vocabulary")
+    metrics = [kx.metrics.TokenAccuracy(ignore_class=0), kx.metrics.Perplexity(ignore_class=0)]
+    told = []
+    for extra in [], [keras.metrics.SparseCategoricalAccuracy(name="accuracy")]:
+        model.compile("adam", loss(), metrics=[*metrics, *extra])
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            tokens, following, _ = data()
+            model.fit(tokens, following, epochs=2, verbose=0)
+            found = model.evaluate(tokens, following, verbose=0, return_dict=True)
+        told.append([str(w.message) for w in caught if "logits" in str(w.message)])
+    labels = following[tokens != 0]
+    assert found["accuracy"] == pytest.approx(
+        np.mean(model.predict(tokens, verbose=0)[tokens != 0].argmax(-1) == labels)
+    )
+    assert told == [
+        [],
+        [
+            "The logits of layer 'vocabulary' are made in memory, since the metric 'accuracy' reads them; "
+            "MaskedSequenceCrossentropy alone would do without. keras_xent.metrics.TokenAccuracy and Perplexity do."
+        ],
+    ]
+
+
 def test_a_linear_activation_in_float32_keeps_the_source(calls):
     """Keras' own advice for mixed precision."""
     keras.mixed_precision.set_global_policy("mixed_bfloat16")
