@@ -27,6 +27,8 @@ _FEWEST_SLICES = 8
 # A sum of one slice is made by few accumulators; a longer one would lose digits.
 _LONGEST_SLICE = 8192
 _SHORTEST_SLICED_ROW = 2048
+# Each slice is a part of the program, and hundreds of them take long to compile.
+_LONGEST_SLICED_ROW = 64 * _LONGEST_SLICE
 _in_a_block = contextvars.ContextVar("_in_a_block", default=False)
 
 
@@ -142,8 +144,8 @@ def row_max(values: Callable, array: Any) -> Any:
 
 def _sliced(term, combine, reduce, arrays):
     columns = arrays[0].shape[1]
-    short = columns is None or columns < _SHORTEST_SLICED_ROW
-    if _BACKEND == "jax" or accelerated() or short or _in_a_block.get():
+    sliced = columns is not None and _SHORTEST_SLICED_ROW <= columns <= _LONGEST_SLICED_ROW
+    if _BACKEND == "jax" or accelerated() or not sliced or _in_a_block.get():
         return reduce(term(*arrays), axis=1, keepdims=True)
     # Converted before they are cut, 16-bit floats are converted inside the fused program; after, slice by slice.
     arrays = [ops.cast(a, "float32") if _format(a) else a for a in arrays]

@@ -8,7 +8,7 @@ from pathlib import Path
 from tools.bench import tables
 
 RESULTS = Path("runs/bench.json")
-ROWS = ("sigmoid", "dense", "sparse", "linear", "fit", "first-step", "memory", "import")
+ROWS = ("sigmoid", "dense", "sparse", "linear", "head", "fit", "first-step", "memory", "import")
 
 
 def main() -> None:
@@ -30,13 +30,20 @@ def main() -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Measures row by row and keeps what it has after each."""
     # Imported here, so that `table` needs no TensorFlow.
-    from tools.bench import first_step, fit, imports, linear, machine, memory, timing
+    from tools.bench import first_step, fit, head, imports, linear, machine, memory, timing
 
     rounds = 3 if arguments.quick else 11
     results = {"machine": machine.facts(), "rounds": rounds, "rows": []}
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     for name in arguments.only or ROWS:
-        other = {"linear": linear, "fit": fit, "first-step": first_step, "memory": memory, "import": imports}.get(name)
+        other = {
+            "linear": linear,
+            "head": head,
+            "fit": fit,
+            "first-step": first_step,
+            "memory": memory,
+            "import": imports,
+        }.get(name)
         for record in other.measure(rounds) if other else timing.measure(name, rounds):
             print(tables.line(record), file=sys.stderr)
             results["rows"].append(record)

@@ -44,7 +44,7 @@ def _measure_here(peer, share, jit):
     import numpy as np
 
     import keras_xent
-    from tools.bench import memory
+    from tools.bench import peak
 
     ours = peer != "Keras"
     tokens = keras.Input((LENGTH,), dtype="int32")
@@ -74,10 +74,10 @@ def _measure_here(peer, share, jit):
             times.append(round(1e3 * (time.perf_counter() - self.start), 1))
 
     times: list[float] = []
-    memory.reset()
-    start = memory.highest()
+    peak.reset()
+    start = peak.highest()
     model.fit(x, y, BATCH, verbose=0, callbacks=[Clock()], shuffle=False)
-    return {"milliseconds": times[1:], "megabytes": round((memory.highest() - start) / 1e6)}
+    return {"milliseconds": times[1:], "megabytes": round((peak.highest() - start) / 1e6)}
 
 
 if __name__ == "__main__":

@@ -5,20 +5,15 @@ The gradient, which every peer returns, is part of it.
 """
 
 import json
-import re
-import resource
 import subprocess
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
 
-from tools.bench import losses
+from tools.bench import losses, peak
 from tools.bench.shapes import LANGUAGE_MODEL
-
-STATUS, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 def measure(rounds: int) -> Iterator[dict]:
@@ -36,10 +31,10 @@ def measure(rounds: int) -> Iterator[dict]:
 def _peak(row, peer):
     labels, logits = map(tf.constant, _inputs(row))
     step = losses.peers(row)[peer]
-    reset()
-    start = highest()
+    peak.reset()
+    start = peak.highest()
     step(labels, logits)[1][-1, -1].numpy()
-    return round((highest() - start) / 1e6)
+    return round((peak.highest() - start) / 1e6)
 
 
 def _inputs(row):
@@ -53,21 +48,6 @@ def _inputs(row):
     if row == "dense":
         labels /= labels.sum(axis=1, keepdims=True)
     return labels, logits
-
-
-def reset() -> None:
-    """Sets the mark of the highest memory back to what is resident now, on Linux."""
-    if RESET.exists():
-        RESET.write_text("5")
-
-
-def highest() -> int:
-    """The peak of the resident memory. Off Linux it includes the making of the data, which can hide a small step."""
-    if not STATUS.exists():
-        unit = 1 if sys.platform == "darwin" else 1024
-        return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    # Not ru_maxrss, which begins with the peak of the process that started this one.
-    return 1024 * int(re.search(r"VmHWM:\s*(\d+)", STATUS.read_text())[1])
 
 
 if __name__ == "__main__":
