@@ -105,7 +105,7 @@ def _jax_step(peer, hidden, kernel, labels) -> Callable[[], float]:
 
     import keras_xent
 
-    hidden, kernel, labels = map(jax.numpy.array, (hidden, kernel, labels))
+    hidden, kernel, labels = jax.block_until_ready([jax.numpy.array(a) for a in (hidden, kernel, labels)])
 
     @jax.jit
     def step(hidden, kernel):
