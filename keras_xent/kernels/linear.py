@@ -292,7 +292,8 @@ def _run(hidden, kernel, bias, share, labels, class_weights, counts, *, wanted, 
         share = None if share is None else ops.where(counts, share, ops.zeros_like(share))
     tokens, features = ops.shape(hidden)
     size, chunks = _chunks(tokens, kernel.shape[0 if transpose else 1])
-    order, place, needed = _counting_first(counts, size, chunks)
+    is_one = isinstance(chunks, int) and chunks == 1
+    order, place, needed = _counting_first(None if is_one else counts, size, chunks)
     arrays = [_padded(_taken(a, order), size * chunks) for a in (hidden, labels, share) if a is not None]
     wants_hidden, wants_kernel, wants_bias = wanted
     # XLA:CPU takes half as long again for a product whose first factor lies across.
@@ -319,7 +320,8 @@ def _run(hidden, kernel, bias, share, labels, class_weights, counts, *, wanted, 
                         return dot(hidden, gradient, transpose_a=True)
                     return dot(ops.slice(across, (0, i * size), (features, size)), gradient)
 
-                results["kernel"] = _plus_product(results["kernel"], product, gradient, classes_first=transpose)
+                total = results.get("kernel")
+                results["kernel"] = _plus_product(total, product, gradient, classes_first=transpose)
             if wants_bias and bias is not None:
                 results["bias"] = results["bias"] + ops.sum(ops.cast(gradient, dtype), axis=0)
         return results | {name: ops.slice_update(results[name], start, piece) for name, piece in pieces.items()}
@@ -333,19 +335,16 @@ def _run(hidden, kernel, bias, share, labels, class_weights, counts, *, wanted, 
         if bias is not None:
             shapes["bias"] = bias.shape
         for (name, shape), want in zip(shapes.items(), wanted, strict=False):
-            if want:
+            if want and not (is_one and name == "kernel"):
                 results[name] = ops.zeros(shape, dtype)
-    results = (
-        one_chunk(0, results)
-        if isinstance(needed, int) and needed == 1
-        else ops.fori_loop(0, needed, one_chunk, results)
-    )
+    results = one_chunk(0, results) if is_one else ops.fori_loop(0, needed, one_chunk, results)
 
     def back_in_place(name):
         array = results.get(name)
         if array is None:
             return None
-        return array[:tokens] if place is None else row.selected(ops.take(array, place, axis=0), counts)
+        array = array[:tokens] if place is None else ops.take(array, place, axis=0)
+        return array if counts is None else row.selected(array, counts)
 
     gradients = back_in_place("hidden"), results.get("kernel"), results.get("bias")
     return back_in_place("losses"), back_in_place("nll"), back_in_place("hits"), gradients
@@ -432,7 +431,12 @@ def _classes_ahead(logits, label, at_label):
 
 
 def _plus_product(total, product, gradient, *, classes_first):
-    """`total + product(gradient)`, on a CPU strip of classes by strip of classes where the product would be large."""
+    """`total + product(gradient)`, on a CPU strip of classes by strip of classes where the product would be large.
+
+    The product alone where there is no total.
+    """
+    if total is None:
+        return product(gradient)
     axis = 0 if classes_first else 1
     classes, other = total.shape[axis], total.shape[1 - axis]
     strips = -(-4 * classes * other // _STRIP_BYTES)

@@ -4,6 +4,7 @@
 `python3 -m venv .venv-torch && .venv-torch/bin/pip install torch==2.13.0 numpy`.
 """
 
+import gc
 import json
 import os
 import subprocess
@@ -60,6 +61,7 @@ def _measure_here(peer, tokens, features, classes, share):
     step = maker(peer, hidden, kernel, labels)
     # What is there before: the inputs. The highest mark is that of the kernel and of what the steps add.
     del hidden, kernel
+    gc.collect()
     peak.reset()
     start = peak.highest()
     times = []
