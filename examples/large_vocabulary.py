@@ -60,8 +60,9 @@ def train(head, output, batch_size, epochs, vocabulary):
     """What a process of its own does: train one of the two, and print what came of it."""
     import resource
 
-    memory = physical_memory()
-    resource.setrlimit(resource.RLIMIT_DATA, (memory, memory))  # an error, before the system has to end something
+    # An error, before the system has to end something.
+    free = int(0.95 * free_memory())
+    resource.setrlimit(resource.RLIMIT_DATA, (free, free))
     keras.utils.set_random_seed(0)
     training, validation = np.load(output / "training.npy"), np.load(output / "validation.npy")
     model = build_model(head, vocabulary, training.shape[1] - 1, width=64, heads=4)
@@ -85,7 +86,7 @@ def train(head, output, batch_size, epochs, vocabulary):
         scores = model.evaluate(validation[:, :-1], validation[:, 1:], 8, verbose=0, return_dict=True)
         result = {"loss": history["loss"], "validation": scores}
     except (MemoryError, RuntimeError, *tensorflow_errors()) as error:
-        result = {"error": str(error).strip().splitlines()[0]}
+        open("/tmp/p/err.txt","w").write(str(error)); result = {"error": str(error).strip().splitlines()[0]}
     done.set()
     (output / f"{head}.json").write_text(json.dumps({**result, "samples": samples}))
 
@@ -102,6 +103,11 @@ def tensorflow_errors():
 def physical_memory():
     """Bytes of memory that this machine has."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def free_memory():
+    """Bytes of it that nobody uses."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
 
 
 def resident_memory():
@@ -130,9 +136,9 @@ def main(output, smoke, epochs):
     begin = time.perf_counter()
     output.mkdir(parents=True, exist_ok=True)
     length = 128 if smoke else 512
-    training, validation, vocabulary = read_tokens(length, documents=40 if smoke else None)
+    training, validation, vocabulary = read_tokens(length, documents=80 if smoke else None)
     limit = physical_memory()
-    batch_size = 8 if smoke else -(-limit // (4 * length * vocabulary))
+    batch_size = 32 if smoke else -(-limit // (4 * length * vocabulary))
     training = training[: 2 * batch_size] if smoke else training
     np.save(output / "training.npy", training)
     np.save(output / "validation.npy", validation)

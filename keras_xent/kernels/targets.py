@@ -82,8 +82,12 @@ def checked_axis(axis: Any, rank: int, name: str = "logits") -> int:
     return int(axis) % rank
 
 
-def without_class_axis(labels: Any, logits: Any, axis: int) -> Any:
-    """Labels of the shape of `logits` without its class axis; a class axis of size 1 is dropped."""
+def without_class_axis(labels: Any, logits: Any, axis: int, *, hidden: Any = None) -> Any:
+    """Labels of the shape of `logits` without its class axis; a class axis of size 1 is dropped.
+
+    Sizes that are not known before the step runs are taken from `hidden`, the hidden states, where logits are not to be
+    made: a graph would make them for their shape alone.
+    """
     rank = len(logits.shape)
     if len(labels.shape) == rank and labels.shape[axis] == 1:
         labels = ops.squeeze(labels, axis=axis)
@@ -97,7 +101,10 @@ def without_class_axis(labels: Any, logits: Any, axis: int) -> Any:
             f"{_advice_on_shapes(tuple(labels.shape), tuple(logits.shape), predicted)}"
         )
     labels = asserted_to_fit(
-        labels, logits, "`labels` must have the shape of `logits` without its class axis.", without=axis % rank
+        labels,
+        logits if hidden is None else hidden,
+        "`labels` must have the shape of `logits` without its class axis.",
+        without=axis % rank,
     )
     return labels
 

@@ -53,6 +53,7 @@ class Crossentropy(keras.losses.Loss):
     @as_written
     def __call__(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> Any:
         """The reduced loss, a scalar of the loss's dtype (of the shape of the losses for reduction None)."""
+        given = (y_true, y_pred, sample_weight)
         mask = source.keras_mask(y_pred)
         with keras.name_scope(self.name), targets.called("y_true", "y_pred"):
             y_true, logits = self._inputs(y_true, y_pred)
@@ -72,6 +73,7 @@ class Crossentropy(keras.losses.Loss):
             elements = self._elements(y_true, logits, valid, label_mask, weighted)
             if elements.labelled is not None:
                 valid = elements.labelled if valid is None else ops.logical_and(valid, elements.labelled)
+            self._leave(given, elements.losses, valid, logits)
             loss = reduce(
                 elements.losses,
                 reduction=self.reduction,
@@ -96,6 +98,9 @@ class Crossentropy(keras.losses.Loss):
         `label_mask` masks single labels of an element, for losses whose elements have several. Where `weighted` is
         False the weight is 0: the loss is used as the derivative for that weight, if it is finite.
         """
+
+    def _leave(self, given: tuple, losses: Any, valid: Any, logits: Any) -> None:
+        """Leaves what the metrics of the same step can use, for losses that know such a thing."""
 
     def _inputs(self, y_true, y_pred):
         y_true = arguments.tensor("y_true", y_true)

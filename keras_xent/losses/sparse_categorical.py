@@ -9,7 +9,7 @@ from keras import ops
 
 from keras_xent import arguments, source, statistics
 from keras_xent.kernels import linear, sparse_softmax_cross_entropy, targets
-from keras_xent.kernels._compile import as_written
+from keras_xent.kernels._compile import as_written, is_eager, widest_int
 from keras_xent.losses.base import Crossentropy, Elements
 
 
@@ -114,7 +114,7 @@ class SparseCategoricalCrossentropy(Crossentropy):
 
     def _fused(self, head, y_true, y_pred, sample_weight):
         labels = targets.to_tensor(arguments.tensor("y_true", y_true))
-        labels = targets.without_class_axis(labels, y_pred, -1)
+        labels = targets.without_class_axis(labels, y_pred, -1, hidden=head.hidden)
         shape, mask, weights = labels.shape, source.keras_mask(y_pred), None
         if mask is not None:
             mask = targets.aligned_weights(ops.cast(mask, "bool"), shape, "mask")
@@ -167,6 +167,19 @@ class SparseCategoricalCrossentropy(Crossentropy):
             logit_softcap=self.logit_softcap,
         )
         return Elements(losses, targets.counted(labels, None, self.ignore_class), self._label_weights(labels, logits))
+
+    def _leave(self, given, losses, valid, logits):
+        y_true, y_pred, sample_weight = given
+        if is_eager(y_pred) or self.label_smoothing or self.class_weight is not None or self.focal_gamma or self.z_loss:
+            return
+        hits = None
+        if statistics.hits_are_wanted():
+            labels = targets.without_class_axis(targets.to_tensor(y_true), logits, self.axis % len(logits.shape))
+            best = ops.argmax(logits, axis=self.axis)
+            hits = ops.equal(ops.cast(best, widest_int()), ops.cast(labels, widest_int()))
+        known = linear.Statistics(losses, hits, valid)
+        left = statistics.Left(known, y_true, sample_weight, self.ignore_class, self.logit_softcap)
+        statistics.leave(y_pred, left)
 
     def _label_weights(self, labels, logits):
         if self.class_weight is None:

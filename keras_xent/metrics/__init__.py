@@ -1,6 +1,7 @@
 """Keras metrics that say what cross-entropy means."""
 
+from keras_xent.metrics.bits_per_byte import BitsPerByte, bytes_of_tokens
 from keras_xent.metrics.perplexity import Perplexity
 from keras_xent.metrics.token_accuracy import TokenAccuracy
 
-__all__ = ["Perplexity", "TokenAccuracy"]
+__all__ = ["BitsPerByte", "Perplexity", "TokenAccuracy", "bytes_of_tokens"]

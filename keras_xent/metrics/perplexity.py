@@ -5,14 +5,12 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_xent import arguments, source
-from keras_xent.kernels import sparse_softmax_cross_entropy
 from keras_xent.kernels._compile import as_written
-from keras_xent.metrics.token_mean import TokenMean
+from keras_xent.metrics.token_mean import LogLikelihoodMean
 
 
 @keras.saving.register_keras_serializable(package="keras_xent")
-class Perplexity(TokenMean):
+class Perplexity(LogLikelihoodMean):
     """The exponential of the mean cross-entropy per token, over all tokens since the last reset.
 
     Every valid token counts the same, however the batches were cut. Give it in `compile(weighted_metrics=[...])` if
@@ -56,15 +54,7 @@ class Perplexity(TokenMean):
         *,
         logit_softcap: float | None = None,
     ) -> None:
-        super().__init__(ignore_class, axis, name, dtype)
-        self.from_logits = arguments.boolean("from_logits", from_logits)
-        self.logit_softcap = arguments.positive("logit_softcap", logit_softcap)
-        # Lets EarlyStopping and ModelCheckpoint know that less is better.
-        self._direction = "down"
-
-    def _from_logits(self, labels, y_pred, mask):
-        logits = source.as_logits(y_pred, from_logits=self.from_logits, activation="softmax")
-        return sparse_softmax_cross_entropy(labels, logits, axis=self.axis, mask=mask, logit_softcap=self.logit_softcap)
+        super().__init__(from_logits, ignore_class, axis, name, dtype, logit_softcap)
 
     def nll(self) -> Any:
         """Mean negative log-likelihood per token, in nats; nan if nothing was counted."""
@@ -74,8 +64,3 @@ class Perplexity(TokenMean):
     def result(self) -> Any:
         """The perplexity; nan if nothing was counted."""
         return ops.cast(ops.exp(self.nll()), self.dtype)
-
-    def get_config(self) -> dict[str, Any]:
-        """Every argument of the constructor."""
-        names = ("from_logits", "ignore_class", "axis", "logit_softcap")
-        return {**super().get_config(), **{name: getattr(self, name) for name in names}}

@@ -281,6 +281,25 @@ def compiled_step(model, tokens):
     return step.lower(state, (tokens, tokens)).compile().as_text()
 
 
+if BACKEND == "tensorflow":
+
+    @pytest.mark.parametrize("layer, expected", [(kx.layers.LogitsDense, False), (keras.layers.Dense, True)])
+    def test_a_graph_for_batches_of_any_size_does_not_ask_for_the_logits(layer, expected):
+        """Not for their shape either, which TensorFlow would make them for."""
+        model = language_model(layer)
+        model.compile("sgd", loss(), metrics=metrics() if layer is kx.layers.LogitsDense else [])
+        spec = tf.TensorSpec([None, None], "int64")
+        graph = tf.function(model.train_step, autograph=False).get_concrete_function((spec, spec)).graph
+        wanted, reached = [tensor.op for tensor in graph.outputs] + list(graph.control_outputs), set()
+        while wanted:
+            operation = wanted.pop()
+            if operation not in reached:
+                reached.add(operation)
+                wanted += [tensor.op for tensor in operation.inputs] + list(operation.control_inputs)
+        shapes = [tensor.shape.as_list() for operation in reached for tensor in operation.outputs if tensor.shape.rank]
+        assert ([None, None, VOCABULARY] in shapes) == expected
+
+
 # A source that gets lost.
 
 
