@@ -61,7 +61,7 @@ def train(head, output, batch_size, epochs, vocabulary):
     import resource
 
     # An error, before the system has to end something.
-    free = int(0.95 * free_memory())
+    free = int(0.9 * free_memory())
     resource.setrlimit(resource.RLIMIT_DATA, (free, free))
     keras.utils.set_random_seed(0)
     training, validation = np.load(output / "training.npy"), np.load(output / "validation.npy")
@@ -86,7 +86,8 @@ def train(head, output, batch_size, epochs, vocabulary):
         scores = model.evaluate(validation[:, :-1], validation[:, 1:], 8, verbose=0, return_dict=True)
         result = {"loss": history["loss"], "validation": scores}
     except (MemoryError, RuntimeError, *tensorflow_errors()) as error:
-        open("/tmp/p/err.txt","w").write(str(error)); result = {"error": str(error).strip().splitlines()[0]}
+        lines = str(error).strip().splitlines()
+        result = {"error": next((line for line in lines if "OOM" in line), lines[0])}
     done.set()
     (output / f"{head}.json").write_text(json.dumps({**result, "samples": samples}))
 
@@ -160,8 +161,10 @@ def main(output, smoke, epochs):
     print("\nMost memory over the start of fit")
     for head, result in results.items():
         highest = max(bytes_ for _, bytes_ in result["samples"])
-        outcome = f"loss of the last epoch {result['loss'][-1]:.4f}" if "loss" in result else "out of memory"
+        outcome = f"loss of the last epoch {result['loss'][-1]:.4f}" if "loss" in result else result["error"]
         print(f"  {HEADS[head]:24} {highest / 1e9:8.2f} GB   {outcome}")
+    if "error" in results["fused"]:
+        sys.exit("Our head did not fit either: see its error above.")
     perplexity = results["fused"]["validation"]["perplexity"]
     print(f"\nValidation perplexity {perplexity:,.0f}; every token equally likely {vocabulary:,}.")
     print(f"Finished in {time.perf_counter() - begin:.0f} s. Memory over time: {output / 'memory.png'}")
