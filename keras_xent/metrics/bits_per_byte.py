@@ -115,7 +115,9 @@ def bytes_of_tokens(vocabulary: Any, special: Iterable[str] = ()) -> list[int]:
 
     References: byte alphabet, https://github.com/openai/gpt-2 (`bytes_to_unicode`); SentencePiece, arXiv:1808.06226.
     """
-    tokens = sorted(vocabulary, key=vocabulary.get) if isinstance(vocabulary, dict) else list(vocabulary)
+    tokens = (
+        sorted(vocabulary, key=lambda token: vocabulary[token]) if isinstance(vocabulary, dict) else list(vocabulary)
+    )
     if isinstance(vocabulary, dict) and sorted(vocabulary.values()) != list(range(len(tokens))):
         raise ValueError(
             "`vocabulary` must number its tokens from 0 without a gap. "
