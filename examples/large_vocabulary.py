@@ -1,6 +1,6 @@
 """Train with a vocabulary of 131,072 entries on batches whose logits alone would fill the memory of this machine.
 
-    python examples/large_vocabulary.py            # about five minutes on two cores with 24 GB
+    python examples/large_vocabulary.py            # about five minutes on two cores with 25 GB
     python examples/large_vocabulary.py --smoke    # small batches, of which the logits fit, in a minute
 
 The tokenizer is tekken, which the package `mistral-common` carries; the text is that of language_model.py. The same
