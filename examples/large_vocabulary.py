@@ -151,9 +151,11 @@ def main(output, smoke, epochs):
         print(f"Training with {HEADS[head]} ...", flush=True)
         arguments = ["--train", head, "--batch-size", str(batch_size), "--vocabulary", str(vocabulary)]
         command = [sys.executable, __file__, *arguments, "--epochs", str(epochs), "--output", output]
-        finished = (output / f"{head}.json").unlink(missing_ok=True) or subprocess.run(command, check=False)
-        if (output / f"{head}.json").exists():
-            results[head] = json.loads((output / f"{head}.json").read_text())
+        written = output / f"{head}.json"
+        written.unlink(missing_ok=True)
+        finished = subprocess.run(command, check=False)
+        if written.exists():
+            results[head] = json.loads(written.read_text())
         else:  # some libraries end the process where they get no memory
             results[head] = {"error": f"ended with status {finished.returncode}", "samples": [(0.0, limit)]}
     draw(results, limit, output / "memory.png")

@@ -9,8 +9,10 @@ import weakref
 from typing import Any, NamedTuple, Protocol
 
 import keras
+from keras import ops
 from keras.src.backend.common.tensor_attributes import get_tensor_attr, set_tensor_attr
 
+from keras_xent.kernels._compile import widest_int
 from keras_xent.kernels.linear import Statistics
 
 
@@ -44,6 +46,12 @@ def register(taker: Taker) -> None:
 def hits_are_wanted() -> bool:
     """Whether a living metric counts greedy hits, which cost a pass over the logits."""
     return any(taker.needs_hits for taker in _takers)
+
+
+def greedy_hits(labels: Any, logits: Any, axis: int) -> Any:
+    """Whether each label is the class of the largest logit."""
+    best = ops.argmax(logits, axis=axis)
+    return ops.equal(ops.cast(best, widest_int()), ops.cast(labels, widest_int()))
 
 
 def leave(y_pred: Any, left: Left) -> None:

@@ -9,7 +9,7 @@ from keras import ops
 
 from keras_xent import arguments, source, statistics
 from keras_xent.kernels import linear, sparse_softmax_cross_entropy, targets
-from keras_xent.kernels._compile import as_written, is_eager, widest_int
+from keras_xent.kernels._compile import as_written, is_eager
 from keras_xent.losses.base import Crossentropy, Elements
 
 
@@ -174,9 +174,8 @@ class SparseCategoricalCrossentropy(Crossentropy):
             return
         hits = None
         if statistics.hits_are_wanted():
-            labels = targets.without_class_axis(targets.to_tensor(y_true), logits, self.axis % len(logits.shape))
-            best = ops.argmax(logits, axis=self.axis)
-            hits = ops.equal(ops.cast(best, widest_int()), ops.cast(labels, widest_int()))
+            labels = ops.reshape(targets.to_tensor(y_true), ops.shape(losses))
+            hits = statistics.greedy_hits(labels, logits, self.axis)
         known = linear.Statistics(losses, hits, valid)
         left = statistics.Left(known, y_true, sample_weight, self.ignore_class, self.logit_softcap)
         statistics.leave(y_pred, left)

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import keras
+import numpy as np
 from keras import ops
 
 from keras_xent import arguments
@@ -71,12 +72,12 @@ class BitsPerByte(LogLikelihoodMean):
                 f"Received: bytes_per_token={bytes_per_token!r}."
             )
         self.bytes_per_token = numbers
+        self._bytes = np.array(numbers, "float32")
 
     def _units(self, weights, labels):
-        last = len(self.bytes_per_token) - 1
         # What does not count may have any label.
-        indices = ops.clip(ops.cast(labels, "int32"), 0, last)
-        return weights * ops.take(ops.convert_to_tensor(self.bytes_per_token, "float32"), indices)
+        indices = ops.clip(ops.cast(labels, "int32"), 0, len(self._bytes) - 1)
+        return weights * ops.take(self._bytes, indices)
 
     def _of_batch(self, y_true, y_pred, sample_weight):
         classes = y_pred.shape[self.axis]

@@ -5,7 +5,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_xent.kernels._compile import widest_int
+from keras_xent import statistics
 from keras_xent.metrics.token_mean import TokenMean
 
 
@@ -56,8 +56,7 @@ class TokenAccuracy(TokenMean):
         return left.statistics.hits is not None and left.ignore_class == self.ignore_class
 
     def _from_logits(self, labels, y_pred, mask):
-        best = ops.argmax(y_pred, axis=self.axis)
-        return ops.equal(ops.cast(best, widest_int()), ops.cast(labels, widest_int()))
+        return statistics.greedy_hits(labels, y_pred, self.axis)
 
     def result(self) -> Any:
         """The accuracy; nan if nothing was counted."""

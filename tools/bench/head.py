@@ -1,7 +1,6 @@
 """Forward and backward of the fused head against PyTorch's, and against the logits made, each in a fresh process.
 
-`python -m tools.bench.head PEER TOKENS FEATURES CLASSES SHARE` measures one. PyTorch has an environment of its own:
-`python3 -m venv .venv-torch && .venv-torch/bin/pip install torch==2.13.0 numpy`.
+`python -m tools.bench.head PEER TOKENS FEATURES CLASSES SHARE` measures one. PyTorch has an environment of its own.
 """
 
 import gc
@@ -18,6 +17,7 @@ import numpy as np
 from tools.bench import peak
 
 TORCH = Path(".venv-torch/bin/python")
+HOW_TO_GET_IT = "python3 -m venv .venv-torch && .venv-torch/bin/pip install torch==2.13.0 numpy"
 PEERS = ("ours, TensorFlow", "ours, JAX", "logits, Keras, XLA", "PyTorch", "PyTorch, chunked")
 # Tokens, features, classes, share of valid labels; the last has the head of Gemma 2 (arXiv:2408.00118, table 1).
 WORKS = ((8192, 256, 32_000, 1.0), (8192, 256, 32_000, 0.15), (2048, 2304, 256_000, 1.0))
@@ -43,7 +43,7 @@ def measure(rounds: int) -> Iterator[dict]:
 def _fresh(peer, *arguments):
     torch = peer.startswith("PyTorch")
     if torch and not TORCH.exists():
-        print(f"{peer}: not measured, since there is no {TORCH} ({__doc__.splitlines()[-2].strip()})", file=sys.stderr)
+        print(f"{peer}: not measured, since there is no {TORCH}. Make it: {HOW_TO_GET_IT}", file=sys.stderr)
         return None
     environment = {**os.environ, "KERAS_BACKEND": "jax" if peer.endswith("JAX") else "tensorflow"}
     python = str(TORCH) if torch else sys.executable
