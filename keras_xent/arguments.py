@@ -38,6 +38,13 @@ def positive(name: str, value: Any) -> float | None:
     return value
 
 
+def count(name: str, value: Any) -> int:
+    """`value`, if it is a whole number of at least 1."""
+    if not _is_number(value) or not value >= 1 or value != int(value):
+        raise ValueError(f"`{name}` must be a whole number of at least 1. Received: {name}={value!r}.")
+    return int(value)
+
+
 def axis(value: Any) -> Any:
     """An integer of NumPy as one of Python. Anything else stays: whether it is an axis, the predictions will tell."""
     return int(value) if isinstance(value, np.integer) else value

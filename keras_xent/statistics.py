@@ -9,18 +9,17 @@ import weakref
 from typing import Any, NamedTuple, Protocol
 
 import keras
-from keras import ops
 from keras.src.backend.common.tensor_attributes import get_tensor_attr, set_tensor_attr
 
-from keras_xent.kernels._compile import widest_int
 from keras_xent.kernels.linear import Statistics
 
 
 class Left(NamedTuple):
-    """Statistics, and what they were made with."""
+    """Statistics, and what they were made with. None where the loss has not found out that much."""
 
-    statistics: Statistics
+    statistics: Statistics | None
     y_true: Any
+    y_pred: Any
     sample_weight: Any
     ignore_class: Any
     logit_softcap: float | None
@@ -29,7 +28,7 @@ class Left(NamedTuple):
 class Taker(Protocol):
     """A metric that can use statistics."""
 
-    needs_hits: bool
+    needs_ranks: bool
 
     def take(self, left: Left) -> None:
         """Called while the loss is computed, inside the same scope of variables as the metric's."""
@@ -43,21 +42,17 @@ def register(taker: Taker) -> None:
     _takers.add(taker)
 
 
-def hits_are_wanted() -> bool:
-    """Whether a living metric counts greedy hits, which cost a pass over the logits."""
-    return any(taker.needs_hits for taker in _takers)
+def ranks_are_wanted() -> bool:
+    """Whether a living metric needs the ranks of the labels, which cost a pass over the logits."""
+    return any(taker.needs_ranks for taker in _takers)
 
 
-def greedy_hits(labels: Any, logits: Any, axis: int) -> Any:
-    """Whether each label is the class of the largest logit."""
-    best = ops.argmax(logits, axis=axis)
-    return ops.equal(ops.cast(best, widest_int()), ops.cast(labels, widest_int()))
-
-
-def leave(y_pred: Any, left: Left) -> None:
+def leave(left: Left) -> None:
     """Leaves statistics for the metrics."""
     if keras.backend.backend() == "tensorflow":
-        set_tensor_attr(y_pred, "_keras_xent_statistics", left)
+        # There the metrics see a Keras mask by themselves.
+        if left.statistics is not None:
+            set_tensor_attr(left.y_pred, "_keras_xent_statistics", left._replace(y_pred=None))
     elif keras.src.backend.common.stateless_scope.in_stateless_scope():
         for taker in list(_takers):
             taker.take(left)

@@ -1,46 +1,316 @@
 """TensorBoard logs of perplexity."""
 
+import importlib.util
 import math
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import keras
+import numpy as np
 
+from keras_xent import arguments
+from keras_xent.callbacks import dashboards
+from keras_xent.callbacks.gradient_norm import GradientNorm
+from keras_xent.callbacks.probe import Probe
+from keras_xent.callbacks.readings import NO_PERPLEXITY, Perplexed, Readings
+from keras_xent.callbacks.timeline import Epoch, Timeline
 from keras_xent.losses.base import warn
+
+# Seconds between two transfers to a place that is no local folder, where each writes the file anew.
+_REMOTE_FLUSH = 30.0
 
 
 class TensorBoard(keras.callbacks.TensorBoard):
-    """`keras.callbacks.TensorBoard`, with the likelihood in all its units.
+    """`keras.callbacks.TensorBoard`, with a perplexity that is right, in steps that go on.
 
-    A model compiled with `keras_xent.metrics.Perplexity` gets `epoch_perplexity`, `epoch_nll` (nats per token) and
-    `epoch_bits_per_token`, each in the runs `train` and `validation`, so that TensorBoard draws both curves into one
-    chart. All arguments are those of `keras.callbacks.TensorBoard`.
+    A drop-in with all its arguments. What it adds, for each `keras_xent.metrics.Perplexity` of the model:
 
-    Formula: `nll = ln(perplexity)`, `bits = nll / ln 2`.
+    - at the end of an epoch `epoch_perplexity`, `epoch_nll` (nats per token), `epoch_bits_per_token` and `epoch_tokens`
+      in the runs `train` and `validation`, so that both are in one chart, and `epoch_generalization_gap`, the nats of
+      validation less those of train;
+    - with `update_freq="batch"` or a number, `batch_*` of every metric **over the batches since the last that was
+      written**, not since the beginning of the epoch; of the perplexity also `batch_nll`, `batch_valid_share` (of the
+      labels, how many count) and `tokens_per_second` (those that count), and `batch_learning_rate`;
+    - a page of charts, a table of runs with the settings of loss and optimizer, and what `probe` shows.
+
+    Steps are batches as the optimizer counts them. They and the epochs go on over several calls of `fit`, and in a new
+    process where the optimizer was loaded and `log_dir` is the same. `evaluate` outside of `fit` writes into a run of
+    its own, `evaluation`. A step that writes nothing does not wait for the device. What was written is in the files,
+    however a run ends.
+
+    Formula: `nll = sum_n t_n nll_n / sum_n t_n`, `perplexity = exp(nll)`, `bits = nll / ln 2`.
+
+    Args:
+        log_dir, histogram_freq, write_graph, write_images, write_steps_per_second, update_freq, profile_batch,
+            embeddings_freq, embeddings_metadata: as in `keras.callbacks.TensorBoard`.
+        gradient_norm: whether to write `batch_gradient_norm`, of the last step before; needs a recompilation.
+        probe: a fixed batch `(x, y)` or `(x, y, sample_weight)`, labels `[sequences, length]`, whose tokens are looked
+            at after each epoch, in the run `probe`: a histogram of their losses, a picture of the tokens on a ground
+            that is the darker the larger the loss, and a table of the worst.
+        probe_freq: after how many epochs.
+        decode: how tokens are read: a function from number to text, a list of texts, or a dict.
+        hparams: more settings for the table of runs.
+
+    Raises:
+        ImportError: TensorBoard, TensorFlow or, for `probe`, Matplotlib is not installed.
+        ValueError: a `probe` that is no batch of sequences; under `tf.distribute`, `gradient_norm`.
 
     Example:
 
     >>> import keras_xent as kx
-    >>> callback = kx.callbacks.TensorBoard("logs", update_freq="epoch")
+    >>> callback = kx.callbacks.TensorBoard("logs", update_freq=10)
 
     Then `model.fit(..., callbacks=[callback])`, and `tensorboard --logdir logs` shows the curves.
     """
 
-    _warned = False
+    def __init__(
+        self,
+        log_dir: Any = "logs",
+        histogram_freq: int = 0,
+        write_graph: bool = True,
+        write_images: bool = False,
+        write_steps_per_second: bool = False,
+        update_freq: Any = "epoch",
+        profile_batch: Any = 0,
+        embeddings_freq: int = 0,
+        embeddings_metadata: Any = None,
+        *,
+        gradient_norm: bool = False,
+        probe: Any = None,
+        probe_freq: int = 1,
+        decode: Callable[[int], str] | Sequence[str] | Mapping[int, str] | None = None,
+        hparams: dict[str, Any] | None = None,
+    ) -> None:
+        needed = {"tensorboard": "to read it", "tensorflow": "which writes its files"}
+        for package, why in needed.items() if probe is None else {**needed, "matplotlib": "which draws the probe"}.items():
+            if importlib.util.find_spec(package) is None:
+                raise ImportError(f"The logs of TensorBoard need {package}, {why}. Run: pip install {package}")
+        super().__init__(
+            log_dir,
+            histogram_freq,
+            write_graph,
+            write_images,
+            write_steps_per_second,
+            update_freq,
+            profile_batch,
+            embeddings_freq,
+            embeddings_metadata,
+        )
+        # Keras then lets training go on while logs come from the device. Here they come to no use.
+        self.async_safe = not (profile_batch or write_steps_per_second)
+        self.gradient_norm = GradientNorm() if arguments.boolean("gradient_norm", gradient_norm) else None
+        self.probe = None if probe is None else Probe(probe, decode)
+        self.probe_freq = arguments.count("probe_freq", probe_freq)
+        self.hparams = dict(hparams or {})
+        self._timeline = Timeline()
+        self._drawn_graph_of: Any = None
+        self._warned = self._in_fit = False
+
+    def set_model(self, model: Any) -> None:
+        """Called by `fit` and by `evaluate`; ends what an interrupted call has left."""
+        while self._prev_summary_state:
+            self._pop_writer()
+        self._close_writers()
+        draws, self.write_graph = self.write_graph, False
+        super().set_model(model)
+        self.write_graph = draws
+        self._in_fit = False
+        self._flushed: dict[str, float] = {}
+        self._readings = Readings(model)
+        self._last_batches = 0
+        if self.gradient_norm is not None:
+            if getattr(getattr(model, "distribute_strategy", None), "num_replicas_in_sync", 1) > 1:
+                raise ValueError(
+                    "`gradient_norm` must be False under tf.distribute, where each replica has a gradient of its own. "
+                    "Received: gradient_norm=True."
+                )
+            self.gradient_norm = GradientNorm.watching(model)
+
+    # Writers: a run is a folder, and the root has what is of all runs.
+
+    def _writer(self, run):
+        if run not in self._writers:
+            folder = os.path.join(self._log_write_dir, run) if run else self._log_write_dir
+            self._writers[run] = self.summary.create_file_writer(folder)
+        return self._writers[run]
+
+    @property
+    def _train_writer(self):
+        return self._writer("train")
+
+    @property
+    def _val_writer(self):
+        return self._writer("validation" if self._in_fit else "evaluation")
+
+    def _flush(self):
+        """Completes the files, since nobody tells a callback that `fit` was interrupted."""
+        now, remote = time.monotonic(), "://" in self.log_dir
+        for run, writer in self._writers.items():
+            if not remote or now - self._flushed.get(run, -_REMOTE_FLUSH) >= _REMOTE_FLUSH:
+                writer.flush()
+                self._flushed[run] = now
+
+    def _write_scalars(self, run, values, step):
+        with self._writer(run).as_default(step), self.summary.record_if(True):
+            for tag, value in values.items():
+                self.summary.scalar(tag, value)
+
+    def _write_raw(self, summaries):
+        with self._writer("").as_default(0), self.summary.record_if(True):
+            for one in summaries:
+                self.summary.experimental.write_raw_pb(one.SerializeToString(), step=0)
+
+    # Training.
+
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+        """See `keras.callbacks.TensorBoard`."""
+        self._in_fit, self._begins = True, True
+        if self.write_graph and self._drawn_graph_of is not self._model:
+            self._write_keras_model_summary()
+            self._drawn_graph_of = self._model
+        super().on_train_begin(logs)
+        self._timeline.begin_fit(self._model)
+
+    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """See `keras.callbacks.TensorBoard`."""
+        self._timeline.begin_epoch(epoch, self._epochs_in_log)
+        self._written = self._timeline.steps
+        self._train_totals: dict[str, Any] | None = None
+        self._readings.restart()
+        self._last_batches = 0
+        super().on_epoch_begin(epoch, logs)
+        self._clock = time.perf_counter()
+
+    def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        """Writes what the batches before have brought: at their end Keras would make the device wait for the logs."""
+        self._timeline.begin_batch(batch)
+        if self.update_freq != "epoch" and self._written // self.update_freq != self._timeline.steps // self.update_freq:
+            self._write_batches()
+        self._global_train_batch = self._timeline.steps
+        super().on_train_batch_begin(batch, logs)
+
+    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        """See `keras.callbacks.TensorBoard`."""
+        self._last_batches = batch + 1
+        if not self.async_safe:
+            super().on_train_batch_end(batch, None)
+
+    def _write_batches(self):
+        totals, now = self._readings.new_totals(), time.perf_counter()
+        seconds, self._clock = now - self._clock, now
+        written = {f"batch_{name}": value for name, value in self._readings.new_values().items()}
+        for one in self._readings.perplexed():
+            new = totals[one.name]
+            of_batch = one.values(new)
+            tokens = of_batch.pop(one.named("tokens"))
+            of_batch[one.named("valid_share")] = new.tokens / new.labels if new.labels else np.nan
+            written.update({f"batch_{name}": value for name, value in of_batch.items()})
+            written.setdefault("tokens_per_second", tokens / seconds)
+        rates = self._collect_learning_rate({})
+        written.update({f"batch_{name}": value for name, value in rates.items()})
+        if self.gradient_norm is not None:
+            written["batch_gradient_norm"] = self.gradient_norm.value()
+        self._write_scalars("train", written, self._timeline.steps)
+        self._written = self._timeline.steps
+        self._flush()
+
+    def _end_batches(self):
+        """The batches of an epoch have ended, and their metrics are still there."""
+        if self._train_totals is not None:
+            return
+        self._readings.wait()
+        self._timeline.end_batches(self._last_batches)
+        if self.update_freq != "epoch" and self._timeline.steps > self._written:
+            self._write_batches()
+        if self._begins:
+            self._write_dashboards()
+        self._train_totals = self._readings.totals()
+
+    def _write_dashboards(self):
+        # The metrics have their names once a batch has been seen.
+        self._begins = False
+        perplexed = self._readings.perplexed()
+        settings = dashboards.hparams(self._model, self.params or {}, self.hparams)
+        self._write_raw([dashboards.layout(perplexed), *dashboards.hparams_summaries(settings, perplexed)])
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Writes the epoch's values; see `keras.callbacks.TensorBoard`."""
-        logs = dict(logs or {})
-        perplexities = [name for name in logs if name.endswith("perplexity")]
-        if not perplexities and not self._warned:
+        self._end_batches()
+        logs, number = dict(logs or {}), self._timeline.number(epoch)
+        perplexed = self._readings.perplexed()
+        self._name_units(logs, perplexed)
+        for one in perplexed:
+            train = one.values(self._train_totals[one.name])
+            logs.update(train)
+            if f"val_{one.name}" in logs:
+                validation = one.values(self._validation_totals[one.name])
+                logs.update({f"val_{name}": value for name, value in validation.items()})
+                gap = validation[one.named("nll")] - train[one.named("nll")]
+                logs[f"val_{one.named('generalization_gap')}"] = gap
+        logs["iterations"] = self._timeline.end_epoch(epoch).steps
+        # Keras would leave the epoch out where its last step is none that writes.
+        with self.summary.record_if(True):
+            super().on_epoch_end(number, logs)
+        if self.probe is not None and number % self.probe_freq == 0 and perplexed:
+            self._write_probe(perplexed[0], number)
+        self._flush()
+
+    def _name_units(self, logs, perplexed):
+        """The units of perplexities that are not ours, and a warning if there is none at all."""
+        foreign = [name for name in logs if name.endswith("perplexity")] if not perplexed else []
+        for name in foreign:
+            stem, nll = name.removesuffix("perplexity"), math.log(logs[name]) if logs[name] > 0 else math.nan
+            logs.update({f"{stem}nll": nll, f"{stem}bits_per_token": nll / math.log(2)})
+        if not perplexed and not foreign and not self._warned:
             self._warned = True
-            warn(
-                "No perplexity will be logged, since no metric of the model has a name that ends in 'perplexity'. "
-                "Compile it with metrics=[keras_xent.metrics.Perplexity()], whose name is that unless you give another."
-            )
-        for name in perplexities:
-            value = float(logs[name])
-            nll = math.log(value) if value > 0 else math.nan
-            stem = name.removesuffix("perplexity")
-            logs[f"{stem}nll"] = nll
-            logs[f"{stem}bits_per_token"] = nll / math.log(2)
-        super().on_epoch_end(epoch, logs)
+            warn(NO_PERPLEXITY)
+
+    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
+        """See `keras.callbacks.TensorBoard`."""
+        self._write_raw([dashboards.finished()])
+        super().on_train_end(logs)
+        self._writers, self._in_fit = {}, False
+
+    def _epochs_in_log(self) -> Iterator[Epoch]:
+        """The epochs that an earlier process has written."""
+        from tensorboard.backend.event_processing import directory_loader, event_file_loader
+        from tensorboard.util import tensor_util
+
+        if not os.path.isdir(self._train_dir):
+            return
+        loader = directory_loader.DirectoryLoader(self._train_dir, event_file_loader.LegacyEventFileLoader)
+        for event in loader.Load():
+            for value in event.summary.value:
+                if value.tag == "epoch_iterations":
+                    yield Epoch(event.step, int(tensor_util.make_ndarray(value.tensor)))
+
+    # Evaluation.
+
+    def on_test_begin(self, logs: dict[str, Any] | None = None) -> None:
+        """See `keras.callbacks.TensorBoard`."""
+        if self._in_fit:
+            self._end_batches()
+        super().on_test_begin(logs)
+
+    def on_test_end(self, logs: dict[str, Any] | None = None) -> None:
+        """Writes into the run `evaluation` if `evaluate` was called by itself; see `keras.callbacks.TensorBoard`."""
+        self._validation_totals = self._readings.totals()
+        logs = dict(logs or {})
+        for one in self._readings.perplexed():
+            logs.update(one.values(self._validation_totals[one.name]))
+        with self.summary.record_if(True):
+            super().on_test_end(logs)
+        if not self._in_fit:
+            self._close_writers()
+            self._writers = {}
+
+    # The probe.
+
+    def _write_probe(self, one: Perplexed, epoch):
+        loss = self.probe.loss(self._model, one.metric)
+        with self._writer("probe").as_default(epoch), self.summary.record_if(True):
+            self.summary.histogram("token_nll", loss.nll[loss.counts], description="nats of each token of the probe")
+            self.summary.image("tokens", self.probe.heat_map(loss)[None], description="the darker, the larger the loss")
+            self.summary.text("worst_tokens", self.probe.worst_tokens(loss))

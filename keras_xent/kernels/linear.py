@@ -31,8 +31,8 @@ class Statistics(NamedTuple):
 
     # The cross-entropy without smoothing, weights of classes, focal factor and z-loss; 0 where nothing counts.
     nll: Any
-    # Whether the label has the largest logit (the first of several that are equal); None if not asked for.
-    hits: Any
+    # How many classes are predicted before the label: 0 for the largest logit; None if not asked for.
+    rank: Any
     # Whether the token counts, by mask and `ignore_class`; None if all do.
     valid: Any
 
@@ -149,9 +149,9 @@ def with_statistics(
     normalizer: float | None = None,
     training: bool = True,
     gradients: tuple[str, ...] = ("hidden", "kernel", "bias"),
-    hits: bool = False,
+    ranks: bool = False,
 ) -> tuple[Any, Statistics]:
-    """`linear_cross_entropy`, and the statistics of each token; `hits` asks for those of the greedy prediction."""
+    """`linear_cross_entropy`, and the statistics of each token; `ranks` asks for the label's among the classes."""
     hidden, kernel, bias = _checked_matrices(hidden, kernel, bias, transpose_kernel)
     num_classes = kernel.shape[0 if transpose_kernel else 1]
     labels = _checked_labels(labels, hidden)
@@ -182,7 +182,7 @@ def with_statistics(
     wanted = tuple(name in gradients for name in ("hidden", "kernel", "bias"))
     static = {
         "transpose": bool(transpose_kernel),
-        "hits": bool(hits),
+        "ranks": bool(ranks),
         "smoothing": float(label_smoothing),
         "gamma": float(focal_gamma),
         "z_loss": float(z_loss),
@@ -245,7 +245,7 @@ def _forward_losses(inputs, others, wanted, **static):
 def _backward_losses(upstream, saved, inputs, others, wanted, **static):
     labels, class_weights, counts = others
     counts = ops.not_equal(upstream, 0) if counts is None else ops.logical_and(counts, ops.not_equal(upstream, 0))
-    *_, gradients = _run(*inputs, upstream, labels, class_weights, counts, wanted=wanted, **{**static, "hits": False})
+    *_, gradients = _run(*inputs, upstream, labels, class_weights, counts, wanted=wanted, **{**static, "ranks": False})
     return [None if g is None else ops.cast(g, x.dtype) for g, x in zip(gradients, inputs, strict=True)]
 
 
@@ -262,7 +262,7 @@ def _backward_total(upstream, saved, inputs, others, wanted, **static):
     gradients, losses = saved
     if any(want and x is not None and g is None for want, x, g in zip(wanted, inputs, gradients, strict=False)):
         *matrices, share = inputs
-        *_, gradients = _run(*matrices, share, *others, wanted=wanted[:3], **{**static, "hits": False})
+        *_, gradients = _run(*matrices, share, *others, wanted=wanted[:3], **{**static, "ranks": False})
     scaled = [None if g is None else ops.cast(upstream * g, x.dtype) for g, x in zip(gradients, inputs, strict=False)]
     return *scaled, upstream * losses
 
@@ -275,7 +275,7 @@ _total = differentiable_ahead(_forward_total, _backward_total)
 
 
 @compiled
-def _run(hidden, kernel, bias, share, labels, class_weights, counts, *, wanted, transpose, hits, **options):
+def _run(hidden, kernel, bias, share, labels, class_weights, counts, *, wanted, transpose, ranks, **options):
     """Losses, their statistics, and the wanted gradients of `sum(share * losses)`.
 
     Shapes: hidden `[N, D]`; share, labels and counts `[N, 1]`; class_weights `[1, V]`. Tokens of which `counts` is
@@ -305,7 +305,7 @@ def _run(hidden, kernel, bias, share, labels, class_weights, counts, *, wanted, 
         logits = dot(hidden, kernel, transpose_b=transpose)
         if bias is not None:
             logits = logits + ops.cast(bias, dtype)
-        pieces = _of_logits(logits, *columns, weights=class_weights, hits=hits, **options)
+        pieces = _of_logits(logits, *columns, weights=class_weights, ranks=ranks, **options)
         results = dict(results)
         if share is not None:
             gradient = ops.cast(pieces.pop("logits"), hidden.dtype)
@@ -327,9 +327,7 @@ def _run(hidden, kernel, bias, share, labels, class_weights, counts, *, wanted, 
         return results | {name: ops.slice_update(results[name], start, piece) for name, piece in pieces.items()}
 
     rows = size * chunks
-    results = {name: ops.zeros((rows, 1), dtype) for name in ("losses", "nll")}
-    if hits:
-        results["hits"] = ops.zeros((rows, 1), "bool")
+    results = {name: ops.zeros((rows, 1), dtype) for name in ("losses", "nll", *(["rank"] if ranks else []))}
     if share is not None:
         shapes = {"hidden": (rows, features), "kernel": kernel.shape}
         if bias is not None:
@@ -347,7 +345,7 @@ def _run(hidden, kernel, bias, share, labels, class_weights, counts, *, wanted, 
         return array if counts is None else row.selected(array, counts)
 
     gradients = back_in_place("hidden"), results.get("kernel"), results.get("bias")
-    return back_in_place("losses"), back_in_place("nll"), back_in_place("hits"), gradients
+    return back_in_place("losses"), back_in_place("nll"), back_in_place("rank"), gradients
 
 
 def _chunks(tokens, num_classes):
@@ -389,7 +387,7 @@ def _padded(array, rows):
     return ops.concatenate([array, ops.zeros((missing, array.shape[1]), array.dtype)])
 
 
-def _of_logits(logits, labels, share=None, *, weights, hits, **options):
+def _of_logits(logits, labels, share=None, *, weights, ranks, **options):
     """Losses and statistics of a chunk, by name; with shares also the gradient, in the memory of the logits."""
 
     def on_block(logits, labels, *share):
@@ -397,22 +395,20 @@ def _of_logits(logits, labels, share=None, *, weights, hits, **options):
         label = ops.maximum(labels, 0)
         at_label = row.accurate(ops.take_along_axis(logits, label, axis=1))
         top, excess = saved
-        ahead = [_classes_ahead(logits, label, at_label)] if hits else []
-        nll = row.nll(at_label, top, excess, options["softcap"])
-        statistics = (losses, nll, *(ops.equal(a, 0) for a in ahead))
+        rank = [row.classes_ahead(logits, label, at_label)] if ranks else []
+        statistics = (losses, row.nll(at_label, top, excess, options["softcap"]), *rank)
         if not share:
             return statistics
         # The gradient takes the place of the logits. XLA:CPU would copy them for a reader that it does not wait for.
-        share = _after(*share, losses, *ahead)
+        share = _after(*share, losses, *rank)
         return sparse_softmax.backward(share, saved, logits, labels, weights, **options), *statistics
 
     arrays = (logits, labels) if share is None else (logits, labels, share)
-    names = (*([] if share is None else ["logits"]), "losses", "nll", *(["hits"] if hits else []))
+    names = (*([] if share is None else ["logits"]), "losses", "nll", *(["rank"] if ranks else []))
     if accelerated():
         return dict(zip(names, on_block(*arrays), strict=True))
-    column = ops.zeros_like(logits[:, :1])
-    results = [ops.zeros_like(column, dtype="bool") if name == "hits" else column for name in names]
-    return dict(zip(names, in_blocks(on_block, arrays, tuple(results), in_place=share is not None), strict=True))
+    results = (ops.zeros_like(logits[:, :1]),) * len(names)
+    return dict(zip(names, in_blocks(on_block, arrays, results, in_place=share is not None), strict=True))
 
 
 def _after(value, *others):
@@ -420,14 +416,6 @@ def _after(value, *others):
     for other in others:
         value = value + 0.0 * ops.where(ops.isfinite(other), other, ops.zeros_like(other))
     return value
-
-
-def _classes_ahead(logits, label, at_label):
-    """How many classes `argmax` would take before the label: those with larger logits, and equal ones before it."""
-    logits, classes = row.accurate(logits), row.classes(logits)
-    # Negated, so that NaN is ahead too.
-    behind = ops.where(classes < label, logits < at_label, logits <= at_label)
-    return ops.sum(ops.cast(ops.logical_not(behind), logits.dtype), axis=1, keepdims=True)
 
 
 def _plus_product(total, product, gradient, *, classes_first):

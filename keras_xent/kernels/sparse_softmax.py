@@ -91,6 +91,23 @@ def sparse_softmax_cross_entropy(
     return row.selected(ops.reshape(loss, ops.shape(labels)), valid)
 
 
+def label_ranks(labels: Any, logits: Any, *, axis: int = -1) -> Any:
+    """How many classes are predicted before each label: 0 where `argmax` is the label. Without gradient.
+
+    Labels that are no class have some rank, too.
+    """
+    labels, logits = _targets.to_tensor(labels), row.floating(logits)
+    indices = ops.clip(ops.cast(labels, "int32"), 0, ops.shape(logits)[axis] - 1)
+    rows = _targets.as_rows(ops.stop_gradient(logits), axis)
+    ranks, _ = _ranks(rows, _targets.along_rows(indices, axis % len(logits.shape), len(logits.shape)))
+    return ops.reshape(ranks, ops.shape(labels))
+
+
+@compiled_by_rows(outputs=1, blocked=lambda: True)
+def _ranks(logits, labels):
+    return row.classes_ahead(logits, labels, row.accurate(ops.take_along_axis(logits, labels, axis=1))), ()
+
+
 def forward(logits, labels, class_weight=None, *, smoothing, gamma, z_loss, softcap):
     """`(losses, (top, excess))` of rows `[n, C]` with labels `[n, 1]`, -1 for no class. Not compiled by itself."""
     num_classes = row.number_of_classes(logits)

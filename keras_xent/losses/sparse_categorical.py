@@ -8,7 +8,7 @@ import keras
 from keras import ops
 
 from keras_xent import arguments, source, statistics
-from keras_xent.kernels import linear, sparse_softmax_cross_entropy, targets
+from keras_xent.kernels import linear, sparse_softmax, sparse_softmax_cross_entropy, targets
 from keras_xent.kernels._compile import as_written, is_eager
 from keras_xent.losses.base import Crossentropy, Elements
 
@@ -142,10 +142,9 @@ class SparseCategoricalCrossentropy(Crossentropy):
             normalizer=self.normalizer,
             training=head.training,
             gradients=head.gradients,
-            hits=statistics.hits_are_wanted(),
+            ranks=statistics.ranks_are_wanted(),
         )
-        left = statistics.Left(found, y_true, sample_weight, self.ignore_class, self.logit_softcap)
-        statistics.leave(y_pred, left)
+        statistics.leave(self._left(found, y_true, y_pred, sample_weight))
         return loss
 
     def _elements(self, y_true, logits, valid, label_mask, weighted):
@@ -170,15 +169,18 @@ class SparseCategoricalCrossentropy(Crossentropy):
 
     def _leave(self, given, losses, valid, logits):
         y_true, y_pred, sample_weight = given
-        if is_eager(y_pred) or self.label_smoothing or self.class_weight is not None or self.focal_gamma or self.z_loss:
+        if is_eager(y_pred):
             return
-        hits = None
-        if statistics.hits_are_wanted():
-            labels = ops.reshape(targets.to_tensor(y_true), ops.shape(losses))
-            hits = statistics.greedy_hits(labels, logits, self.axis)
-        known = linear.Statistics(losses, hits, valid)
-        left = statistics.Left(known, y_true, sample_weight, self.ignore_class, self.logit_softcap)
-        statistics.leave(y_pred, left)
+        known = ranks = None
+        if not (self.label_smoothing or self.class_weight is not None or self.focal_gamma or self.z_loss):
+            if statistics.ranks_are_wanted():
+                labels = ops.reshape(targets.to_tensor(y_true), ops.shape(losses))
+                ranks = sparse_softmax.label_ranks(labels, logits, axis=self.axis)
+            known = linear.Statistics(losses, ranks, valid)
+        statistics.leave(self._left(known, y_true, y_pred, sample_weight))
+
+    def _left(self, known, y_true, y_pred, sample_weight):
+        return statistics.Left(known, y_true, y_pred, sample_weight, self.ignore_class, self.logit_softcap)
 
     def _label_weights(self, labels, logits):
         if self.class_weight is None:

@@ -5,27 +5,30 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_xent import statistics
+from keras_xent import arguments
+from keras_xent.kernels import sparse_softmax
 from keras_xent.metrics.token_mean import TokenMean
 
 
 @keras.saving.register_keras_serializable(package="keras_xent")
 class TokenAccuracy(TokenMean):
-    """The share of tokens whose label has the largest logit, over all tokens since the last reset.
+    """The share of tokens whose label is among the `top_k` largest logits, over all tokens since the last reset.
 
-    Counts tokens as `Perplexity` does: masks, `ignore_class` and sample weights. With a fused head the hits are counted
+    Counts tokens as `Perplexity` does: masks, `ignore_class` and sample weights. With a fused head the labels are ranked
     where the loss is computed, and no logits are made for it; Keras' `"accuracy"` would make them.
 
-    Formula: `sum_n t_n [argmax_c x_nc = k_n] / sum_n t_n` over valid tokens `n` with labels `k_n` and sample weights
-    `t_n`. Of several largest logits the first counts, as in `argmax`. Nothing counted: nan.
+    Formula: `sum_n t_n [r_n < top_k] / sum_n t_n` over valid tokens `n` with sample weights `t_n`, where `r_n` classes
+    are predicted before the label: those with larger logits, and with equal ones those that come first, as in `argmax`.
+    Nothing counted: nan.
 
     Equivalent to `mean(argmax(y_pred, axis=-1) == y_true)` over one batch that holds every token and no padding.
 
     Args:
         ignore_class: the label of padding.
         axis: the class axis.
-        name: name of the metric.
+        name: name of the metric; by default `"token_accuracy"`, or `"top_5_token_accuracy"` and so on.
         dtype: dtype of the result (default float32).
+        top_k: how many predictions a label may be among.
 
     Example:
 
@@ -39,24 +42,32 @@ class TokenAccuracy(TokenMean):
     References: `return_token_accuracy` of the Liger Kernel, which counts in the same place.
     """
 
-    needs_hits = True
+    needs_ranks = True
 
     def __init__(
         self,
         ignore_class: int | None = None,
         axis: int = -1,
-        name: str = "token_accuracy",
+        name: str | None = None,
         dtype: Any = None,
+        *,
+        top_k: int = 1,
     ) -> None:
+        top_k = arguments.count("top_k", top_k)
+        name = name or ("token_accuracy" if top_k == 1 else f"top_{top_k}_token_accuracy")
         super().__init__(ignore_class, axis, name, dtype)
+        self.top_k = top_k
         self._direction = "up"
 
     def _fits(self, left):
         # A cap keeps the order of the logits.
-        return left.statistics.hits is not None and left.ignore_class == self.ignore_class
+        return left.statistics.rank is not None
 
     def _from_logits(self, labels, y_pred, mask):
-        return statistics.greedy_hits(labels, y_pred, self.axis)
+        return sparse_softmax.label_ranks(labels, y_pred, axis=self.axis) < self.top_k
+
+    def _from_statistics(self, known):
+        return known.rank < self.top_k
 
     def result(self) -> Any:
         """The accuracy; nan if nothing was counted."""
@@ -64,4 +75,4 @@ class TokenAccuracy(TokenMean):
 
     def get_config(self) -> dict[str, Any]:
         """Every argument of the constructor."""
-        return {**super().get_config(), "ignore_class": self.ignore_class, "axis": self.axis}
+        return {**super().get_config(), "ignore_class": self.ignore_class, "axis": self.axis, "top_k": self.top_k}

@@ -2,7 +2,7 @@
 
 import abc
 import weakref
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 from keras import ops
@@ -10,7 +10,18 @@ from keras import ops
 from keras_xent import arguments, source, statistics
 from keras_xent.kernels import linear, sparse_softmax_cross_entropy, targets
 from keras_xent.kernels._compile import as_written
-from keras_xent.metrics.exact_sum import ExactSum
+from keras_xent.metrics.exact_sums import ExactSums
+
+
+class Totals(NamedTuple):
+    """What a metric has summed up, exact to 2^48."""
+
+    # Weighted sum of what is known of each token (nats, hits), and what it is divided by (weights, bytes).
+    total: Any
+    units: Any
+    # Tokens that count, and labels in all, padding included.
+    tokens: Any
+    labels: Any
 
 
 class TokenMean(keras.metrics.Metric):
@@ -20,8 +31,8 @@ class TokenMean(keras.metrics.Metric):
     a fused head never makes. Otherwise a head is asked without making its logits, and only then the logits are read.
     """
 
-    # Whether the metric needs to know if the greedy prediction was right, rather than the cross-entropy.
-    needs_hits = False
+    # Whether the metric needs the rank of the label among the classes, rather than the cross-entropy.
+    needs_ranks = False
     from_logits = True
     # Tells the losses that this metric does not bring the logits back.
     finds_what_the_loss_knows = True
@@ -31,47 +42,71 @@ class TokenMean(keras.metrics.Metric):
         super().__init__(name=name, dtype=arguments.dtype_or_none("dtype", dtype))
         self.ignore_class = arguments.class_or_none("ignore_class", ignore_class)
         self.axis = arguments.axis(axis)
-        self._total = ExactSum(self, "total")
-        self._tokens = ExactSum(self, "tokens")
+        # In the order of `Totals`.
+        self._sums = ExactSums(self, "sums", len(Totals._fields))
         if keras.backend.backend() == "jax":
-            self._aside_total = self.add_variable((), initializer="zeros", dtype="float32", name="aside_total")
-            self._aside_tokens = self.add_variable((), initializer="zeros", dtype="float32", name="aside_tokens")
-        # The labels and weights that what is aside belongs to.
-        self._aside_of: tuple[Any, Any] | None = None
+            # Without and with the sample weights of the loss, as far as there are both.
+            shape = (2, len(Totals._fields))
+            self._aside = self.add_variable(shape, initializer="zeros", dtype="float32", name="aside")
+        # The labels that what is aside belongs to, and the weights of its rows.
+        self._aside_of: tuple[Any, list[Any]] | None = None
         statistics.register(self)
 
     @abc.abstractmethod
     def _from_logits(self, labels: Any, y_pred: Any, mask: Any) -> Any:
         """The value of each token, from predictions."""
 
+    @abc.abstractmethod
+    def _from_statistics(self, known: linear.Statistics) -> Any:
+        """The value of each token, from what is known of it."""
+
     @as_written
     def update_state(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> None:
         """Adds the tokens of a batch: `y_true` `[...]` integers, `y_pred` `[..., C]`."""
-        aside, self._aside_of = self._aside_of, None
-        if aside is not None and aside[0]() is y_true and aside[1]() is sample_weight:
-            total, tokens = ops.convert_to_tensor(self._aside_total), ops.convert_to_tensor(self._aside_tokens)
+        labels, weights = self._aside_of or (None, [])
+        self._aside_of = None
+        rows = [i for i, weight in enumerate(weights) if weight() is sample_weight]
+        if rows and labels() is y_true:
+            sums = ops.convert_to_tensor(self._aside)[rows[0]]
         else:
             with targets.called("y_true", "y_pred"):
-                total, tokens = self._sums(*self._of_batch(y_true, y_pred, sample_weight))
-        self._total.add(total)
-        self._tokens.add(tokens)
+                sums = self._summed(*self._of_batch(y_true, y_pred, sample_weight))
+        self._sums.add(sums)
+
+    @as_written
+    def per_token(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> tuple[Any, Any]:
+        """What is known of each token of a batch, float32, and its weight: 0 where it does not count."""
+        with targets.called("y_true", "y_pred"):
+            values, weights, _ = self._of_batch(y_true, y_pred, sample_weight)
+        return ops.where(ops.equal(weights, 0), 0.0, ops.cast(values, "float32")), weights
+
+    def totals(self) -> Totals:
+        """The sums since the last reset. Waits for the device."""
+        return Totals(*map(float, self._sums.exact()))
 
     def take(self, left: statistics.Left) -> None:
-        """Puts aside what a loss has left, for the update with the same labels and weights."""
-        if not self._fits(left):
-            return
-        total, tokens = self._sums(*self._of_statistics(left, left.sample_weight))
-        self._aside_total.assign(ops.stop_gradient(total))
-        self._aside_tokens.assign(ops.stop_gradient(tokens))
-        nothing = lambda: None  # noqa: E731
-        weight = left.sample_weight
-        self._aside_of = (weakref.ref(left.y_true), nothing if weight is None else weakref.ref(weight))
+        """Puts aside what a loss has left, for the update with the same labels and with or without its weights.
+
+        Where it does not fit, the tokens are counted here if there is a Keras mask: outside, nothing knows of it.
+        """
+        rows, weights = [], []
+        for weight in (None,) if left.sample_weight is None else (None, left.sample_weight):
+            known = self._from_left(left, weight)
+            if known is None and source.keras_mask(left.y_pred) is not None:
+                known = self._of_batch(left.y_true, left.y_pred, weight)
+            if known is not None:
+                rows.append(self._summed(*known))
+                weights.append((lambda: None) if weight is None else weakref.ref(weight))
+        if rows:
+            self._aside.assign(ops.stop_gradient(ops.stack([rows[0], rows[-1]])))
+            self._aside_of = weakref.ref(left.y_true), weights
 
     def _of_batch(self, y_true, y_pred, sample_weight):
         left = statistics.find(arguments.tensor("y_pred", y_pred))
-        if left is not None and left.y_true is y_true and self._fits(left):
-            if left.sample_weight is None or left.sample_weight is sample_weight:
-                return self._of_statistics(left, sample_weight)
+        if left is not None and left.y_true is y_true:
+            known = self._from_left(left, sample_weight)
+            if known is not None:
+                return known
         labels = targets.to_tensor(arguments.tensor("y_true", y_true))
         axis = targets.checked_axis(self.axis, len(y_pred.shape), "predictions")
         logits = source.fusible_logits(y_pred, axis=axis, from_logits=self.from_logits)
@@ -93,24 +128,29 @@ class TokenMean(keras.metrics.Metric):
             transpose_kernel=head.transpose_kernel,
             mask=counts,
             logit_softcap=head.logit_softcap or self.logit_softcap,
-            hits=self.needs_hits,
+            ranks=self.needs_ranks,
         )
-        return self._known(known), weights, labels
+        return self._from_statistics(known), weights, labels
 
     def _fits(self, left):
-        return left.ignore_class == self.ignore_class and left.logit_softcap == self.logit_softcap
+        return left.logit_softcap == self.logit_softcap
 
-    def _of_statistics(self, left, sample_weight):
+    def _from_left(self, left, sample_weight):
+        """Values, weights and labels of the tokens from what a loss has left, or None where it does not fit."""
         known = left.statistics
+        # A loss may know nothing of tokens that have no weight in it, and knows nothing of those that it ignores.
+        sees_all = left.sample_weight is None or left.sample_weight is sample_weight
+        if known is None or not sees_all or left.ignore_class not in (None, self.ignore_class) or not self._fits(left):
+            return None
         labels = ops.reshape(targets.to_tensor(left.y_true), ops.shape(known.nll))
-        return self._known(known), _weights(known.nll, known.valid, sample_weight), labels
+        valid = targets.counted(labels, known.valid, self.ignore_class)
+        return self._from_statistics(known), _weights(known.nll, valid, sample_weight), labels
 
-    def _known(self, known):
-        return known.hits if self.needs_hits else known.nll
-
-    def _sums(self, values, weights, labels):
-        values = ops.where(ops.equal(weights, 0), 0.0, ops.cast(values, "float32"))
-        return ops.sum(weights * values), ops.sum(self._units(weights, labels))
+    def _summed(self, values, weights, labels):
+        counts = ops.not_equal(weights, 0)
+        values = ops.where(counts, ops.cast(values, "float32"), 0.0)
+        units, tokens = ops.sum(self._units(weights, labels)), ops.sum(ops.cast(counts, "float32"))
+        return ops.stack([ops.sum(weights * values), units, tokens, ops.cast(ops.size(weights), "float32")])
 
     def _units(self, weights, labels):
         """What each token adds to the denominator."""
@@ -118,9 +158,9 @@ class TokenMean(keras.metrics.Metric):
 
     def _mean(self):
         """The mean over all tokens; nan if nothing was counted."""
-        tokens = self._tokens.value()
-        some = ops.not_equal(tokens, 0)
-        mean = self._total.value() / ops.where(some, tokens, ops.ones_like(tokens))
+        sums = Totals(*ops.unstack(self._sums.values()))
+        some = ops.not_equal(sums.units, 0)
+        mean = sums.total / ops.where(some, sums.units, ops.ones_like(sums.units))
         return ops.where(some, mean, ops.full_like(mean, float("nan")))
 
 
@@ -141,6 +181,9 @@ class LogLikelihoodMean(TokenMean):
         self.logit_softcap = arguments.positive("logit_softcap", logit_softcap)
         # Lets EarlyStopping and ModelCheckpoint know that less is better.
         self._direction = "down"
+
+    def _from_statistics(self, known):
+        return known.nll
 
     def _from_logits(self, labels, y_pred, mask):
         logits = source.as_logits(y_pred, from_logits=self.from_logits, activation="softmax")

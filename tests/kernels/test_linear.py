@@ -407,22 +407,26 @@ def test_any_problem_agrees_with_the_oracle(problem):
 # Statistics.
 
 
-def test_statistics_are_of_the_plain_cross_entropy_and_the_greedy_prediction():
+def ranks(logits, labels):
+    """The place of each label in the stable order of the logits, largest first."""
+    return (np.argsort(-logits, axis=1, kind="stable") == labels[:, None]).argmax(1)
+
+
+def test_statistics_are_of_the_plain_cross_entropy_and_the_rank_of_the_label():
     hidden, kernel, bias, labels = example()
     labels[:50] = (hidden @ kernel + bias)[:50].argmax(1)
     mask = np.random.default_rng(7).uniform(size=TOKENS) < 0.6
     _, known = linear.with_statistics(
-        hidden, kernel, labels, bias, mask=mask, hits=True, reduction="sum", **OPTIONS["all"]
+        hidden, kernel, labels, bias, mask=mask, ranks=True, reduction="sum", **OPTIONS["all"]
     )
     capped = 5.0 * np.tanh((hidden @ kernel + bias) / 5.0)
     np.testing.assert_allclose(to_numpy(known.nll), np.where(mask, oracles.sparse(labels, capped)[0], 0), rtol=1e-5)
-    hits = mask & ((hidden @ kernel + bias).argmax(1) == labels)
-    assert to_numpy(known.hits).tolist() == hits.tolist()
+    assert to_numpy(known.rank).tolist() == np.where(mask, ranks(hidden @ kernel + bias, labels), 0).tolist()
 
 
-def test_of_equal_logits_the_first_is_the_prediction():
-    _, known = linear.with_statistics(np.zeros((3, 2)), np.ones((2, 4)), [0, 1, 3], hits=True)
-    assert to_numpy(known.hits).tolist() == [True, False, False]
+def test_of_equal_logits_the_first_is_predicted_first():
+    _, known = linear.with_statistics(np.zeros((3, 2)), np.ones((2, 4)), [0, 1, 3], ranks=True)
+    assert to_numpy(known.rank).tolist() == [0, 1, 3]
 
 
 # What is kept in memory.
@@ -436,7 +440,7 @@ def test_nothing_of_the_size_of_the_logits_is_made(monkeypatch, reduction, optio
     monkeypatch.setattr(_rows, "_BLOCK_BYTES", 4 * classes * 10)
     hidden, kernel, _, labels = example(0, tokens, features, classes)
     hidden, kernel = hidden.astype("float32"), kernel.astype("float32")
-    options = {**options, "reduction": reduction, "ignore_class": 0, "hits": True}
+    options = {**options, "reduction": reduction, "ignore_class": 0, "ranks": True}
     if "class_weight" in options:
         options["class_weight"] = np.linspace(0.5, 2.0, classes)
 

@@ -97,28 +97,28 @@ def test_past_the_largest_float_the_perplexity_is_infinite_and_the_nll_is_not():
 
 @pytest.mark.parametrize("mode", MODES)
 def test_counters_go_on_past_the_exact_integers_of_float32(mode):
-    from keras_xent.metrics.exact_sum import ExactSum
+    from keras_xent.metrics.exact_sums import ExactSums
 
     metric = keras.metrics.Metric(name="holder")
-    total = ExactSum(metric, "total")
+    sums = ExactSums(metric, "sums", 2)
     if mode == "jit":
         # Variables are state: JAX compiles the update as a function of them.
         import jax
 
         @jax.jit
-        def add(state, value):
+        def updated(state, values):
             with keras.StatelessScope(list(zip(metric.variables, state, strict=True))) as scope:
-                total.add(value)
+                sums.add(values)
             return [scope.get_current_value(v) for v in metric.variables]
 
-        def update(value):
-            for variable, new in zip(metric.variables, add([v.value for v in metric.variables], value), strict=True):
+        def add(values):
+            for variable, new in zip(metric.variables, updated([v.value for v in metric.variables], values), strict=True):
                 variable.assign(new)
     else:
-        add = MODES[mode](lambda value: total.add(value))
+        add = MODES[mode](sums.add)
 
-        def update(value):
-            add(tensor(np.float32(value)))
+    def update(value):
+        add(tensor(np.float32([value, 1.0])))
 
     update(2.0**24)
     for _ in range(5):
@@ -126,8 +126,7 @@ def test_counters_go_on_past_the_exact_integers_of_float32(mode):
     update(2.0**33)
     for _ in range(3):
         update(1.0)
-    high, low = total.parts()
-    assert high + low == 2**33 + 2**24 + 8
+    assert sums.exact().tolist() == [2**33 + 2**24 + 8, 10]
 
 
 def test_the_arguments_survive():

@@ -1,0 +1,84 @@
+"""The norm of the gradient of a training step, left where it can be read after the step."""
+
+from typing import Any
+
+import keras
+from keras import ops
+
+
+class GradientNorm(keras.metrics.Metric):
+    """Euclidean norm of the gradient of the last step, over all trainable weights, before any clipping.
+
+    Keras shows the gradient to the optimizer only, and on JAX a step can leave a number in the variables of the model,
+    the optimizer or the metrics only. So this watches the one and is the other: a metric that has no place in the logs.
+    """
+
+    def __init__(self, name: str = "gradient_norm", dtype: Any = None) -> None:
+        super().__init__(name=name, dtype=dtype)
+        self._norm = self.add_variable((), initializer="zeros", dtype="float32", name="norm")
+        self._of_this_step: Any = None
+
+    @classmethod
+    def watching(cls, model: Any) -> "GradientNorm":
+        """The norm for the optimizer of a compiled model, of its steps from the next call of `fit` on."""
+        norm = getattr(model, "_keras_xent_gradient_norm", None)
+        if norm is None or norm._optimizer is not model.optimizer:
+            norm = cls()
+            # As an attribute of the model the metric's variable is part of the state of its training step.
+            model._keras_xent_gradient_norm = norm
+            norm._watch(model.optimizer)
+            model.train_function = None
+        return norm
+
+    def _watch(self, optimizer):
+        self._optimizer = optimizer
+        if keras.backend.backend() == "jax":
+            apply = optimizer.stateless_apply
+
+            def watched(optimizer_variables, gradients, trainable_variables):
+                scale = getattr(optimizer, "dynamic_scale", None)
+                if scale is not None:
+                    scale = optimizer_variables[[v is scale for v in optimizer.variables].index(True)]
+                self._take(gradients, scale)
+                return apply(optimizer_variables, gradients, trainable_variables)
+
+            optimizer.stateless_apply = watched
+        else:
+            apply = optimizer.apply
+
+            def watched(gradients, trainable_variables=None):
+                scale = getattr(optimizer, "dynamic_scale", None) if optimizer.built else None
+                gradients = list(gradients)
+                self._take(gradients, scale)
+                return apply(gradients, trainable_variables)
+
+            optimizer.apply = watched
+
+    def _take(self, gradients, scale):
+        # The gradient of an embedding comes as rows, of which some may be the same.
+        squares = [ops.sum(ops.square(ops.cast(ops.convert_to_tensor(g), "float32"))) for g in gradients if g is not None]
+        norm = ops.sqrt(sum(squares))
+        self._of_this_step = norm if scale is None else norm / scale
+
+    def update_state(self, *arguments: Any, **named: Any) -> None:
+        """Does nothing: the optimizer brings the gradient."""
+
+    def result(self) -> dict[str, Any]:
+        """No entries for the logs. Keras asks at the end of a step, inside the step."""
+        if self._of_this_step is not None:
+            self._norm.assign(self._of_this_step)
+            self._of_this_step = None
+        return {}
+
+    def reset_state(self) -> None:
+        """Keeps the norm of the last step."""
+
+    def save_own_variables(self, store: Any) -> None:
+        """Saves nothing: a model is saved as if it were not watched."""
+
+    def load_own_variables(self, store: Any) -> None:
+        """Loads nothing."""
+
+    def value(self) -> float:
+        """The norm. Waits for the device."""
+        return float(ops.convert_to_numpy(self._norm))

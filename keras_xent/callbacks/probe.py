@@ -1,0 +1,129 @@
+"""A fixed batch on which one can watch, token by token, what a model learns."""
+
+import html
+import math
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from keras import ops
+
+from keras_xent.metrics import Perplexity
+
+_MOST_SEQUENCES, _MOST_COLUMNS, _MOST_ROWS, _WORST = 8, 16, 40, 20
+# Square inches for the text of a token.
+_CELL = (0.85, 0.36)
+
+
+class Loss(NamedTuple):
+    """What a model makes of the tokens of a batch: arrays `[sequences, length]`."""
+
+    nll: np.ndarray
+    counts: np.ndarray
+    labels: np.ndarray
+    predicted: np.ndarray
+    # The cross-entropy of a model that knows nothing, ln of the number of classes.
+    uniform: float
+
+
+class Probe:
+    """A batch `(x, y)` or `(x, y, sample_weight)` with labels `[sequences, length]`, and how its tokens are read.
+
+    `decode` is a function from a token's number to its text, a list of texts, or a dict from number to text.
+    """
+
+    def __init__(self, batch: Any, decode: Callable[[int], str] | Sequence[str] | Mapping[int, str] | None) -> None:
+        if not isinstance(batch, (tuple, list)) or len(batch) not in (2, 3) or np.ndim(batch[1]) != 2:
+            raise ValueError(
+                "`probe` must be a batch (x, y) or (x, y, sample_weight) with labels y of shape [sequences, length]. "
+                f"Received: probe of type {type(batch).__name__}"
+                + (f" with labels of shape {np.shape(batch[1])}." if isinstance(batch, (tuple, list)) and len(batch) > 1 else ".")
+            )
+        self.x, self.y, self.sample_weight = (*batch, None)[:3]
+        self._decode = decode
+
+    def loss(self, model: Any, metric: Perplexity) -> Loss:
+        """The loss of each token, and what the model would have said, counted as the metric counts."""
+        y_pred = model(self.x, training=False)
+        labels, weights = ops.convert_to_tensor(self.y), self.sample_weight
+        nll, weights = metric.per_token(labels, y_pred, None if weights is None else ops.convert_to_tensor(weights))
+        arrays = nll, ops.not_equal(weights, 0), labels, ops.argmax(y_pred, axis=metric.axis)
+        return Loss(*map(ops.convert_to_numpy, arrays), uniform=math.log(y_pred.shape[metric.axis]))
+
+    def text(self, token: int) -> str:
+        """A token as people read it."""
+        if self._decode is None:
+            return str(token)
+        try:
+            text = self._decode(int(token)) if callable(self._decode) else self._decode[int(token)]
+        except (IndexError, KeyError):
+            text = None
+        return str(token) if text is None else str(text).replace("\n", "\u23ce").replace("\t", "\u21e5")
+
+    def worst_tokens(self, loss: Loss) -> str:
+        """A Markdown table of the tokens with the largest loss."""
+        order = np.argsort(np.where(loss.counts, -loss.nll, np.inf), axis=None, kind="stable")
+        lines = ["| nats | probability | token | predicted | before it | sequence | place |", "|--:|--:|---|---|---|--:|--:|"]
+        for index in order[: min(_WORST, int(loss.counts.sum()))]:
+            row, place = np.unravel_index(index, loss.nll.shape)
+            before = "".join(self.text(t) + " " * (self._decode is None) for t in loss.labels[row, max(0, place - 8) : place])
+            nll = loss.nll[row, place]
+            texts = (self.text(loss.labels[row, place]), self.text(loss.predicted[row, place]), before)
+            cells = [f"{nll:.3f}", f"{np.exp(-nll):.2e}", *map(_cell, texts), str(row), str(place)]
+            lines.append(f"| {' | '.join(cells)} |")
+        return "\n".join(lines)
+
+    def heat_map(self, loss: Loss) -> np.ndarray:
+        """A picture `[height, width, 3]` of uint8: the tokens, on a ground that is the darker the larger their loss.
+
+        Black on white is a certain token, white on dark red one that is as hard as if the model knew nothing.
+        """
+        from matplotlib import colormaps
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.cm import ScalarMappable
+        from matplotlib.colors import Normalize
+        from matplotlib.figure import Figure
+        from matplotlib.patches import Rectangle
+
+        sequences, length = loss.nll.shape
+        columns = min(length, _MOST_COLUMNS)
+        lines = [
+            (row, slice(start, min(start + columns, length)))
+            for row in range(min(sequences, _MOST_SEQUENCES))
+            for start in range(0, length, columns)
+            if loss.counts[row, start : start + columns].any()
+        ][:_MOST_ROWS]
+        width, height = columns * _CELL[0] + 0.6, max(len(lines), 1) * _CELL[1] + 0.9
+        figure = Figure(figsize=(width, height), dpi=80)
+        axes = figure.add_axes((0.5 / width, 0.8 / height, 1 - 0.6 / width, 1 - 0.9 / height))
+        scale = ScalarMappable(Normalize(0, loss.uniform), colormaps["Reds"])
+        for line, (row, places) in enumerate(lines):
+            for column, place in enumerate(range(places.start, places.stop)):
+                if not loss.counts[row, place]:
+                    continue
+                nll = loss.nll[row, place]
+                axes.add_patch(Rectangle((column, line), 1, 1, facecolor=scale.to_rgba(nll), edgecolor="white"))
+                ink = "white" if nll > 0.6 * loss.uniform else "black"
+                text = self.text(loss.labels[row, place])
+                text = text if len(text) <= 9 else f"{text[:8]}\u2026"
+                axes.text(column + 0.5, line + 0.5, text, color=ink, ha="center", va="center", fontsize=8, parse_math=False)
+        axes.set(xlim=(0, columns), ylim=(max(len(lines), 1), 0), xticks=[])
+        axes.set_yticks([i + 0.5 for i in range(len(lines))], [str(row) for row, _ in lines], fontsize=7)
+        axes.tick_params(length=0)
+        axes.spines[:].set_visible(False)
+        bar = figure.add_axes((0.5 / width, 0.45 / height, min(3.0, width - 1) / width, 0.15 / height))
+        figure.colorbar(scale, cax=bar, orientation="horizontal", label="nats")
+        bar.tick_params(labelsize=7)
+        bar.xaxis.label.set_size(8)
+        canvas = FigureCanvasAgg(figure)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Glyph .* missing from")
+            canvas.draw()
+        return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+
+
+def _cell(text):
+    # A space at the edge of a token is part of it, and a bar would end the cell.
+    return f"<code>{html.escape(text).replace('|', '&#124;')}</code>"
+

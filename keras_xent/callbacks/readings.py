@@ -1,0 +1,108 @@
+"""What the metrics of a model have counted: read from outside the step, when asked and only then."""
+
+import math
+from typing import Any, NamedTuple
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_xent.metrics import Perplexity
+from keras_xent.metrics.token_mean import Totals
+
+# All metrics of these packages are sums, or functions of sums: of two readings the difference is that of the batches
+# between them.
+_SUMMING = {"keras", "keras_hub", "keras_xent"}
+
+NO_PERPLEXITY = (
+    "No perplexity will be logged, since the model has no metric of it. Compile it with "
+    "metrics=[keras_xent.metrics.Perplexity()]."
+)
+
+
+class Perplexed(NamedTuple):
+    """A metric of perplexity and what its relatives are called in logs."""
+
+    metric: Perplexity
+    name: str
+
+    def named(self, unit: str) -> str:
+        """`"nll"` for `"perplexity"`, `"decoder_nll"` for `"decoder_perplexity"`, `"ppl_nll"` for `"ppl"`."""
+        stem = self.name.removesuffix("perplexity")
+        return f"{stem}{unit}" if stem != self.name else f"{self.name}_{unit}"
+
+    def values(self, totals: Totals) -> dict[str, float]:
+        """The mean cross-entropy of these tokens in all its units, and their number."""
+        nll = totals.total / totals.units if totals.units else math.nan
+        values = {"nll": nll, "bits_per_token": nll / math.log(2), "tokens": totals.tokens}
+        return {self.name: exponential(nll), **{self.named(unit): value for unit, value in values.items()}}
+
+
+def exponential(nll: float) -> float:
+    """The perplexity of a mean cross-entropy in nats."""
+    return math.exp(nll) if nll < math.log(np.finfo("float64").max) else math.inf if nll == nll else nll
+
+
+class Readings:
+    """Reads the metrics of a model while it is trained or evaluated."""
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+        self._before: dict[int, np.ndarray] = {}
+        self._totals_before: dict[str, Totals] = {}
+
+    def restart(self) -> None:
+        """The metrics have been reset."""
+        self._before, self._totals_before = {}, {}
+
+    def wait(self) -> None:
+        """Has the variables of the model hold what the steps so far have made of them."""
+        if hasattr(self._model, "jax_state_sync"):
+            self._model.jax_state_sync()
+
+    def perplexed(self) -> list[Perplexed]:
+        """The metrics of perplexity of the model, under the names that logs have for them."""
+        found = []
+        for metric in self._model.metrics:
+            if isinstance(metric, Perplexity):
+                found.append(Perplexed(metric, metric.name))
+            elif inner := getattr(metric, "metrics", None):
+                # What was given to `compile`. Names of several outputs begin with that of the output.
+                names = list(metric.result())
+                names = names if len(names) == len(inner) else [one.name for one in inner]
+                pairs = zip(inner, names, strict=True)
+                found += [Perplexed(one, name) for one, name in pairs if isinstance(one, Perplexity)]
+        return found
+
+    def totals(self) -> dict[str, Totals]:
+        """What the metrics of perplexity have summed up since they were reset, by name."""
+        self.wait()
+        return {one.name: one.metric.totals() for one in self.perplexed()}
+
+    def new_totals(self) -> dict[str, Totals]:
+        """What they have summed up since the last call of this."""
+        before, self._totals_before = self._totals_before, self.totals()
+        nothing = Totals(*[0.0] * len(Totals._fields))
+        return {
+            name: Totals(*np.subtract(now, before.get(name, nothing)).tolist())
+            for name, now in self._totals_before.items()
+        }
+
+    def new_values(self) -> dict[str, float]:
+        """The values of all metrics over the batches since the last call of this.
+
+        A metric of another package than Keras' may be no sum. Of such one it is the value since the last reset.
+        """
+        self.wait()
+        now = {id(variable): (variable, ops.convert_to_numpy(variable)) for variable in self._summing_variables()}
+        state = [(v, ops.convert_to_tensor(value - self._before.get(k, 0), v.dtype)) for k, (v, value) in now.items()]
+        with keras.StatelessScope(state_mapping=state):
+            results = self._model.get_metrics_result()
+        self._before = {key: value for key, (_, value) in now.items()}
+        return {name: float(ops.convert_to_numpy(value)) for name, value in results.items()}
+
+    def _summing_variables(self):
+        for metric in self._model.metrics:
+            for one in getattr(metric, "metrics", None) or [metric]:
+                if type(one).__module__.partition(".")[0] in _SUMMING:
+                    yield from one.variables

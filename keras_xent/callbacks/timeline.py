@@ -1,0 +1,79 @@
+"""Numbers of epochs and steps that go on over several calls of `fit`, and in a new process."""
+
+import weakref
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+from keras import ops
+
+
+class Epoch(NamedTuple):
+    """An epoch that has ended: its number, and the steps until its end."""
+
+    number: int
+    steps: int
+
+
+class Timeline:
+    """Counts on where the training of a model has stopped: in this process, or as its optimizer and a log remember.
+
+    Keras begins each call of `fit` with epoch 0 unless it is given `initial_epoch`. A step is a batch; the optimizer
+    counts them, and where it accumulates gradients several of them are one of its iterations.
+    """
+
+    def __init__(self) -> None:
+        self._model: Callable[[], Any] = lambda: None
+        self._optimizer: Any = None
+        self._ended: list[Epoch] = []
+        self._begins = True
+        self._shift = 0
+        self.steps_before_epoch = 0
+        # Steps that have begun, and those that are known to have ended.
+        self.steps = 0
+
+    def begin_fit(self, model: Any) -> None:
+        """`fit` begins, with a model that may have been trained before."""
+        if self._model() is not model:
+            self._ended, self.steps = [], 0
+        optimizer = getattr(model, "optimizer", None)
+        # The one inside counts where the outer one scales the loss.
+        self._model, self._optimizer = weakref.ref(model), getattr(optimizer, "inner_optimizer", optimizer)
+        self._begins = True
+
+    def begin_epoch(self, epoch: int, log: Callable[[], Iterable[Epoch]]) -> None:
+        """An epoch begins. `log` gives what an earlier process has written of the training that goes on."""
+        # Not when `fit` begins: another callback may read a backup there.
+        iterations = self._batches_of_optimizer()
+        if self._begins:
+            known = self._ended or (list(log()) if iterations else [])
+            self.steps = iterations or self.steps
+            # What came after the checkpoint that is trained on will come again.
+            self._ended = [one for one in known if one.steps <= self.steps]
+            following = self._ended[-1].number + 1 if self._ended else 0
+            self._shift = max(0, following - epoch)
+            self._begins = False
+        self.steps = self.steps_before_epoch = max(iterations, self.steps)
+
+    def number(self, epoch: int) -> int:
+        """The number of Keras' epoch on this timeline."""
+        return epoch + self._shift
+
+    def begin_batch(self, batch: int) -> None:
+        """A batch begins, `batch` batches after the beginning of the epoch."""
+        self.steps = self.steps_before_epoch + batch
+
+    def end_batches(self, batches: int) -> None:
+        """The batches of the epoch have ended; `batches` of them are known to have. Waits for the device."""
+        iterations = self._batches_of_optimizer()
+        self.steps = max(self.steps, self.steps_before_epoch + batches, iterations)
+
+    def end_epoch(self, epoch: int) -> Epoch:
+        """An epoch has ended."""
+        self._ended.append(Epoch(self.number(epoch), self.steps))
+        return self._ended[-1]
+
+    def _batches_of_optimizer(self):
+        iterations = getattr(self._optimizer, "iterations", None)
+        if iterations is None:
+            return 0
+        return int(ops.convert_to_numpy(iterations)) * (getattr(self._optimizer, "gradient_accumulation_steps", None) or 1)

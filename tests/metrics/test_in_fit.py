@@ -1,0 +1,108 @@
+"""Perplexity as `fit` and `evaluate` report it, against float64 arithmetic."""
+
+import keras
+import numpy as np
+import pytest
+
+import keras_xent as kx
+from tests import oracles
+from tests.backend import BACKEND, to_numpy
+
+CLASSES, IGNORED = 23, 3
+# Sequences, their length, and how many of their tokens the mask of an Embedding leaves: 32, 4 and 8 in all.
+BATCHES = ((2, 16, 16), (2, 16, 2), (4, 6, 2))
+MODES = {"auto": {}, "compiled": {"jit_compile": True}, "eager": {"run_eagerly": True}}
+LOSSES = {
+    "plain": lambda: kx.losses.MaskedSequenceCrossentropy(),
+    "options": lambda: kx.losses.MaskedSequenceCrossentropy(ignore_class=IGNORED, label_smoothing=0.1, z_loss=1e-3),
+}
+
+
+def batches():
+    rng = np.random.default_rng(0)
+    for sequences, length, valid in BATCHES:
+        tokens = rng.integers(1, CLASSES, (sequences, length)) * (np.arange(length) < valid)
+        labels = rng.integers(0, CLASSES, (sequences, length))
+        yield tokens, labels, rng.uniform(0.5, 2, sequences).astype("float32")
+
+
+def fitted(head, loss, mode):
+    """Reports of training, validation and evaluation of a model whose weights stay what they are."""
+    keras.utils.set_random_seed(1)
+    model = keras.Sequential([keras.Input((None,)), keras.layers.Embedding(CLASSES, 8, mask_zero=True), head(CLASSES)])
+    model.layers[0].set_weights([np.random.default_rng(2).normal(size=(CLASSES, 8))])
+    model.compile(
+        keras.optimizers.SGD(0.0),
+        loss,
+        metrics=[
+            kx.metrics.Perplexity(),
+            kx.metrics.Perplexity(ignore_class=IGNORED, name="ignoring"),
+            kx.metrics.TokenAccuracy(),
+            kx.metrics.TokenAccuracy(top_k=5),
+        ],
+        weighted_metrics=[kx.metrics.Perplexity(name="weighted")],
+        **MODES[mode],
+    )
+    history = model.fit(batches(), steps_per_epoch=3, verbose=0, validation_data=list(batches())[0]).history
+    evaluated = model.evaluate(batches(), steps=3, verbose=0, return_dict=True)
+    return model, {name: values[-1] for name, values in history.items()}, evaluated
+
+
+def expected(model, data):
+    totals = np.zeros((5, 2))
+    for tokens, labels, weights in data:
+        logits = to_numpy(model(tokens))
+        nll = oracles.sparse(labels.ravel(), logits.reshape(-1, CLASSES))[0].reshape(labels.shape)
+        rank = (logits > np.take_along_axis(logits, labels[..., None], axis=-1)).sum(-1)
+        mask = 1.0 * (tokens != 0)
+        of = (nll, mask), (nll, mask * (labels != IGNORED)), (rank < 1, mask), (rank < 5, mask), (nll, mask * weights[:, None])
+        totals += [((value * weight).sum(), weight.sum()) for value, weight in of]
+    means = totals[:, 0] / totals[:, 1]
+    names = ("perplexity", "ignoring", "token_accuracy", "top_5_token_accuracy", "weighted")
+    return dict(zip(names, np.where([True, True, False, False, True], np.exp(means), means), strict=True))
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("head", [keras.layers.Dense, kx.layers.LogitsDense], ids=["dense", "fused"])
+def test_masks_weights_and_ignored_labels_count_as_in_float64(head, loss, mode):
+    model, trained, evaluated = fitted(head, LOSSES[loss](), mode)
+    all_batches = list(batches())
+    for report, prefix, data in ((trained, "", all_batches), (trained, "val_", all_batches[:1]), (evaluated, "", all_batches)):
+        for name, value in expected(model, data).items():
+            np.testing.assert_allclose(report[f"{prefix}{name}"], value, rtol=1e-6, err_msg=f"{prefix}{name}")
+
+
+# No second softmax.
+
+
+def exponentials(metrics, head):
+    """How many exponentials of a row of logits the compiled training step takes."""
+    model = keras.Sequential([keras.Input((5,)), keras.layers.Embedding(7, 8), head(CLASSES)])
+    model.compile("sgd", kx.losses.MaskedSequenceCrossentropy(), metrics=metrics)
+    x, y = np.ones((3, 5), int), np.ones((3, 5), int)
+    # Builds what the first batch builds.
+    model.train_on_batch(x, y)
+    if BACKEND == "tensorflow":
+        import tensorflow as tf
+
+        step = tf.function(lambda x, y: model.train_step((x, y)), jit_compile=True, autograph=False)
+        text = step.experimental_get_compiler_ir(tf.constant(x), tf.constant(y))(stage="optimized_hlo")
+    else:
+        import jax
+
+        model.optimizer.build(model.trainable_variables)
+        state = [[v.value for v in vs] for vs in (model.trainable_variables, model.non_trainable_variables)]
+        state += [[v.value for v in vs] for vs in (model.optimizer.variables, model.metrics_variables)]
+        text = jax.jit(model.train_step).lower(state, (x, y)).compile().as_text()
+    return len([line for line in text.splitlines() if f",{CLASSES}]" in line and " exponential(" in line])
+
+
+@pytest.mark.parametrize("head", [keras.layers.Dense, kx.layers.LogitsDense], ids=["dense", "fused"])
+def test_metrics_add_no_softmax_to_the_step(head):
+    without = exponentials([], head)
+    assert without > 0
+    with_all = [kx.metrics.Perplexity(), kx.metrics.TokenAccuracy(), kx.metrics.TokenAccuracy(top_k=3)]
+    assert exponentials(with_all, head) == without
+    # What would be counted if one were added.
+    assert exponentials([kx.metrics.Perplexity(logit_softcap=30.0)], keras.layers.Dense) > exponentials([], keras.layers.Dense)
