@@ -11,13 +11,17 @@ def layout(perplexed: list[Any]) -> Any:
     from tensorboard.plugins.custom_scalar import layout_pb2, summary
 
     def chart(title, *tags):
-        return layout_pb2.Chart(title=title, multiline=layout_pb2.MultilineChartContent(tag=[f"^{tag}$" for tag in tags]))
+        return layout_pb2.Chart(
+            title=title, multiline=layout_pb2.MultilineChartContent(tag=[f"^{tag}$" for tag in tags])
+        )
 
     epochs, batches = [], []
     for one in perplexed:
         epochs += [
             chart(f"{one.name}: train against validation", f"epoch_{one.name}"),
-            chart("generalization gap: nats of validation less nats of train", f"epoch_{one.named('generalization_gap')}"),
+            chart(
+                "generalization gap: nats of validation less nats of train", f"epoch_{one.named('generalization_gap')}"
+            ),
             chart("nats per token", f"epoch_{one.named('nll')}"),
             chart("bits per token", f"epoch_{one.named('bits_per_token')}"),
         ]
@@ -54,12 +58,13 @@ def hparams_summaries(settings: dict[str, Any], perplexed: list[Any]) -> list[An
     """The summaries that begin a run: what its settings and its results are called, and its settings."""
     from tensorboard.plugins.hparams import api, summary_v2
 
-    metrics = [
-        api.Metric(f"epoch_{name}", group=group, display_name=f"{group} {name}")
-        for one in perplexed
-        for name in (one.name, one.named("nll"))
-        for group in ("validation", "train")
-    ]
+    metrics = []
+    for one in perplexed:
+        metrics += [
+            api.Metric(f"{prefix}{one.name}", display_name=f"final {prefix}{one.name}") for prefix in ("val_", "")
+        ]
+        # TensorBoard finds what is in the runs below only where the folder of this run is not all that it is shown.
+        metrics.append(api.Metric(f"epoch_{one.name}", group="validation", display_name=f"last epoch_{one.name}"))
     config = summary_v2.hparams_config_pb([api.HParam(name) for name in settings], metrics)
     return [config, summary_v2.hparams_pb(settings, trial_id=uuid.uuid4().hex)]
 

@@ -55,9 +55,8 @@ class GradientNorm(keras.metrics.Metric):
             optimizer.apply = watched
 
     def _take(self, gradients, scale):
-        # The gradient of an embedding comes as rows, of which some may be the same.
-        squares = [ops.sum(ops.square(ops.cast(ops.convert_to_tensor(g), "float32"))) for g in gradients if g is not None]
-        norm = ops.sqrt(sum(squares))
+        gradients = [_whole(g) for g in gradients if g is not None]
+        norm = ops.sqrt(sum(ops.sum(ops.square(ops.cast(g, "float32"))) for g in gradients))
         self._of_this_step = norm if scale is None else norm / scale
 
     def update_state(self, *arguments: Any, **named: Any) -> None:
@@ -82,3 +81,12 @@ class GradientNorm(keras.metrics.Metric):
     def value(self) -> float:
         """The norm. Waits for the device."""
         return float(ops.convert_to_numpy(self._norm))
+
+
+def _whole(gradient):
+    """TensorFlow gives the gradient of an embedding as rows, of which some may be of the same token."""
+    if not hasattr(gradient, "indices"):
+        return gradient
+    import tensorflow as tf
+
+    return tf.convert_to_tensor(gradient)

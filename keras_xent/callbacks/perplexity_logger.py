@@ -99,7 +99,10 @@ class PerplexityLogger(keras.callbacks.Callback):
         if batch and not self._names:
             self._readings.wait()
             self._names = self._readings.perplexed()
-        if self.update_freq != "epoch" and self._written // self.update_freq != self._timeline.steps // self.update_freq:
+        if (
+            self.update_freq != "epoch"
+            and self._written // self.update_freq != self._timeline.steps // self.update_freq
+        ):
             self._write_batches()
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
@@ -234,7 +237,9 @@ class PerplexityLogger(keras.callbacks.Callback):
             return []
         with open(self.path, newline="", encoding="utf-8") as file:
             rows = csv.DictReader(file) if self.path.endswith(".csv") else map(json.loads, file)
-            return [{name: _read(name, value) for name, value in row.items() if value not in ("", None)} for row in rows]
+            return [
+                {name: _read(name, value) for name, value in row.items() if value not in ("", None)} for row in rows
+            ]
 
     def _epochs_in_file(self) -> Iterator[Epoch]:
         return (Epoch(row["epoch"], row["step"]) for row in self._rows_in_file() if row["of"] == "epoch")

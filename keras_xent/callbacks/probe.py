@@ -38,7 +38,11 @@ class Probe:
             raise ValueError(
                 "`probe` must be a batch (x, y) or (x, y, sample_weight) with labels y of shape [sequences, length]. "
                 f"Received: probe of type {type(batch).__name__}"
-                + (f" with labels of shape {np.shape(batch[1])}." if isinstance(batch, (tuple, list)) and len(batch) > 1 else ".")
+                + (
+                    f" with labels of shape {np.shape(batch[1])}."
+                    if isinstance(batch, (tuple, list)) and len(batch) > 1
+                    else "."
+                )
             )
         self.x, self.y, self.sample_weight = (*batch, None)[:3]
         self._decode = decode
@@ -64,10 +68,15 @@ class Probe:
     def worst_tokens(self, loss: Loss) -> str:
         """A Markdown table of the tokens with the largest loss."""
         order = np.argsort(np.where(loss.counts, -loss.nll, np.inf), axis=None, kind="stable")
-        lines = ["| nats | probability | token | predicted | before it | sequence | place |", "|--:|--:|---|---|---|--:|--:|"]
+        lines = [
+            "| nats | probability | token | predicted | before it | sequence | place |",
+            "|--:|--:|---|---|---|--:|--:|",
+        ]
         for index in order[: min(_WORST, int(loss.counts.sum()))]:
             row, place = np.unravel_index(index, loss.nll.shape)
-            before = "".join(self.text(t) + " " * (self._decode is None) for t in loss.labels[row, max(0, place - 8) : place])
+            before = "".join(
+                self.text(t) + " " * (self._decode is None) for t in loss.labels[row, max(0, place - 8) : place]
+            )
             nll = loss.nll[row, place]
             texts = (self.text(loss.labels[row, place]), self.text(loss.predicted[row, place]), before)
             cells = [f"{nll:.3f}", f"{np.exp(-nll):.2e}", *map(_cell, texts), str(row), str(place)]
@@ -107,7 +116,9 @@ class Probe:
                 ink = "white" if nll > 0.6 * loss.uniform else "black"
                 text = self.text(loss.labels[row, place])
                 text = text if len(text) <= 9 else f"{text[:8]}\u2026"
-                axes.text(column + 0.5, line + 0.5, text, color=ink, ha="center", va="center", fontsize=8, parse_math=False)
+                axes.text(
+                    column + 0.5, line + 0.5, text, color=ink, ha="center", va="center", fontsize=8, parse_math=False
+                )
         axes.set(xlim=(0, columns), ylim=(max(len(lines), 1), 0), xticks=[])
         axes.set_yticks([i + 0.5 for i in range(len(lines))], [str(row) for row, _ in lines], fontsize=7)
         axes.tick_params(length=0)
@@ -126,4 +137,3 @@ class Probe:
 def _cell(text):
     # A space at the edge of a token is part of it, and a bar would end the cell.
     return f"<code>{html.escape(text).replace('|', '&#124;')}</code>"
-

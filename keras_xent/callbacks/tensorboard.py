@@ -1,5 +1,6 @@
 """TensorBoard logs of perplexity."""
 
+import glob
 import importlib.util
 import math
 import os
@@ -84,7 +85,9 @@ class TensorBoard(keras.callbacks.TensorBoard):
         hparams: dict[str, Any] | None = None,
     ) -> None:
         needed = {"tensorboard": "to read it", "tensorflow": "which writes its files"}
-        for package, why in needed.items() if probe is None else {**needed, "matplotlib": "which draws the probe"}.items():
+        for package, why in (
+            needed.items() if probe is None else {**needed, "matplotlib": "which draws the probe"}.items()
+        ):
             if importlib.util.find_spec(package) is None:
                 raise ImportError(f"The logs of TensorBoard need {package}, {why}. Run: pip install {package}")
         super().__init__(
@@ -186,7 +189,10 @@ class TensorBoard(keras.callbacks.TensorBoard):
     def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         """Writes what the batches before have brought: at their end Keras would make the device wait for the logs."""
         self._timeline.begin_batch(batch)
-        if self.update_freq != "epoch" and self._written // self.update_freq != self._timeline.steps // self.update_freq:
+        if (
+            self.update_freq != "epoch"
+            and self._written // self.update_freq != self._timeline.steps // self.update_freq
+        ):
             self._write_batches()
         self._global_train_batch = self._timeline.steps
         super().on_train_batch_begin(batch, logs)
@@ -269,22 +275,24 @@ class TensorBoard(keras.callbacks.TensorBoard):
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         """See `keras.callbacks.TensorBoard`."""
+        names = [f"{prefix}{one.name}" for one in self._readings.perplexed() for prefix in ("", "val_")]
+        self._write_scalars(
+            "", {name: (logs or {})[name] for name in names if name in (logs or {})}, self._timeline.steps
+        )
         self._write_raw([dashboards.finished()])
         super().on_train_end(logs)
         self._writers, self._in_fit = {}, False
 
     def _epochs_in_log(self) -> Iterator[Epoch]:
         """The epochs that an earlier process has written."""
-        from tensorboard.backend.event_processing import directory_loader, event_file_loader
+        from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
         from tensorboard.util import tensor_util
 
-        if not os.path.isdir(self._train_dir):
-            return
-        loader = directory_loader.DirectoryLoader(self._train_dir, event_file_loader.LegacyEventFileLoader)
-        for event in loader.Load():
-            for value in event.summary.value:
-                if value.tag == "epoch_iterations":
-                    yield Epoch(event.step, int(tensor_util.make_ndarray(value.tensor)))
+        for path in sorted(glob.glob(os.path.join(glob.escape(self._train_dir), "events.out.tfevents.*"))):
+            for event in EventFileLoader(path).Load():
+                for value in event.summary.value:
+                    if value.tag == "epoch_iterations":
+                        yield Epoch(event.step, int(tensor_util.make_ndarray(value.tensor)))
 
     # Evaluation.
 

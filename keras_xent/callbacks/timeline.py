@@ -24,35 +24,38 @@ class Timeline:
     def __init__(self) -> None:
         self._model: Callable[[], Any] = lambda: None
         self._optimizer: Any = None
+        # Steps of the model before its optimizer began to count.
+        self._steps_of_others = 0
         self._ended: list[Epoch] = []
         self._begins = True
         self._shift = 0
-        self.steps_before_epoch = 0
-        # Steps that have begun, and those that are known to have ended.
+        self._steps_before_epoch = 0
+        # Steps that have begun, and after `end_batches` all of them.
         self.steps = 0
 
     def begin_fit(self, model: Any) -> None:
         """`fit` begins, with a model that may have been trained before."""
-        if self._model() is not model:
-            self._ended, self.steps = [], 0
         optimizer = getattr(model, "optimizer", None)
         # The one inside counts where the outer one scales the loss.
-        self._model, self._optimizer = weakref.ref(model), getattr(optimizer, "inner_optimizer", optimizer)
+        optimizer = getattr(optimizer, "inner_optimizer", optimizer)
+        if self._model() is not model:
+            self._ended, self.steps, self._steps_of_others = [], 0, 0
+        elif optimizer is not self._optimizer:
+            self._steps_of_others = self.steps
+        self._model, self._optimizer = weakref.ref(model), optimizer
         self._begins = True
 
     def begin_epoch(self, epoch: int, log: Callable[[], Iterable[Epoch]]) -> None:
         """An epoch begins. `log` gives what an earlier process has written of the training that goes on."""
         # Not when `fit` begins: another callback may read a backup there.
-        iterations = self._batches_of_optimizer()
+        self.steps = self._steps_before_epoch = self._counted(otherwise=self.steps)
         if self._begins:
-            known = self._ended or (list(log()) if iterations else [])
-            self.steps = iterations or self.steps
+            known = self._ended or (list(log()) if self.steps else [])
             # What came after the checkpoint that is trained on will come again.
             self._ended = [one for one in known if one.steps <= self.steps]
             following = self._ended[-1].number + 1 if self._ended else 0
             self._shift = max(0, following - epoch)
             self._begins = False
-        self.steps = self.steps_before_epoch = max(iterations, self.steps)
 
     def number(self, epoch: int) -> int:
         """The number of Keras' epoch on this timeline."""
@@ -60,20 +63,23 @@ class Timeline:
 
     def begin_batch(self, batch: int) -> None:
         """A batch begins, `batch` batches after the beginning of the epoch."""
-        self.steps = self.steps_before_epoch + batch
+        self.steps = self._steps_before_epoch + batch
 
     def end_batches(self, batches: int) -> None:
-        """The batches of the epoch have ended; `batches` of them are known to have. Waits for the device."""
-        iterations = self._batches_of_optimizer()
-        self.steps = max(self.steps, self.steps_before_epoch + batches, iterations)
+        """The batches of the epoch have ended, `batches` if the optimizer does not know better. Waits for the device.
+
+        Where several steps are executed at once, Keras reports as many of them at the end of an epoch as ever.
+        """
+        self.steps = max(self.steps, self._counted(otherwise=self._steps_before_epoch + batches))
 
     def end_epoch(self, epoch: int) -> Epoch:
         """An epoch has ended."""
         self._ended.append(Epoch(self.number(epoch), self.steps))
         return self._ended[-1]
 
-    def _batches_of_optimizer(self):
+    def _counted(self, otherwise):
         iterations = getattr(self._optimizer, "iterations", None)
         if iterations is None:
-            return 0
-        return int(ops.convert_to_numpy(iterations)) * (getattr(self._optimizer, "gradient_accumulation_steps", None) or 1)
+            return otherwise
+        batches = int(ops.convert_to_numpy(iterations)) * (self._optimizer.gradient_accumulation_steps or 1)
+        return self._steps_of_others + batches

@@ -170,13 +170,13 @@ def classes(logits, dtype="int32"):
     return ops.reshape(ops.arange(ops.shape(logits)[1], dtype=dtype), (1, -1) + (1,) * (len(logits.shape) - 2))
 
 
-
 def classes_ahead(logits, label, at_label):
     """How many classes are predicted before the label: those with larger logits, and equal ones that come before it."""
     logits, indices = accurate(logits), classes(logits)
     # Negated, so that NaN is ahead too.
     behind = ops.where(indices < label, logits < at_label, logits <= at_label)
     return ops.sum(ops.cast(ops.logical_not(behind), logits.dtype), axis=1, keepdims=True)
+
 
 def times(weight, loss):
     return ops.where(ops.equal(weight, 0.0), ops.zeros_like(loss), weight * loss)

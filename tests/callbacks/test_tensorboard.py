@@ -1,58 +1,368 @@
-"""What TensorBoard reads back is what the run printed."""
+"""What TensorBoard reads back is what the run has counted."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+import urllib.request
 
 import keras
 import numpy as np
 import pytest
-import tensorflow as tf
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.custom_scalar import layout_pb2
+from tensorboard.plugins.hparams import plugin_data_pb2
 
 import keras_xent as kx
+from tests import oracles
+from tests.backend import environment, to_numpy
+from tests.callbacks.logs import events, of_plugin, scalars
+from tests.callbacks.training import BATCH, CLASSES, STEPS, data, fit, model
+
+TEXTS = ["[PAD]", "a|b", "<b>", "\n", *(f"token{i}" for i in range(4, CLASSES))]
 
 
-def scalars(folder):
-    events = EventAccumulator(str(folder), size_guidance={"tensors": 0}).Reload()
-    return {
-        tag: {event.step: tf.make_ndarray(event.tensor_proto).item() for event in events.Tensors(tag)}
-        for tag in events.Tags()["tensors"]
-        if events.SummaryMetadata(tag).plugin_data.plugin_name == "scalars"
-    }
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """One run with everything: two calls of `fit` with two epochs each, then `evaluate`."""
+    folder = tmp_path_factory.mktemp("logs")
+    x, y = data()
+    built = model([kx.metrics.Perplexity(ignore_class=0), kx.metrics.TokenAccuracy(ignore_class=0)])
+    callback = kx.callbacks.TensorBoard(
+        folder, update_freq="batch", gradient_norm=True, probe=(x[-3:], y[-3:]), decode=TEXTS, hparams={"note": "hello"}
+    )
+    histories = [fit(built, callback), fit(built, callback)]
+    evaluated = built.evaluate(x, y, batch_size=BATCH, verbose=0, return_dict=True, callbacks=[callback])
+    return folder, built, [{k: v for k, v in history.items()} for history in histories], evaluated
 
 
-def fitted(folder, metrics):
-    rng = np.random.default_rng(0)
-    x, y = rng.standard_normal((12, 5, 4)).astype("float32"), rng.integers(0, 6, (12, 5))
-    inputs = keras.Input((5, 4))
-    model = keras.Model(inputs, keras.layers.Dense(6)(inputs))
-    model.compile("adam", kx.losses.MaskedSequenceCrossentropy(), weighted_metrics=metrics)
-    callback = kx.callbacks.TensorBoard(folder)
-    return model.fit(x, y, epochs=3, validation_data=(x[:4], y[:4]), verbose=0, callbacks=[callback]).history
+def joined(histories, name):
+    return [value for history in histories for value in history[name]]
 
 
-def test_perplexity_is_logged_for_train_and_validation(tmp_path):
-    history = fitted(tmp_path, [kx.metrics.Perplexity()])
-    for run, prefix in (("train", ""), ("validation", "val_")):
-        read = scalars(tmp_path / run)
-        for epoch, perplexity in enumerate(history[f"{prefix}perplexity"]):
-            np.testing.assert_allclose(read["epoch_perplexity"][epoch], perplexity, rtol=1e-6)
-            np.testing.assert_allclose(read["epoch_nll"][epoch], np.log(perplexity), rtol=1e-6)
-            np.testing.assert_allclose(read["epoch_bits_per_token"][epoch], np.log2(perplexity), rtol=1e-6)
-        assert list(read["epoch_perplexity"]) == [0, 1, 2]
+def test_epochs_of_train_and_validation_are_under_the_same_tags(run):
+    folder, _, histories, _ = run
+    for name, prefix in (("train", ""), ("validation", "val_")):
+        read, tokens = scalars(folder / name), (data()[1][: None if name == "train" else 5] != 0).sum()
+        perplexities = joined(histories, f"{prefix}perplexity")
+        assert list(read["epoch_perplexity"]) == [0, 1, 2, 3]
+        np.testing.assert_allclose(list(read["epoch_perplexity"].values()), perplexities, rtol=1e-6)
+        np.testing.assert_allclose(list(read["epoch_nll"].values()), np.log(perplexities), rtol=1e-6)
+        np.testing.assert_allclose(list(read["epoch_bits_per_token"].values()), np.log2(perplexities), rtol=1e-6)
+        assert set(read["epoch_tokens"].values()) == {tokens}
+        np.testing.assert_allclose(list(read["epoch_loss"].values()), joined(histories, f"{prefix}loss"), rtol=1e-6)
 
 
-@pytest.mark.parametrize("metrics", [[], [kx.metrics.Perplexity(name="ppl")]], ids=["none", "another name"])
-def test_without_the_metric_it_says_once_what_is_missing(tmp_path, metrics):
+def test_the_gap_is_the_nats_of_validation_less_those_of_train(run):
+    train, validation = (scalars(run[0] / name) for name in ("train", "validation"))
+    gap = [validation["epoch_nll"][epoch] - train["epoch_nll"][epoch] for epoch in range(4)]
+    np.testing.assert_allclose(list(validation["epoch_generalization_gap"].values()), gap, atol=1e-6)
+
+
+def test_steps_go_on_over_two_fits(run):
+    train = scalars(run[0] / "train")
+    assert list(train["batch_perplexity"]) == list(range(1, 4 * STEPS + 1))
+    assert train["epoch_iterations"] == {epoch: STEPS * (epoch + 1) for epoch in range(4)}
+
+
+def test_evaluate_writes_into_a_run_of_its_own(run):
+    folder, _, _, evaluated = run
+    read = scalars(folder / "evaluation")
+    assert read["evaluation_perplexity_vs_iterations"] == {4 * STEPS: pytest.approx(evaluated["perplexity"], rel=1e-6)}
+    nll = np.log(evaluated["perplexity"])
+    assert read["evaluation_nll_vs_iterations"] == {4 * STEPS: pytest.approx(nll, rel=1e-6)}
+    assert len(scalars(folder / "validation")["evaluation_perplexity_vs_iterations"]) == 4
+
+
+def test_evaluate_alone_makes_no_other_run(tmp_path):
+    x, y = data()
+    callback = kx.callbacks.TensorBoard(tmp_path, update_freq=1)
+    model().evaluate(x, y, verbose=0, callbacks=[callback])
+    assert os.listdir(tmp_path) == ["evaluation"]
+
+
+def test_batch_values_are_of_the_batch_alone(tmp_path):
+    """With a learning rate of 0 every batch has the values that the model gives it afterwards."""
+    built = model([kx.metrics.Perplexity(ignore_class=0), kx.metrics.TokenAccuracy(ignore_class=0)], rate=0.0)
+    fit(built, kx.callbacks.TensorBoard(tmp_path, update_freq=1), epochs=2)
+    read, (x, y) = scalars(tmp_path / "train"), data()
+    for step in range(2 * STEPS):
+        batch = slice(step % STEPS * BATCH, (step % STEPS + 1) * BATCH)
+        logits = to_numpy(built(x[batch]))
+        nll = oracles.sparse(y[batch].ravel(), logits.reshape(-1, CLASSES))[0][y[batch].ravel() != 0]
+        hits = (logits.argmax(-1) == y[batch])[y[batch] != 0]
+        loss = float(built.loss(y[batch], built(x[batch])))
+        for tag, value in {
+            "nll": nll.mean(),
+            "perplexity": np.exp(nll.mean()),
+            "bits_per_token": nll.mean() / np.log(2),
+            "valid_share": (y[batch] != 0).mean(),
+            "token_accuracy": hits.mean(),
+            "loss": loss,
+            "learning_rate": 0.0,
+        }.items():
+            np.testing.assert_allclose(read[f"batch_{tag}"][step + 1], value, rtol=1e-5, err_msg=tag)
+        assert read["tokens_per_second"][step + 1] > 0
+
+
+@pytest.mark.parametrize("options", [{}, {"steps_per_execution": 3}], ids=["", "three steps at once"])
+def test_between_two_writings_the_batches_are_taken_together(tmp_path, options):
+    fit(model(rate=0.0, **options), kx.callbacks.TensorBoard(tmp_path / "3", update_freq=3), epochs=2)
+    fit(model(rate=0.0), kx.callbacks.TensorBoard(tmp_path / "1", update_freq=1), epochs=2)
+    together, each = (scalars(tmp_path / n / "train") for n in ("3", "1"))
+    # Three batches and the rest of the epoch; then up to the sixth, and the rest.
+    assert list(together["batch_nll"]) == ([3, 4, 7, 8] if options else [3, 4, 6, 8])
+    tokens = np.array([(y != 0).sum() for y in np.split(data()[1], [4, 8, 12])])
+    nll = np.array(list(each["batch_nll"].values())[:4])
+    first = (nll * tokens)[:3].sum() / tokens[:3].sum()
+    np.testing.assert_allclose([together["batch_nll"][3], together["batch_nll"][4]], [first, nll[3]], rtol=1e-5)
+
+
+def test_the_gradient_norm_is_that_of_the_step(run, tmp_path):
+    built, (x, y) = model(rate=0.0), data()
+    before = built.get_weights()
+    fit(built, kx.callbacks.TensorBoard(tmp_path, update_freq=1, gradient_norm=True), epochs=1)
+    read = list(scalars(tmp_path / "train")["batch_gradient_norm"].values())
+    # A step of plain descent with rate 1 is the gradient.
+    for step in range(STEPS):
+        built.set_weights(before)
+        built.compile(keras.optimizers.SGD(1.0), built.loss)
+        built.train_on_batch(x[step * BATCH : (step + 1) * BATCH], y[step * BATCH : (step + 1) * BATCH])
+        gradient = [a - b for a, b in zip(before, built.get_weights(), strict=True)]
+        np.testing.assert_allclose(read[step], np.sqrt(sum((g**2).sum() for g in gradient)), rtol=1e-4)
+    assert "gradient_norm" not in run[2][0]
+
+
+def test_nothing_is_read_from_the_device_at_steps_that_write_nothing(tmp_path, monkeypatch):
+    asked = []
+    totals = kx.metrics.Perplexity.totals
+    monkeypatch.setattr(kx.metrics.Perplexity, "totals", lambda self: asked.append(1) or totals(self))
+    callback = kx.callbacks.TensorBoard(tmp_path, update_freq=1000)
+    fit(model(), callback, epochs=3, validation=False)
+    # Once for the last batches of an epoch, and once for the epoch.
+    assert len(asked) == 6
+    # Keras waits for the logs of each batch unless all callbacks say that it need not.
+    assert callback.async_safe
+
+
+def test_the_page_of_charts_finds_its_tags(run):
+    folder = run[0]
+    content = events(folder).Tensors("custom_scalars__config__")[0].tensor_proto.string_val[0]
+    layout = layout_pb2.Layout.FromString(content)
+    assert [category.title for category in layout.category] == ["perplexity", "batches"]
+    tags = {tag.strip("^$") for category in layout.category for chart in category.chart for tag in chart.multiline.tag}
+    written = scalars(folder / "train").keys() | scalars(folder / "validation").keys()
+    assert tags <= written
+    assert {"epoch_perplexity", "epoch_generalization_gap", "batch_gradient_norm"} <= tags
+
+
+def test_the_table_of_runs_has_the_settings_of_loss_and_optimizer(run):
+    read = events(run[0])
+    content = read.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
+    settings = plugin_data_pb2.HParamsPluginData.FromString(content).session_start_info.hparams
+    assert settings["loss"].string_value == "MaskedSequenceCrossentropy"
+    assert settings["loss/label_smoothing"].number_value == pytest.approx(0.1)
+    assert settings["loss/ignore_class"].number_value == 0
+    assert settings["optimizer"].string_value == "Adam"
+    assert settings["optimizer/learning_rate"].number_value == pytest.approx(0.05)
+    assert settings["parameters"].number_value == run[1].count_params()
+    assert settings["note"].string_value == "hello"
+    content = read.SummaryMetadata("_hparams_/experiment").plugin_data.content
+    metrics = plugin_data_pb2.HParamsPluginData.FromString(content).experiment.metric_infos
+    assert ("epoch_perplexity", "validation") in {(m.name.tag, m.name.group) for m in metrics}
+    assert "_hparams_/session_end_info" in read.Tags()["tensors"]
+
+
+def test_the_probe_shows_its_tokens(run):
+    folder, built, _, _ = run
+    x, y = (array[-3:] for array in data())
+    losses = oracles.sparse(y.ravel(), to_numpy(built(x)).reshape(-1, CLASSES))[0].reshape(y.shape)
+    (histogram,) = of_plugin(folder / "probe", "histograms").values()
+    assert list(histogram) == [0, 1, 2, 3]
+    assert histogram[3][:, 2].sum() == (y != 0).sum()
+    np.testing.assert_allclose(
+        [histogram[3][0, 0], histogram[3][-1, 1]], [losses[y != 0].min(), losses[y != 0].max()], rtol=1e-4
+    )
+    (pictures,) = of_plugin(folder / "probe", "images").values()
+    assert pictures[3][2].startswith(b"\x89PNG")
+    (table,) = of_plugin(folder / "probe", "text").values()
+    rows = [line.split(" | ") for line in table[3].item().decode().splitlines()[2:]]
+    worst = np.sort(losses[y != 0])[::-1][: len(rows)]
+    np.testing.assert_allclose([float(row[0].strip("| ")) for row in rows], worst, atol=6e-4)
+
+
+# What goes wrong.
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
+def test_an_interrupted_run_leaves_complete_files(tmp_path, error):
+    class Interrupt(keras.callbacks.Callback):
+        def on_train_batch_begin(self, batch, logs=None):
+            if batch == 3:
+                raise error
+
+    built, callback = model(), kx.callbacks.TensorBoard(tmp_path, update_freq=1)
+    with pytest.raises(error):
+        fit(built, callback, Interrupt())
+    # The files are read while the writers are still open.
+    assert list(scalars(tmp_path / "train")["batch_nll"]) == [1, 2, 3]
+    fit(built, callback)
+    read = scalars(tmp_path / "train")
+    assert list(read["batch_nll"]) == [1, 2, 3, *range(4, 4 + 2 * STEPS)]
+    assert list(read["epoch_perplexity"]) == [0, 1]
+
+
+RESUMED = """
+import sys
+import keras, keras_xent as kx
+from tests.callbacks.training import fit
+fit(keras.models.load_model(sys.argv[1]), kx.callbacks.TensorBoard(sys.argv[2], update_freq=1), epochs=2)
+"""
+
+
+def test_a_resume_in_a_new_process_is_one_curve(tmp_path):
+    built = model()
+    fit(built, kx.callbacks.TensorBoard(tmp_path / "two", update_freq=1), epochs=3)
+    built.save(tmp_path / "model.keras")
+    command = [sys.executable, "-c", RESUMED, str(tmp_path / "model.keras"), str(tmp_path / "two")]
+    subprocess.run(command, env=environment(), check=True, capture_output=True)
+    fit(model(), kx.callbacks.TensorBoard(tmp_path / "one", update_freq=1), epochs=5)
+    for name in ("train", "validation"):
+        two, one = scalars(tmp_path / "two" / name), scalars(tmp_path / "one" / name)
+        assert two.keys() == one.keys()
+        for tag in two.keys() - {"tokens_per_second"}:
+            assert list(two[tag]) == list(one[tag]), tag
+            np.testing.assert_allclose(list(two[tag].values()), list(one[tag].values()), rtol=1e-4, atol=1e-6)
+
+
+def test_without_a_perplexity_it_says_once_what_is_missing(tmp_path):
     with pytest.warns(UserWarning) as warned:
-        fitted(tmp_path, metrics)
+        fit(model(metrics=[]), kx.callbacks.TensorBoard(tmp_path))
     ours = [(str(w.message), w.filename) for w in warned if "perplexity" in str(w.message)]
     sentence = (
-        "No perplexity will be logged, since no metric of the model has a name that ends in 'perplexity'. Compile it "
-        "with metrics=[keras_xent.metrics.Perplexity()], whose name is that unless you give another."
+        "No perplexity will be logged, since the model has no metric of it. Compile it with "
+        "metrics=[keras_xent.metrics.Perplexity()]."
     )
-    assert ours == [(sentence, __file__)]
+    assert [message for message, _ in ours] == [sentence]
     assert "epoch_loss" in scalars(tmp_path / "train")
 
 
+def test_another_name_is_as_good(tmp_path):
+    fit(model([kx.metrics.Perplexity(ignore_class=0, name="ppl")]), kx.callbacks.TensorBoard(tmp_path), epochs=1)
+    assert {"epoch_ppl", "epoch_ppl_nll", "epoch_ppl_tokens"} <= scalars(tmp_path / "train").keys()
+
+
+def test_a_perplexity_of_another_package_gets_its_units(tmp_path):
+    class Foreign(keras.metrics.Mean):
+        def update_state(self, y_true, y_pred, sample_weight=None):
+            return super().update_state(8.0)
+
+    fit(model([Foreign(name="perplexity")]), kx.callbacks.TensorBoard(tmp_path), epochs=1)
+    read = scalars(tmp_path / "train")
+    assert read["epoch_bits_per_token"] == {0: pytest.approx(3.0)}
+    assert read["epoch_nll"] == {0: pytest.approx(3 * np.log(2))}
+
+
 def test_all_arguments_of_keras_are_taken(tmp_path):
-    callback = kx.callbacks.TensorBoard(tmp_path, histogram_freq=1, update_freq=2, write_steps_per_second=True)
+    callback = kx.callbacks.TensorBoard(
+        tmp_path, histogram_freq=1, write_images=True, update_freq=2, write_steps_per_second=True, embeddings_freq=1
+    )
     assert isinstance(callback, keras.callbacks.TensorBoard)
-    assert (callback.histogram_freq, callback.update_freq, callback.write_steps_per_second) == (1, 2, True)
+    fit(model(), callback, epochs=1)
+    assert {"batch_steps_per_second", "epoch_steps_per_second"} <= scalars(tmp_path / "train").keys()
+    assert of_plugin(tmp_path / "train", "histograms")
+    assert "keras" in events(tmp_path / "train").Tags()["tensors"]
+
+
+@pytest.mark.parametrize("missing", ["tensorboard", "tensorflow", "matplotlib"])
+def test_a_missing_package_is_named(monkeypatch, missing):
+    import importlib.util
+
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == missing else found(name))
+    why = {"tensorboard": "to read it", "tensorflow": "which writes its files", "matplotlib": "which draws the probe"}
+    with pytest.raises(ImportError) as error:
+        kx.callbacks.TensorBoard(probe=data())
+    assert str(error.value) == f"The logs of TensorBoard need {missing}, {why[missing]}. Run: pip install {missing}"
+
+
+def test_a_probe_that_is_no_batch_is_refused():
+    with pytest.raises(ValueError) as error:
+        kx.callbacks.TensorBoard(probe=(data()[0], data()[1][0]))
+    assert str(error.value) == (
+        "`probe` must be a batch (x, y) or (x, y, sample_weight) with labels y of shape [sequences, length]. "
+        "Received: probe of type tuple with labels of shape (6,)."
+    )
+
+
+# TensorBoard itself.
+
+
+@pytest.fixture(scope="module")
+def server(run):
+    command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(run[0]), "--host=127.0.0.1", "--port=0"]
+    process = subprocess.Popen([*command, "--load_fast=false"], stderr=subprocess.PIPE, text=True, env=environment())
+    lines = []
+    for line in process.stderr:
+        lines.append(line)
+        if "http://" in line:
+            break
+    else:
+        raise AssertionError("".join(lines))
+    address = next(word for word in line.split() if word.startswith("http://")).rstrip("/")
+    deadline = time.monotonic() + 60
+    while set(get(f"{address}/data/runs")) < {".", "train", "validation", "evaluation", "probe"}:
+        assert time.monotonic() < deadline
+        time.sleep(0.5)
+    yield address
+    process.kill()
+
+
+def get(address, body=None):
+    request = urllib.request.Request(address, body, {"Content-Type": "application/json"})
+    return json.load(urllib.request.urlopen(request, timeout=30))
+
+
+def test_the_server_shows_what_was_written(run, server):
+    tags = get(f"{server}/data/plugin/scalars/tags")
+    assert {"epoch_perplexity", "batch_nll", "tokens_per_second"} <= tags["train"].keys()
+    assert {"epoch_perplexity", "epoch_generalization_gap"} <= tags["validation"].keys()
+    points = get(f"{server}/data/plugin/scalars/scalars?run=validation&tag=epoch_perplexity")
+    assert [step for _, step, _ in points] == [0, 1, 2, 3]
+    np.testing.assert_allclose([value for *_, value in points], joined(run[2], "val_perplexity"), rtol=1e-6)
+    layout = get(f"{server}/data/plugin/custom_scalars/layout")
+    assert layout["category"][0]["chart"][0]["multiline"]["tag"] == ["^epoch_perplexity$"]
+    experiment = get(f"{server}/data/plugin/hparams/experiment", b"{}")
+    assert "loss/label_smoothing" in {one["name"] for one in experiment["hparamInfos"]}
+    asked = {
+        "colParams": [{"metric": {"tag": "epoch_perplexity", "group": "validation"}}],
+        "allowedStatuses": ["STATUS_UNKNOWN", "STATUS_SUCCESS", "STATUS_FAILURE", "STATUS_RUNNING"],
+        "startIndex": 0,
+        "sliceSize": 9,
+    }
+    (session,) = get(f"{server}/data/plugin/hparams/session_groups", json.dumps(asked).encode())["sessionGroups"]
+    values = {metric["name"]["tag"]: metric["value"] for metric in session["metricValues"]}
+    assert values["val_perplexity"] == pytest.approx(run[2][-1]["val_perplexity"][-1], rel=1e-6)
+    assert values["perplexity"] == pytest.approx(run[2][-1]["perplexity"][-1], rel=1e-6)
+    for plugin, tag in (("images", "tokens"), ("text", "worst_tokens"), ("histograms", "token_nll")):
+        assert tag in get(f"{server}/data/plugin/{plugin}/tags")["probe"]
+
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed to open the page in")
+def test_a_browser_shows_the_page_of_charts(server, tmp_path):
+    options = [
+        "--headless=new",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--virtual-time-budget=20000",
+        f"--user-data-dir={tmp_path}",
+    ]
+    page = subprocess.run(
+        [CHROMIUM, *options, "--dump-dom", f"{server}/#custom_scalars"], capture_output=True, text=True, timeout=120
+    ).stdout
+    assert "Custom Scalars" in page
+    assert "tf-custom-scalar" in page

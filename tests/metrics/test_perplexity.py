@@ -112,7 +112,9 @@ def test_counters_go_on_past_the_exact_integers_of_float32(mode):
             return [scope.get_current_value(v) for v in metric.variables]
 
         def add(values):
-            for variable, new in zip(metric.variables, updated([v.value for v in metric.variables], values), strict=True):
+            for variable, new in zip(
+                metric.variables, updated([v.value for v in metric.variables], values), strict=True
+            ):
                 variable.assign(new)
     else:
         add = MODES[mode](sums.add)

@@ -1,0 +1,139 @@
+"""Perplexity in the progress bar, in a file and as a picture."""
+
+import csv
+import importlib.util
+import json
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+
+import keras_xent as kx
+from tests.backend import environment
+from tests.callbacks.training import STEPS, data, fit, model
+
+
+def rows(path):
+    with open(path, newline="") as file:
+        if path.suffix == ".jsonl":
+            return list(map(json.loads, file))
+        return [{k: v if k == "of" else float(v) for k, v in row.items() if v != ""} for row in csv.DictReader(file)]
+
+
+@pytest.mark.parametrize("end", ["csv", "jsonl"])
+def test_the_file_holds_epochs_and_batches(tmp_path, end):
+    path, (x, y) = tmp_path / f"log.{end}", data()
+    history = fit(model(), kx.callbacks.PerplexityLogger(path, update_freq=3))
+    read = rows(path)
+    assert [row["of"] for row in read] == ["batches", "batches", "epoch"] * 2
+    assert [(row["epoch"], row["step"]) for row in read] == [(0, 3), (0, 4), (0, 4), (1, 6), (1, 8), (1, 8)]
+    for prefix, labels in (("", y), ("val_", y[:5])):
+        epochs = [row for row in read if row["of"] == "epoch"]
+        perplexities = [row[f"{prefix}perplexity"] for row in epochs]
+        np.testing.assert_allclose(perplexities, history[f"{prefix}perplexity"], rtol=1e-6)
+        np.testing.assert_allclose([row[f"{prefix}nll"] for row in epochs], np.log(perplexities))
+        np.testing.assert_allclose([row[f"{prefix}bits_per_token"] for row in epochs], np.log2(perplexities))
+        assert {row[f"{prefix}tokens"] for row in epochs} == {(labels != 0).sum()}
+    first, second, epoch = read[:3]
+    assert first["tokens"] + second["tokens"] == epoch["tokens"]
+    np.testing.assert_allclose(
+        (first["nll"] * first["tokens"] + second["nll"] * second["tokens"]) / epoch["tokens"], epoch["nll"], rtol=1e-6
+    )
+    seconds = [row["seconds"] for row in read]
+    assert seconds == sorted(seconds)
+
+
+def test_the_progress_bar_and_the_history_have_bits(capsys):
+    history = fit(model(), kx.callbacks.PerplexityLogger(), epochs=1, verbose=1)
+    assert "bits_per_token: " in capsys.readouterr().out.split("val_")[0]
+    for prefix in ("", "val_"):
+        np.testing.assert_allclose(history[f"{prefix}bits_per_token"], np.log2(history[f"{prefix}perplexity"]))
+
+
+RESUMED = """
+import sys
+import keras, keras_xent as kx
+from tests.callbacks.training import fit
+fit(keras.models.load_model(sys.argv[1]), kx.callbacks.PerplexityLogger(sys.argv[2]), epochs=1)
+"""
+
+
+def test_a_second_fit_and_a_new_process_go_on(tmp_path):
+    path, built = tmp_path / "log.csv", model()
+    logger = kx.callbacks.PerplexityLogger(path)
+    fit(built, logger, epochs=1)
+    fit(built, logger, epochs=1)
+    built.save(tmp_path / "model.keras")
+    # An epoch after the checkpoint: it will be trained again.
+    fit(built, logger, epochs=1)
+    before = rows(path)
+    subprocess.run([sys.executable, "-c", RESUMED, tmp_path / "model.keras", path], env=environment(), check=True)
+    read = rows(path)
+    assert [(row["epoch"], row["step"]) for row in read] == [(epoch, STEPS * (epoch + 1)) for epoch in range(3)]
+    assert read[:2] == before[:2]
+    np.testing.assert_allclose(read[2]["perplexity"], before[2]["perplexity"], rtol=1e-4)
+
+
+def test_the_file_of_another_training_is_kept(tmp_path):
+    path = tmp_path / "log.jsonl"
+    for _ in range(3):
+        fit(model(), kx.callbacks.PerplexityLogger(path), epochs=1)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["log.1.jsonl", "log.2.jsonl", "log.jsonl"]
+    assert len(rows(path)) == len(rows(tmp_path / "log.1.jsonl")) == 1
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
+def test_an_interrupted_run_loses_no_row(tmp_path, error):
+    class Interrupt(keras.callbacks.Callback):
+        def on_train_batch_begin(self, batch, logs=None):
+            if batch == 2:
+                raise error
+
+    logger = kx.callbacks.PerplexityLogger(tmp_path / "log.csv", update_freq=1)
+    with pytest.raises(error):
+        fit(model(), logger, Interrupt())
+    assert [row["step"] for row in rows(tmp_path / "log.csv")] == [1, 2]
+    logger.draw(tmp_path / "so_far.png")
+    assert (tmp_path / "so_far.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_picture_is_drawn_at_the_end(tmp_path):
+    fit(model(), kx.callbacks.PerplexityLogger(picture=tmp_path / "curve.svg", update_freq=1))
+    picture = (tmp_path / "curve.svg").read_text()
+    # Text is drawn as paths, each named by a comment.
+    for text in ("perplexity", "bits per token", "step", "train, batches", "validation"):
+        assert f"<!-- {text} -->" in picture
+
+
+def test_infinite_perplexity_is_written_as_such(tmp_path):
+    for end in ("csv", "jsonl"):
+        built = model(rate=0.0)
+        built.layers[-1].kernel.assign(1e6 * built.layers[-1].kernel)
+        fit(built, kx.callbacks.PerplexityLogger(tmp_path / f"log.{end}"), epochs=1)
+        (row,) = rows(tmp_path / f"log.{end}")
+        assert float(row["perplexity"]) == np.inf
+        assert 1e3 < row["nll"] < np.inf
+
+
+def test_without_a_perplexity_it_says_once_what_is_missing(tmp_path):
+    with pytest.warns(UserWarning) as warned:
+        fit(model(metrics=[]), kx.callbacks.PerplexityLogger(tmp_path / "log.csv"))
+    assert [str(w.message) for w in warned if "perplexity" in str(w.message)] == [
+        "No perplexity will be logged, since the model has no metric of it. Compile it with "
+        "metrics=[keras_xent.metrics.Perplexity()]."
+    ]
+
+
+def test_arguments_are_checked(monkeypatch):
+    with pytest.raises(ValueError) as error:
+        kx.callbacks.PerplexityLogger("log.txt")
+    assert str(error.value) == "`path` must be None or a file that ends in .csv or .jsonl. Received: path='log.txt'."
+    with pytest.raises(ValueError) as error:
+        kx.callbacks.PerplexityLogger(update_freq=0)
+    assert str(error.value) == "`update_freq` must be a whole number of at least 1. Received: update_freq=0."
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ImportError) as error:
+        kx.callbacks.PerplexityLogger(picture="curve.png")
+    assert str(error.value) == "`picture` needs matplotlib, which draws it. Run: pip install matplotlib"

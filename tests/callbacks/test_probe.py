@@ -1,0 +1,55 @@
+"""A fixed batch whose tokens are looked at."""
+
+import numpy as np
+import pytest
+
+from keras_xent.callbacks.probe import Loss, Probe
+from tests.callbacks.training import data
+
+
+def loss(nll, counts=None, labels=None):
+    nll = np.array(nll, "float32")
+    counts = np.ones(nll.shape, bool) if counts is None else np.array(counts, bool)
+    labels = np.arange(nll.size).reshape(nll.shape) if labels is None else np.array(labels)
+    return Loss(nll, counts, labels, np.zeros(nll.shape, int), uniform=3.0)
+
+
+@pytest.mark.parametrize(
+    "decode, text",
+    [(None, "2"), (["a", "b", "c\n"], "c\u23ce"), ({2: "x"}, "x"), (lambda token: f"<{token}>", "<2>"), (["a"], "2")],
+)
+def test_tokens_are_read_by_functions_lists_and_dicts(decode, text):
+    assert Probe(data(), decode).text(np.int64(2)) == text
+
+
+def test_the_table_has_the_worst_first_and_none_that_do_not_count():
+    found = loss([[0.1, 2.0, 9.0], [3.0, 0.5, 0.2]], [[1, 1, 0], [1, 1, 1]])
+    table = Probe(data(), ["zero", "o|ne", "two", "<b>", "\n", "five"]).worst_tokens(found).splitlines()
+    assert table[0] == "| nats | probability | token | predicted | before it | sequence | place |"
+    assert table[2] == "| 3.000 | 4.98e-02 | <code>&lt;b&gt;</code> | <code>zero</code> | <code></code> | 1 | 0 |"
+    assert table[3].startswith("| 2.000 | 1.35e-01 | <code>o&#124;ne</code> |")
+    assert "<code>zero</code> | 0 | 1 |" in table[3]
+    assert len(table) == 2 + 5
+
+
+def test_the_picture_is_darker_where_the_loss_is_larger():
+    probe = Probe(data(), [" "] * 4)
+    low, high = (probe.heat_map(loss([[value] * 4])) for value in (0.1, 2.9))
+    assert low.shape == high.shape and low.dtype == np.uint8
+    assert high.mean() < low.mean() - 20
+
+
+def test_the_picture_stays_small_and_leaves_out_what_does_not_count():
+    probe = Probe(data(), None)
+    wide = probe.heat_map(loss(np.ones((30, 400))))
+    assert wide.shape[0] < 1400 and wide.shape[1] < 1300
+    padded = probe.heat_map(loss(np.ones((4, 8)), np.arange(4)[:, None] * np.ones((1, 8)) < 1))
+    assert padded.shape[0] < probe.heat_map(loss(np.ones((4, 8)))).shape[0]
+    assert probe.heat_map(loss(np.ones((2, 3)), np.zeros((2, 3)))).ndim == 3
+
+
+def test_losses_that_are_no_numbers_are_drawn_and_listed():
+    probe = Probe(data(), None)
+    found = loss([[np.nan, np.inf, 1.0]])
+    assert probe.heat_map(found).ndim == 3
+    assert "nan" in probe.worst_tokens(found) and "inf" in probe.worst_tokens(found)
