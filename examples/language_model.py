@@ -154,7 +154,12 @@ def main(output, smoke, epochs):
         metrics=[keras_xent.metrics.Perplexity(ignore_class=PAD)],
     )
     shutil.rmtree(output / "logs", ignore_errors=True)  # TensorBoard would draw an earlier run into the same curve
-    callbacks = [keras_xent.callbacks.TensorBoard(output / "logs")]
+    probe = tuple(array[:8] for array in validation_data)
+    callbacks = [
+        keras_xent.callbacks.TensorBoard(
+            output / "logs", update_freq=10, probe=probe, decode=lambda token: tokenizer.decode([token])
+        )
+    ]
     history = model.fit(
         inputs, targets, batch_size=8, epochs=epochs, validation_data=validation_data, callbacks=callbacks
     ).history

@@ -11,9 +11,8 @@ def layout(perplexed: list[Any]) -> Any:
     from tensorboard.plugins.custom_scalar import layout_pb2, summary
 
     def chart(title, *tags):
-        return layout_pb2.Chart(
-            title=title, multiline=layout_pb2.MultilineChartContent(tag=[f"^{tag}$" for tag in tags])
-        )
+        lines = layout_pb2.MultilineChartContent(tag=[f"^{tag}$" for tag in tags])
+        return layout_pb2.Chart(title=title, multiline=lines)
 
     epochs, batches = [], []
     for one in perplexed:

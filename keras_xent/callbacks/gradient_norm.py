@@ -21,6 +21,11 @@ class GradientNorm(keras.metrics.Metric):
     @classmethod
     def watching(cls, model: Any) -> "GradientNorm":
         """The norm for the optimizer of a compiled model, of its steps from the next call of `fit` on."""
+        if getattr(getattr(model, "distribute_strategy", None), "num_replicas_in_sync", 1) > 1:
+            raise ValueError(
+                "`gradient_norm` must be False under tf.distribute, where each replica has a gradient of its own. "
+                "Received: gradient_norm=True."
+            )
         norm = getattr(model, "_keras_xent_gradient_norm", None)
         if norm is None or norm._optimizer is not model.optimizer:
             norm = cls()
@@ -33,16 +38,16 @@ class GradientNorm(keras.metrics.Metric):
     def _watch(self, optimizer):
         self._optimizer = optimizer
         if keras.backend.backend() == "jax":
-            apply = optimizer.stateless_apply
+            apply_stateless = optimizer.stateless_apply
 
-            def watched(optimizer_variables, gradients, trainable_variables):
+            def watched_stateless(optimizer_variables, gradients, trainable_variables):
                 scale = getattr(optimizer, "dynamic_scale", None)
                 if scale is not None:
                     scale = optimizer_variables[[v is scale for v in optimizer.variables].index(True)]
                 self._take(gradients, scale)
-                return apply(optimizer_variables, gradients, trainable_variables)
+                return apply_stateless(optimizer_variables, gradients, trainable_variables)
 
-            optimizer.stateless_apply = watched
+            optimizer.stateless_apply = watched_stateless
         else:
             apply = optimizer.apply
 

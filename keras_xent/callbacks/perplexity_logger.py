@@ -87,23 +87,18 @@ class PerplexityLogger(keras.callbacks.Callback):
         if self._begins:
             self._go_on()
             self._begins = False
-        self._epoch, self._written = self._timeline.number(epoch), self._timeline.steps
+        self._epoch = self._timeline.number(epoch)
         self._readings.restart()
-        self._train: dict[str, float] | None = None
+        self._train: dict[str, float] = {}
         self._validation: dict[str, float] = {}
-        self._last_batches = 0
+        self._batches_ended, self._last_batches = False, 0
 
     def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         """Writes what the batches before have brought."""
-        self._timeline.begin_batch(batch)
         if batch and not self._names:
-            self._readings.wait()
             self._names = self._readings.perplexed()
-        if (
-            self.update_freq != "epoch"
-            and self._written // self.update_freq != self._timeline.steps // self.update_freq
-        ):
-            self._write_batches()
+        if self._timeline.begin_batch(batch, self.update_freq):
+            self._write("batches", self._values(new=True))
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         """Adds to what the progress bar shows."""
@@ -182,18 +177,13 @@ class PerplexityLogger(keras.callbacks.Callback):
 
     def _end_batches(self):
         """The batches of an epoch have ended, and their metrics are still there."""
-        if self._train is not None:
+        if self._batches_ended:
             return
-        self._readings.wait()
-        self._timeline.end_batches(self._last_batches)
+        self._batches_ended = True
         self._names = self._readings.perplexed()
-        if self.update_freq != "epoch" and self._timeline.steps > self._written:
-            self._write_batches()
+        if self._timeline.end_batches(self._last_batches, self.update_freq):
+            self._write("batches", self._values(new=True))
         self._train = self._values()
-
-    def _write_batches(self):
-        self._write("batches", self._values(new=True))
-        self._written = self._timeline.steps
 
     # The file.
 
@@ -208,7 +198,7 @@ class PerplexityLogger(keras.callbacks.Callback):
                 self._write_row(file, row)
 
     def _write_row(self, file, row):
-        if self.path.endswith(".jsonl"):
+        if file.name.endswith((".jsonl", ".jsonl.part")):
             # JSON has no word for infinite and for none.
             row = {name: value if _is_finite(value) else str(value) for name, value in row.items()}
             file.write(json.dumps(row) + "\n")
@@ -237,9 +227,7 @@ class PerplexityLogger(keras.callbacks.Callback):
             return []
         with open(self.path, newline="", encoding="utf-8") as file:
             rows = csv.DictReader(file) if self.path.endswith(".csv") else map(json.loads, file)
-            return [
-                {name: _read(name, value) for name, value in row.items() if value not in ("", None)} for row in rows
-            ]
+            return [{name: _read(name, value) for name, value in row.items() if value != ""} for row in rows]
 
     def _epochs_in_file(self) -> Iterator[Epoch]:
         return (Epoch(row["epoch"], row["step"]) for row in self._rows_in_file() if row["of"] == "epoch")

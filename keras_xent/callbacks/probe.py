@@ -34,15 +34,12 @@ class Probe:
     """
 
     def __init__(self, batch: Any, decode: Callable[[int], str] | Sequence[str] | Mapping[int, str] | None) -> None:
-        if not isinstance(batch, (tuple, list)) or len(batch) not in (2, 3) or np.ndim(batch[1]) != 2:
+        is_batch = isinstance(batch, tuple | list) and len(batch) in (2, 3)
+        if not is_batch or np.ndim(batch[1]) != 2:
+            came = f"labels of shape {np.shape(batch[1])}" if is_batch else f"a {type(batch).__name__}"
             raise ValueError(
                 "`probe` must be a batch (x, y) or (x, y, sample_weight) with labels y of shape [sequences, length]. "
-                f"Received: probe of type {type(batch).__name__}"
-                + (
-                    f" with labels of shape {np.shape(batch[1])}."
-                    if isinstance(batch, (tuple, list)) and len(batch) > 1
-                    else "."
-                )
+                f"Received: {came}."
             )
         self.x, self.y, self.sample_weight = (*batch, None)[:3]
         self._decode = decode
@@ -53,14 +50,19 @@ class Probe:
         labels, weights = ops.convert_to_tensor(self.y), self.sample_weight
         nll, weights = metric.per_token(labels, y_pred, None if weights is None else ops.convert_to_tensor(weights))
         arrays = nll, ops.not_equal(weights, 0), labels, ops.argmax(y_pred, axis=metric.axis)
-        return Loss(*map(ops.convert_to_numpy, arrays), uniform=math.log(y_pred.shape[metric.axis]))
+        nll, counts, labels, predicted = map(ops.convert_to_numpy, arrays)
+        return Loss(nll, counts, labels, predicted, uniform=math.log(y_pred.shape[metric.axis]))
 
-    def text(self, token: int) -> str:
+    def text(self, token: Any) -> str:
         """A token as people read it."""
-        if self._decode is None:
-            return str(token)
+        token = int(token)
         try:
-            text = self._decode(int(token)) if callable(self._decode) else self._decode[int(token)]
+            # A label that is ignored may be below 0.
+            text = (
+                None
+                if self._decode is None or token < 0
+                else (self._decode(token) if callable(self._decode) else self._decode[token])
+            )
         except (IndexError, KeyError):
             text = None
         return str(token) if text is None else str(text).replace("\n", "\u23ce").replace("\t", "\u21e5")
@@ -74,9 +76,8 @@ class Probe:
         ]
         for index in order[: min(_WORST, int(loss.counts.sum()))]:
             row, place = np.unravel_index(index, loss.nll.shape)
-            before = "".join(
-                self.text(t) + " " * (self._decode is None) for t in loss.labels[row, max(0, place - 8) : place]
-            )
+            space = " " if self._decode is None else ""
+            before = space.join(map(self.text, loss.labels[row, max(0, place - 8) : place].tolist()))
             nll = loss.nll[row, place]
             texts = (self.text(loss.labels[row, place]), self.text(loss.predicted[row, place]), before)
             cells = [f"{nll:.3f}", f"{np.exp(-nll):.2e}", *map(_cell, texts), str(row), str(place)]
@@ -116,9 +117,14 @@ class Probe:
                 ink = "white" if nll > 0.6 * loss.uniform else "black"
                 text = self.text(loss.labels[row, place])
                 text = text if len(text) <= 9 else f"{text[:8]}\u2026"
-                axes.text(
-                    column + 0.5, line + 0.5, text, color=ink, ha="center", va="center", fontsize=8, parse_math=False
-                )
+                style: dict[str, Any] = {
+                    "color": ink,
+                    "ha": "center",
+                    "va": "center",
+                    "fontsize": 8,
+                    "parse_math": False,
+                }
+                axes.text(column + 0.5, line + 0.5, text, **style)
         axes.set(xlim=(0, columns), ylim=(max(len(lines), 1), 0), xticks=[])
         axes.set_yticks([i + 0.5 for i in range(len(lines))], [str(row) for row, _ in lines], fontsize=7)
         axes.tick_params(length=0)
@@ -126,7 +132,7 @@ class Probe:
         bar = figure.add_axes((0.5 / width, 0.45 / height, min(3.0, width - 1) / width, 0.15 / height))
         figure.colorbar(scale, cax=bar, orientation="horizontal", label="nats")
         bar.tick_params(labelsize=7)
-        bar.xaxis.label.set_size(8)
+        bar.xaxis.label.set_fontsize(8)
         canvas = FigureCanvasAgg(figure)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Glyph .* missing from")

@@ -50,6 +50,7 @@ class Readings:
         self._model = model
         self._before: dict[int, np.ndarray] = {}
         self._totals_before: dict[str, Totals] = {}
+        self._perplexed: list[Perplexed] = []
 
     def restart(self) -> None:
         """The metrics have been reset."""
@@ -61,18 +62,25 @@ class Readings:
             self._model.jax_state_sync()
 
     def perplexed(self) -> list[Perplexed]:
-        """The metrics of perplexity of the model, under the names that logs have for them."""
-        found = []
+        """The metrics of perplexity of the model, under the names that logs have for them.
+
+        Waits for the device until there are some: those given to `compile` are there after the first batch.
+        """
+        if not self._perplexed:
+            self.wait()
+            self._perplexed = list(self._find_perplexed())
+        return self._perplexed
+
+    def _find_perplexed(self):
         for metric in self._model.metrics:
             if isinstance(metric, Perplexity):
-                found.append(Perplexed(metric, metric.name))
+                yield Perplexed(metric, metric.name)
             elif inner := getattr(metric, "metrics", None):
                 # What was given to `compile`. Names of several outputs begin with that of the output.
                 names = list(metric.result())
                 names = names if len(names) == len(inner) else [one.name for one in inner]
                 pairs = zip(inner, names, strict=True)
-                found += [Perplexed(one, name) for one, name in pairs if isinstance(one, Perplexity)]
-        return found
+                yield from (Perplexed(one, name) for one, name in pairs if isinstance(one, Perplexity))
 
     def totals(self) -> dict[str, Totals]:
         """What the metrics of perplexity have summed up since they were reset, by name."""

@@ -1,7 +1,9 @@
 """Numbers of epochs and steps that go on over several calls of `fit`, and in a new process."""
 
+import glob
+import os
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 from keras import ops
@@ -30,8 +32,8 @@ class Timeline:
         self._begins = True
         self._shift = 0
         self._steps_before_epoch = 0
-        # Steps that have begun, and after `end_batches` all of them.
-        self.steps = 0
+        # Steps that have begun, and after `end_batches` all of them; and those of which something was written.
+        self.steps = self._written = 0
 
     def begin_fit(self, model: Any) -> None:
         """`fit` begins, with a model that may have been trained before."""
@@ -48,7 +50,7 @@ class Timeline:
     def begin_epoch(self, epoch: int, log: Callable[[], Iterable[Epoch]]) -> None:
         """An epoch begins. `log` gives what an earlier process has written of the training that goes on."""
         # Not when `fit` begins: another callback may read a backup there.
-        self.steps = self._steps_before_epoch = self._counted(otherwise=self.steps)
+        self.steps = self._written = self._steps_before_epoch = self._counted(otherwise=self.steps)
         if self._begins:
             known = self._ended or (list(log()) if self.steps else [])
             # What came after the checkpoint that is trained on will come again.
@@ -61,21 +63,32 @@ class Timeline:
         """The number of Keras' epoch on this timeline."""
         return epoch + self._shift
 
-    def begin_batch(self, batch: int) -> None:
-        """A batch begins, `batch` batches after the beginning of the epoch."""
-        self.steps = self._steps_before_epoch + batch
+    def begin_batch(self, batch: int, every: Any) -> bool:
+        """A batch begins, `batch` batches after the beginning of the epoch. Whether those before are to be written.
 
-    def end_batches(self, batches: int) -> None:
+        `every` is after how many steps something is to be written, or "epoch".
+        """
+        self.steps = self._steps_before_epoch + batch
+        return every != "epoch" and self._written // every != self.steps // every and self._write()
+
+    def end_batches(self, batches: int, every: Any) -> bool:
         """The batches of the epoch have ended, `batches` if the optimizer does not know better. Waits for the device.
+
+        Whether some of them are still to be written.
 
         Where several steps are executed at once, Keras reports as many of them at the end of an epoch as ever.
         """
         self.steps = max(self.steps, self._counted(otherwise=self._steps_before_epoch + batches))
+        return every != "epoch" and self.steps > self._written and self._write()
 
     def end_epoch(self, epoch: int) -> Epoch:
         """An epoch has ended."""
         self._ended.append(Epoch(self.number(epoch), self.steps))
         return self._ended[-1]
+
+    def _write(self):
+        self._written = self.steps
+        return True
 
     def _counted(self, otherwise):
         iterations = getattr(self._optimizer, "iterations", None)
@@ -83,3 +96,15 @@ class Timeline:
             return otherwise
         batches = int(ops.convert_to_numpy(iterations)) * (self._optimizer.gradient_accumulation_steps or 1)
         return self._steps_of_others + batches
+
+
+def epochs_in_events(folder: str) -> Iterator[Epoch]:
+    """The epochs that TensorBoard's files in a folder tell of."""
+    from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+    from tensorboard.util import tensor_util
+
+    for path in sorted(glob.glob(os.path.join(glob.escape(folder), "events.out.tfevents.*"))):
+        for event in EventFileLoader(path).Load():
+            for value in event.summary.value:
+                if value.tag == "epoch_iterations":
+                    yield Epoch(event.step, int(tensor_util.make_ndarray(value.tensor)))

@@ -14,8 +14,8 @@ from keras_xent.metrics.token_mean import TokenMean
 class TokenAccuracy(TokenMean):
     """The share of tokens whose label is among the `top_k` largest logits, over all tokens since the last reset.
 
-    Counts tokens as `Perplexity` does: masks, `ignore_class` and sample weights. With a fused head the labels are ranked
-    where the loss is computed, and no logits are made for it; Keras' `"accuracy"` would make them.
+    Counts tokens as `Perplexity` does: masks, `ignore_class` and sample weights. With a fused head the labels are
+    ranked where the loss is computed, and no logits are made for it; Keras' `"accuracy"` would make them.
 
     Formula: `sum_n t_n [r_n < top_k] / sum_n t_n` over valid tokens `n` with sample weights `t_n`, where `r_n` classes
     are predicted before the label: those with larger logits, and with equal ones those that come first, as in `argmax`.

@@ -66,7 +66,7 @@ class TokenMean(keras.metrics.Metric):
         labels, weights = self._aside_of or (None, [])
         self._aside_of = None
         rows = [i for i, weight in enumerate(weights) if weight() is sample_weight]
-        if rows and labels() is y_true:
+        if rows and labels is not None and labels() is y_true:
             sums = ops.convert_to_tensor(self._aside)[rows[0]]
         else:
             with targets.called("y_true", "y_pred"):

@@ -24,7 +24,7 @@ def rows(path):
 
 @pytest.mark.parametrize("end", ["csv", "jsonl"])
 def test_the_file_holds_epochs_and_batches(tmp_path, end):
-    path, (x, y) = tmp_path / f"log.{end}", data()
+    path, (_, y) = tmp_path / f"log.{end}", data()
     history = fit(model(), kx.callbacks.PerplexityLogger(path, update_freq=3))
     read = rows(path)
     assert [row["of"] for row in read] == ["batches", "batches", "epoch"] * 2

@@ -292,7 +292,7 @@ def test_a_probe_that_is_no_batch_is_refused():
         kx.callbacks.TensorBoard(probe=(data()[0], data()[1][0]))
     assert str(error.value) == (
         "`probe` must be a batch (x, y) or (x, y, sample_weight) with labels y of shape [sequences, length]. "
-        "Received: probe of type tuple with labels of shape (6,)."
+        "Received: labels of shape (6,)."
     )
 
 

@@ -25,9 +25,9 @@ def begun(timeline, model, epoch=0, log=()):
 def trained(timeline, model, epoch, batches):
     timeline.begin_epoch(epoch, list)
     for batch in range(batches):
-        timeline.begin_batch(batch)
+        timeline.begin_batch(batch, "epoch")
     model.optimizer.iterations += batches
-    timeline.end_batches(batches)
+    timeline.end_batches(batches, "epoch")
     return timeline.end_epoch(epoch)
 
 
@@ -84,6 +84,21 @@ def test_a_model_without_an_optimizer_is_counted_from_outside():
     timeline.begin_fit(trainee)
     for epoch in (0, 1):
         timeline.begin_epoch(epoch, list)
-        timeline.begin_batch(2)
-        timeline.end_batches(3)
+        timeline.begin_batch(2, "epoch")
+        timeline.end_batches(3, "epoch")
         assert timeline.end_epoch(epoch) == Epoch(epoch, 3 * (epoch + 1))
+
+
+@pytest.mark.parametrize("every, written", [(1, [1, 2, 3, 4, 5, 6]), (2, [2, 3, 4, 6]), (10, [3, 6]), ("epoch", [])])
+def test_it_is_time_to_write_after_so_many_steps_and_at_the_end_of_an_epoch(every, written):
+    timeline, trainee, steps = Timeline(), Model(0), []
+    timeline.begin_fit(trainee)
+    for epoch in (0, 1):
+        timeline.begin_epoch(epoch, list)
+        for batch in range(3):
+            if timeline.begin_batch(batch, every):
+                steps.append(timeline.steps)
+        trainee.optimizer.iterations += 3
+        if timeline.end_batches(3, every):
+            steps.append(timeline.steps)
+    assert steps == written
