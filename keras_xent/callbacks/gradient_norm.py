@@ -1,5 +1,7 @@
 """The norm of the gradient of a training step, left where it can be read after the step."""
 
+import weakref
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -17,6 +19,7 @@ class GradientNorm(keras.metrics.Metric):
         super().__init__(name=name, dtype=dtype)
         self._norm = self.add_variable((), initializer="zeros", dtype="float32", name="norm")
         self._of_this_step: Any = None
+        self._optimizer: Callable[[], Any] = lambda: None
 
     @classmethod
     def watching(cls, model: Any) -> "GradientNorm":
@@ -27,7 +30,7 @@ class GradientNorm(keras.metrics.Metric):
                 "Received: gradient_norm=True."
             )
         norm = getattr(model, "_keras_xent_gradient_norm", None)
-        if norm is None or norm._optimizer is not model.optimizer:
+        if norm is None or norm._optimizer() is not model.optimizer:
             norm = cls()
             # As an attribute of the model the metric's variable is part of the state of its training step.
             model._keras_xent_gradient_norm = norm
@@ -36,7 +39,8 @@ class GradientNorm(keras.metrics.Metric):
         return norm
 
     def _watch(self, optimizer):
-        self._optimizer = optimizer
+        # Keras would save an attribute, and load it into what is not watched.
+        self._optimizer = weakref.ref(optimizer)
         if keras.backend.backend() == "jax":
             apply_stateless = optimizer.stateless_apply
 

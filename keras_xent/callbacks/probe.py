@@ -11,9 +11,9 @@ from keras import ops
 
 from keras_xent.metrics import Perplexity
 
-_MOST_SEQUENCES, _MOST_COLUMNS, _MOST_ROWS, _WORST = 8, 16, 40, 20
-# Square inches for the text of a token.
-_CELL = (0.85, 0.36)
+_MOST_SEQUENCES, _COLUMNS, _MOST_LINES, _WORST = 8, 8, 40, 20
+# Inches for the text of a token. TensorBoard shows pictures about four inches wide.
+_CELL = (0.55, 0.22)
 
 
 class Loss(NamedTuple):
@@ -84,11 +84,17 @@ class Probe:
             lines.append(f"| {' | '.join(cells)} |")
         return "\n".join(lines)
 
-    def heat_map(self, loss: Loss) -> np.ndarray:
-        """A picture `[height, width, 3]` of uint8: the tokens, on a ground that is the darker the larger their loss.
+    def heat_maps(self, loss: Loss) -> np.ndarray:
+        """A picture of each sequence, `[sequences, height, width, 3]` of uint8.
 
-        Black on white is a certain token, white on dark red one that is as hard as if the model knew nothing.
+        The tokens on a ground that is the darker the larger their loss: black on white is certain, white on dark red as
+        bad as if the model knew nothing.
         """
+        places = int(np.flatnonzero(loss.counts.any(axis=0))[-1]) + 1 if loss.counts.any() else 1
+        places = min(places, _COLUMNS * _MOST_LINES)
+        return np.stack([self._heat_map(loss, row, places) for row in range(min(len(loss.nll), _MOST_SEQUENCES))])
+
+    def _heat_map(self, loss, row, places):
         from matplotlib import colormaps
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.cm import ScalarMappable
@@ -96,43 +102,23 @@ class Probe:
         from matplotlib.figure import Figure
         from matplotlib.patches import Rectangle
 
-        sequences, length = loss.nll.shape
-        columns = min(length, _MOST_COLUMNS)
-        lines = [
-            (row, slice(start, min(start + columns, length)))
-            for row in range(min(sequences, _MOST_SEQUENCES))
-            for start in range(0, length, columns)
-            if loss.counts[row, start : start + columns].any()
-        ][:_MOST_ROWS]
-        width, height = columns * _CELL[0] + 0.6, max(len(lines), 1) * _CELL[1] + 0.9
-        figure = Figure(figsize=(width, height), dpi=80)
-        axes = figure.add_axes((0.5 / width, 0.8 / height, 1 - 0.6 / width, 1 - 0.9 / height))
+        lines = -(-places // _COLUMNS)
+        width, height = _COLUMNS * _CELL[0] + 0.2, lines * _CELL[1] + 0.65
+        figure = Figure(figsize=(width, height), dpi=100)
+        axes = figure.add_axes((0.1 / width, 0.55 / height, 1 - 0.2 / width, 1 - 0.65 / height))
+        axes.set(xlim=(0, _COLUMNS), ylim=(lines, 0))
+        axes.axis("off")
         scale = ScalarMappable(Normalize(0, loss.uniform), colormaps["Reds"])
-        for line, (row, places) in enumerate(lines):
-            for column, place in enumerate(range(places.start, places.stop)):
-                if not loss.counts[row, place]:
-                    continue
-                nll = loss.nll[row, place]
-                axes.add_patch(Rectangle((column, line), 1, 1, facecolor=scale.to_rgba(nll), edgecolor="white"))
-                ink = "white" if nll > 0.6 * loss.uniform else "black"
-                text = self.text(loss.labels[row, place])
-                text = text if len(text) <= 9 else f"{text[:8]}\u2026"
-                style: dict[str, Any] = {
-                    "color": ink,
-                    "ha": "center",
-                    "va": "center",
-                    "fontsize": 8,
-                    "parse_math": False,
-                }
-                axes.text(column + 0.5, line + 0.5, text, **style)
-        axes.set(xlim=(0, columns), ylim=(max(len(lines), 1), 0), xticks=[])
-        axes.set_yticks([i + 0.5 for i in range(len(lines))], [str(row) for row, _ in lines], fontsize=7)
-        axes.tick_params(length=0)
-        axes.spines[:].set_visible(False)
-        bar = figure.add_axes((0.5 / width, 0.45 / height, min(3.0, width - 1) / width, 0.15 / height))
-        figure.colorbar(scale, cax=bar, orientation="horizontal", label="nats")
-        bar.tick_params(labelsize=7)
-        bar.xaxis.label.set_fontsize(8)
+        for place in np.flatnonzero(loss.counts[row, :places]):
+            line, column = divmod(int(place), _COLUMNS)
+            nll, text = loss.nll[row, place], self.text(loss.labels[row, place])
+            axes.add_patch(Rectangle((column, line), 1, 1, facecolor=scale.to_rgba(nll), edgecolor="white"))
+            written = axes.text(column + 0.5, line + 0.5, text if len(text) <= 9 else f"{text[:8]}\u2026")
+            ink = "white" if nll > 0.6 * loss.uniform else "black"
+            written.set(color=ink, ha="center", va="center", fontsize=7, parse_math=False)
+        bar = figure.add_axes((0.1 / width, 0.38 / height, 0.5, 0.1 / height))
+        figure.colorbar(scale, cax=bar, orientation="horizontal").set_label("nats", size=7)
+        bar.tick_params(labelsize=6)
         canvas = FigureCanvasAgg(figure)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Glyph .* missing from")

@@ -306,5 +306,6 @@ class TensorBoard(keras.callbacks.TensorBoard):
         loss = probe.loss(self._model, metric)
         with self._writer("probe").as_default(epoch), self.summary.record_if(True):
             self.summary.histogram("token_nll", loss.nll[loss.counts], description="nats of each token of the probe")
-            self.summary.image("tokens", probe.heat_map(loss)[None], description="the darker, the larger the loss")
+            pictures = probe.heat_maps(loss)
+            self.summary.image("tokens", pictures, max_outputs=len(pictures), description="dark: a large loss")
             self.summary.text("worst_tokens", probe.worst_tokens(loss))

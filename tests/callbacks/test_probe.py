@@ -34,22 +34,24 @@ def test_the_table_has_the_worst_first_and_none_that_do_not_count():
 
 def test_the_picture_is_darker_where_the_loss_is_larger():
     probe = Probe(data(), [" "] * 4)
-    low, high = (probe.heat_map(loss([[value] * 4])) for value in (0.1, 2.9))
+    low, high = probe.heat_maps(loss([[0.1] * 4, [2.9] * 4]))
     assert low.shape == high.shape and low.dtype == np.uint8
-    assert high.mean() < low.mean() - 20
+    assert high.mean() < low.mean() - 10
 
 
-def test_the_picture_stays_small_and_leaves_out_what_does_not_count():
+def test_there_is_a_picture_of_each_of_a_few_sequences_up_to_its_last_token_that_counts():
     probe = Probe(data(), None)
-    wide = probe.heat_map(loss(np.ones((30, 400))))
-    assert wide.shape[0] < 1400 and wide.shape[1] < 1300
-    padded = probe.heat_map(loss(np.ones((4, 8)), np.arange(4)[:, None] * np.ones((1, 8)) < 1))
-    assert padded.shape[0] < probe.heat_map(loss(np.ones((4, 8)))).shape[0]
-    assert probe.heat_map(loss(np.ones((2, 3)), np.zeros((2, 3)))).ndim == 3
+    many = probe.heat_maps(loss(np.ones((30, 400))))
+    assert len(many) == 8 and max(many.shape[1:]) < 1000
+    counts = np.arange(40) < np.array([[3], [17]])
+    padded = probe.heat_maps(loss(np.ones((2, 40)), counts))
+    assert padded.shape == probe.heat_maps(loss(np.ones((2, 24)))).shape
+    assert padded.shape[1] < probe.heat_maps(loss(np.ones((2, 40)))).shape[1]
+    assert probe.heat_maps(loss(np.ones((2, 3)), np.zeros((2, 3)))).shape[0] == 2
 
 
 def test_losses_that_are_no_numbers_are_drawn_and_listed():
     probe = Probe(data(), None)
     found = loss([[np.nan, np.inf, 1.0]])
-    assert probe.heat_map(found).ndim == 3
+    assert probe.heat_maps(found).ndim == 4
     assert "nan" in probe.worst_tokens(found) and "inf" in probe.worst_tokens(found)

@@ -134,6 +134,30 @@ def test_the_gradient_norm_is_that_of_the_step(run, tmp_path):
     assert "gradient_norm" not in run[2][0]
 
 
+@pytest.mark.parametrize("policy", ["float32", "mixed_float16"])
+def test_a_watched_model_trains_saves_and_loads_as_any_other(tmp_path, policy):
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(policy)
+    try:
+        built, plain = model(), model()
+        fit(built, kx.callbacks.TensorBoard(tmp_path / "logs", update_freq=1, gradient_norm=True))
+        fit(plain)
+        built.save(tmp_path / "model.keras")
+        loaded = keras.models.load_model(tmp_path / "model.keras")
+    finally:
+        keras.config.set_dtype_policy(before)
+    norms = list(scalars(tmp_path / "logs" / "train")["batch_gradient_norm"].values())
+    # A scaled loss would have a gradient that is thousands of times as large.
+    assert all(0 < norm < 10 for norm in norms)
+    for ours, theirs in zip(built.get_weights(), plain.get_weights(), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    assert len(loaded.optimizer.variables) == len(built.optimizer.variables)
+    for ours, theirs in zip(loaded.optimizer.variables, built.optimizer.variables, strict=True):
+        np.testing.assert_array_equal(to_numpy(ours.value), to_numpy(theirs.value))
+    loaded.save_weights(tmp_path / "plain.weights.h5")
+    built.load_weights(tmp_path / "plain.weights.h5")
+
+
 def test_nothing_is_read_from_the_device_at_steps_that_write_nothing(tmp_path, monkeypatch):
     asked = []
     totals = kx.metrics.Perplexity.totals
@@ -185,6 +209,8 @@ def test_the_probe_shows_its_tokens(run):
         [histogram[3][0, 0], histogram[3][-1, 1]], [losses[y != 0].min(), losses[y != 0].max()], rtol=1e-4
     )
     (pictures,) = of_plugin(folder / "probe", "images").values()
+    # Width and height, and a picture of each sequence.
+    assert len(pictures[3]) == 2 + 3
     assert pictures[3][2].startswith(b"\x89PNG")
     (table,) = of_plugin(folder / "probe", "text").values()
     rows = [line.split(" | ") for line in table[3].item().decode().splitlines()[2:]]

@@ -19,7 +19,7 @@ def figures():
     printed = subprocess.run(
         [sys.executable, script, "--smoke"], env=environment(), capture_output=True, text=True, check=True
     ).stdout
-    return dict(re.findall(r"^  (.*\S) +([\d.]+)$", printed, re.MULTILINE))
+    return dict(re.findall(r"^  (\S.*\S) +([\d.]+)$", printed, re.MULTILINE))
 
 
 def test_the_metric_alone_is_the_perplexity(figures):

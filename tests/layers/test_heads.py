@@ -472,7 +472,9 @@ if BACKEND == "tensorflow":
 
     def test_replicas_train_as_one_device_does():
         program = """
+import tempfile
 import keras, numpy as np, tensorflow as tf
+from tests.callbacks.logs import scalars
 tf.config.set_logical_device_configuration(
     tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2
 )
@@ -483,8 +485,13 @@ def fit(scope):
     with scope:
         model = t.language_model(kx.layers.LogitsDense)
         model.compile(keras.optimizers.SGD(0.1), t.loss(), metrics=[kx.metrics.Perplexity(ignore_class=0)])
-    model.fit(tokens, following, 8, 2, verbose=0, shuffle=False)
-    return model.get_weights(), model.evaluate(tokens, following, 8, verbose=0)
+    with tempfile.TemporaryDirectory() as logs:
+        callback = kx.callbacks.TensorBoard(logs, update_freq=1)
+        model.fit(tokens, following, 8, 2, verbose=0, shuffle=False, callbacks=[callback])
+        read = scalars(logs + "/train")
+    logged = [read[tag][step] for tag in ("batch_nll", "batch_loss", "batch_valid_share") for step in range(1, 7)]
+    evaluated = model.evaluate(tokens, following, 8, verbose=0)
+    return model.get_weights(), evaluated + logged + list(read["epoch_tokens"].values())
 import contextlib
 one = fit(contextlib.nullcontext())
 two = fit(tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]).scope())
