@@ -72,12 +72,27 @@ def fusible_logits(predictions: Any, *, axis: int, from_logits: bool = True) -> 
 
 
 def lost_head(logits: Any) -> Head | None:
-    """The head of other logits of the same program and shape, from which these have probably been made."""
+    """The head of other logits of the same shape, from which these have been made.
+
+    On JAX, which does not tell, other logits of the same program: then it is probably so.
+    """
     for other in list(_with_heads.values()):
         same_program = _program(other) is _program(logits)
         if other is not logits and same_program and tuple(other.shape) == tuple(logits.shape):
-            return head_of(other)
+            if _operation(logits) is None or _is_made_from(logits, other):
+                return head_of(other)
     return None
+
+
+def _is_made_from(tensor, other, operations=30):
+    """Whether one is found among the inputs of the other, a few operations back."""
+    waiting = [tensor.op]
+    for operation in waiting:
+        if operation is other.op:
+            return True
+        if len(waiting) < operations:
+            waiting += [one.op for one in operation.inputs]
+    return False
 
 
 def _program(tensor):

@@ -188,7 +188,8 @@ class PerplexityLogger(keras.callbacks.Callback):
     # The file.
 
     def _write(self, of, values):
-        if not values:
+        # No tokens are in batches that were not there: where Keras does not know its length, data runs out.
+        if not values or of == "batches" and not values["tokens"]:
             return
         seconds = round(time.perf_counter() - self._start, 3)
         row = {"of": of, "epoch": self._epoch, "step": self._timeline.steps, "seconds": seconds, **values}

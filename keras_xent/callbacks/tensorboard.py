@@ -203,6 +203,9 @@ class TensorBoard(keras.callbacks.TensorBoard):
 
     def _write_batches(self):
         totals, now = self._readings.new_totals(), time.perf_counter()
+        if totals and not any(new.labels for new in totals.values()):
+            # The data has run out where Keras did not know its length.
+            return
         seconds, self._clock = now - self._clock, now
         written = {f"batch_{name}": value for name, value in self._readings.new_values().items()}
         for one in self._readings.perplexed():

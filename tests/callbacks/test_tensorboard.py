@@ -18,7 +18,7 @@ import keras_xent as kx
 from tests import oracles
 from tests.backend import environment, to_numpy
 from tests.callbacks.logs import events, of_plugin, scalars
-from tests.callbacks.training import BATCH, CLASSES, STEPS, data, fit, model
+from tests.callbacks.training import BATCH, CLASSES, LENGTH, STEPS, data, fit, model
 
 TEXTS = ["[PAD]", "a|b", "<b>", "\n", *(f"token{i}" for i in range(4, CLASSES))]
 
@@ -216,6 +216,30 @@ def test_the_probe_shows_its_tokens(run):
     rows = [line.split(" | ") for line in table[3].item().decode().splitlines()[2:]]
     worst = np.sort(losses[y != 0])[::-1][: len(rows)]
     np.testing.assert_allclose([float(row[0].strip("| ")) for row in rows], worst, atol=6e-4)
+
+
+def test_outputs_have_tags_of_their_own(tmp_path):
+    (x, y), inputs = data(), keras.Input((LENGTH,))
+    hidden = keras.layers.Embedding(CLASSES, 8)(inputs)
+    built = keras.Model(inputs, {"a": keras.layers.Dense(CLASSES)(hidden), "b": keras.layers.Dense(CLASSES)(hidden)})
+    metrics = {name: [kx.metrics.Perplexity(ignore_class=0)] for name in "ab"}
+    built.compile("adam", {name: kx.losses.MaskedSequenceCrossentropy() for name in "ab"}, metrics=metrics)
+    callback = kx.callbacks.TensorBoard(tmp_path, update_freq=2)
+    history = built.fit(x, {"a": y, "b": y}, batch_size=BATCH, verbose=0, callbacks=[callback]).history
+    read = scalars(tmp_path / "train")
+    for name in "ab":
+        np.testing.assert_allclose(read[f"epoch_{name}_nll"][0], np.log(history[f"{name}_perplexity"][0]), rtol=1e-6)
+        assert list(read[f"batch_{name}_nll"]) == [2, 4]
+
+
+def test_data_of_unknown_length_end_without_an_empty_batch(tmp_path):
+    import tensorflow as tf
+
+    batches = tf.data.Dataset.from_tensor_slices(data()).batch(BATCH).filter(lambda x, y: True)
+    model().fit(batches, epochs=2, verbose=0, callbacks=[kx.callbacks.TensorBoard(tmp_path, update_freq=3)])
+    read = scalars(tmp_path / "train")["batch_nll"]
+    assert all(np.isfinite(value) for value in read.values())
+    assert len(read) == 4
 
 
 # What goes wrong.

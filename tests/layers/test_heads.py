@@ -322,6 +322,20 @@ def test_a_lost_source_is_told_once_with_the_layer_and_the_fix(calls):
     assert calls == []
 
 
+if BACKEND == "tensorflow":
+
+    def test_another_output_of_the_same_shape_has_not_lost_the_source():
+        tokens, following, _ = data()
+        inputs = keras.Input((LENGTH,))
+        hidden = keras.layers.Embedding(VOCABULARY, FEATURES)(inputs)
+        outputs = {"a": kx.layers.LogitsDense(VOCABULARY)(hidden), "b": keras.layers.Dense(VOCABULARY)(hidden)}
+        model = keras.Model(inputs, outputs)
+        model.compile("adam", {"a": loss(), "b": loss()})
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", UserWarning)
+            model.train_on_batch(tokens, {"a": following, "b": following})
+
+
 def test_a_metric_that_reads_logits_works_and_is_told_once():
     model = language_model(kx.layers.LogitsDense, name="vocabulary")
     metrics = [kx.metrics.TokenAccuracy(ignore_class=0), kx.metrics.Perplexity(ignore_class=0)]
