@@ -8,7 +8,7 @@ from pathlib import Path
 from tools.bench import tables
 
 RESULTS = Path("runs/bench.json")
-ROWS = ("sigmoid", "dense", "sparse", "linear", "head", "fit", "callbacks", "first-step", "memory", "import")
+ROWS = ("sigmoid", "dense", "sparse", "linear", "head", "fit", "metrics", "callbacks", "first-step", "memory", "import")
 
 
 def main() -> None:
@@ -30,7 +30,7 @@ def main() -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Measures row by row and keeps what it has after each."""
     # Imported here, so that `table` needs no TensorFlow.
-    from tools.bench import callbacks, first_step, fit, head, imports, linear, machine, memory, timing
+    from tools.bench import callbacks, first_step, fit, head, imports, linear, machine, memory, metrics, timing
 
     rounds = 3 if arguments.quick else 11
     results = {"machine": machine.facts(), "rounds": rounds, "rows": []}
@@ -40,6 +40,7 @@ def run(arguments: argparse.Namespace) -> None:
             "linear": linear,
             "head": head,
             "fit": fit,
+            "metrics": metrics,
             "callbacks": callbacks,
             "first-step": first_step,
             "memory": memory,
