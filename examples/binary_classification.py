@@ -3,12 +3,12 @@
     python examples/binary_classification.py            # three seeds, about half a minute on two cores
     python examples/binary_classification.py --smoke    # one seed, in seconds
 
-The data are scikit-learn's breast cancer measurements. To leave some doubt, the model sees two of the thirty: texture and
-smoothness. Of the malignant cases every third is kept, so that five benign ones come to each.
+The data are scikit-learn's breast cancer measurements. To leave some doubt, the model sees two of the thirty, texture
+and smoothness. Of the malignant cases every third is kept, so that five benign ones come to each.
 
 A loss that weighs positive labels by `w` finds more of them. Its probabilities are then too high, since it sees a world
-with `w` times as many positives: the best logit is `ln(p / (1 - p)) + ln w`. Subtracting `ln w` makes them true, and the
-threshold `1 / (1 + w)` in place of 1/2 makes the same decisions.
+with `w` times as many positives: the best logit is `ln(p / (1 - p)) + ln w`. Subtracting `ln w` makes them true, and
+the threshold `1 / (1 + w)` in place of 1/2 makes the same decisions.
 """
 
 import argparse
