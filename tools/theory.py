@@ -53,7 +53,7 @@ def draw_steps(axes, start=0.001, steps=600):
         axes.plot(said, label=name)
     axes.axhline(0.9, color="gray", linestyle="--", linewidth=1)
     axes.set(xlabel="step", ylabel="probability given to what is true", ylim=(0, 1.02))
-    axes.legend(loc="center right")
+    axes.legend(loc="center")
 
 
 PICTURES = {"cost": draw_cost, "divergence": draw_divergence, "steps": draw_steps}
