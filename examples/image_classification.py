@@ -1,6 +1,6 @@
 """Read digits from ten images of each: label smoothing makes a model more accurate, and less sure of itself.
 
-    python examples/image_classification.py            # three seeds, about a minute on two cores
+    python examples/image_classification.py            # three seeds, about half a minute on two cores
     python examples/image_classification.py --smoke    # one seed, in seconds
 
 The images are scikit-learn's digits, 8 by 8 pixels. A network that has only a hundred of them soon fits each one
