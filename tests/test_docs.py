@@ -2,6 +2,7 @@
 
 import doctest
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -55,6 +56,13 @@ def test_every_number_of_the_theory_is_one_that_its_code_is_given_or_prints():
     prose = re.sub(r"```.*?```|\]\([^)]*\)", "", THEORY.read_text(), flags=re.DOTALL)
     assert len(numbers(prose)) > 30
     assert numbers(prose) - numbers(sessions(THEORY)) == set()
+
+
+def test_the_pictures_of_the_theory_are_those_that_the_tool_draws(tmp_path):
+    runpy.run_path(str(ROOT / "tools" / "theory.py"))["main"](tmp_path)
+    drawn = {picture.name for picture in tmp_path.glob("*.png")}
+    assert drawn == {picture.name for picture in (ROOT / "docs").glob("theory-*.png")}
+    assert drawn == set(re.findall(r"!\[[^]]*\]\((.*?)\)", THEORY.read_text()))
 
 
 def test_the_table_of_differences_is_what_the_tool_prints():
