@@ -30,16 +30,18 @@ CLASSES = ("keyword", "name", "number", "string", "comment", "operator")
 COLOURS = ("tab:purple", "black", "tab:red", "tab:green", "tab:gray", "tab:blue")
 IGNORED = -1
 LENGTH = 80
+# What `tokenize` calls them; since Python 3.12 an f-string comes in pieces such as FSTRING_START.
+KINDS = {"NUMBER": "number", "STRING": "string", "FSTRING": "string", "COMMENT": "comment", "OP": "operator"}
 TRAINING = "ast configparser csv dataclasses difflib functools inspect pprint"
 TEST = "queue random shutil statistics textwrap"
 
 
 def class_of(token):
-    """The number of a token's class, or -1 for line ends and the like."""
+    """The number of a token's class, or `IGNORED` for line ends and the like."""
     if token.type == tokenize.NAME:
         return CLASSES.index("keyword" if keyword.iskeyword(token.string) else "name")
-    kinds = {tokenize.NUMBER: "number", tokenize.STRING: "string", tokenize.COMMENT: "comment", tokenize.OP: "operator"}
-    return CLASSES.index(kinds[token.type]) if token.type in kinds else IGNORED
+    kind = tokenize.tok_name[token.type].partition("_")[0]
+    return CLASSES.index(KINDS[kind]) if kind in KINDS else IGNORED
 
 
 def read_lines(modules):
