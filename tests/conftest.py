@@ -10,6 +10,10 @@ os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 
+def pytest_addoption(parser):
+    parser.addoption("--whole", action="store_true", help="run the examples whole and from three seeds, not --smoke")
+
+
 @pytest.fixture(autouse=True, scope="module")
 def programs_are_freed():
     """The programs of the whole suite would take gigabytes, which every collection of garbage walks through."""

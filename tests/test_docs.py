@@ -1,6 +1,8 @@
 """The pages say what the code does."""
 
+import doctest
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -10,11 +12,22 @@ import pytest
 from tests.backend import environment
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "examples" / "README.md"]
+PAGES += sorted((ROOT / "docs").glob("*.md"))
+THEORY = ROOT / "docs" / "theory.md"
+
+
+def every_block(page):
+    return re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
 
 
 def blocks(page):
-    return re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
+    return [block for block in every_block(page) if not block.startswith(">>>")]
+
+
+def sessions(page):
+    """The blocks that show what they print, as one."""
+    return "\n".join(block for block in every_block(page) if block.startswith(">>>"))
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page)], ids=lambda page: page.name)
@@ -24,6 +37,32 @@ def test_the_code_on_a_page_runs(page, tmp_path):
     assert run.returncode == 0, run.stderr
     if page.name in ("README.md", "perplexity.md"):
         assert "perplexity: " in run.stdout
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if sessions(page)], ids=lambda page: page.name)
+def test_the_code_on_a_page_prints_what_the_page_says(page):
+    session = doctest.DocTestParser().get_doctest(sessions(page), {}, page.name, str(page), 0)
+    printed = []
+    failed, attempted = doctest.DocTestRunner(verbose=False).run(session, out=printed.append)
+    assert attempted > 0
+    assert failed == 0, "".join(printed)
+
+
+def numbers(text):
+    return {float(number.replace(",", "").replace("_", "")) for number in re.findall(r"\d+(?:[.,_]\d+)*", text)}
+
+
+def test_every_number_of_the_theory_is_one_that_its_code_is_given_or_prints():
+    prose = re.sub(r"```.*?```|\]\([^)]*\)", "", THEORY.read_text(), flags=re.DOTALL)
+    assert len(numbers(prose)) > 30
+    assert numbers(prose) - numbers(sessions(THEORY)) == set()
+
+
+def test_the_pictures_of_the_theory_are_those_that_the_tool_draws(tmp_path):
+    runpy.run_path(str(ROOT / "tools" / "theory.py"))["main"](tmp_path)
+    drawn = {picture.name for picture in tmp_path.glob("*.png")}
+    assert drawn == {picture.name for picture in (ROOT / "docs").glob("theory-*.png")}
+    assert drawn == set(re.findall(r"!\[[^]]*\]\((.*?)\)", THEORY.read_text()))
 
 
 def test_the_table_of_differences_is_what_the_tool_prints():

@@ -1,0 +1,32 @@
+"""The code in colours of examples/: from one seed and few lines, or with `--whole` from three seeds."""
+
+import numpy as np
+import pytest
+
+from tests.examples import scripts
+
+
+@pytest.fixture(scope="module")
+def script():
+    return scripts.load("sequence_labelling")
+
+
+def test_a_character_has_the_class_of_its_token(script):
+    codes, labels = script.read_lines("queue")
+    line = "    from _queue import SimpleQueue"
+    row = next(i for i, code in enumerate(codes) if "".join(map(chr, code)).rstrip("\0") == line)
+    blank, keyword, name = -1, script.CLASSES.index("keyword"), script.CLASSES.index("name")
+    words = np.repeat([blank, keyword, blank, name, blank, keyword, blank, name], [4, 4, 1, 6, 1, 6, 1, 11])
+    np.testing.assert_array_equal(labels[row, : len(line)], words)
+    assert (labels[row, len(line) :] == script.IGNORED).all()
+
+
+def test_it_knows_more_of_a_character_than_the_character_tells(script, tmp_path, request):
+    whole = request.config.getoption("--whole")
+    seeds, every, epochs, least, most = (3, 2, 6, 0.9, 1.4) if whole else (1, 4, 4, 0.8, 2.0)
+    baseline, results = script.main(tmp_path, seeds, every, epochs)
+    assert 0.4 < baseline < 0.65
+    for result in results:
+        assert result["token_accuracy"] > least
+        assert result["perplexity"] < most
+    assert (tmp_path / "code.png").read_bytes().startswith(b"\x89PNG")

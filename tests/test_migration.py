@@ -1,0 +1,121 @@
+"""The tables of docs/choosing-a-loss.md: what one writes elsewhere and what one writes here are the same number."""
+
+import importlib.util
+import json
+import pathlib
+import re
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+
+import keras_xent
+from tests.backend import to_numpy
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+PAGE = ROOT / "docs" / "choosing-a-loss.md"
+SECTION = PAGE.read_text().partition("## Coming from elsewhere")[2]
+ROWS = re.findall(r"^\| `(.+)` \| `(.+)` \|$", SECTION, re.MULTILINE)
+
+# PyTorch has an environment of its own, as in tools/bench/head.py.
+TORCH = ROOT / ".venv-torch" / "bin" / "python"
+IN_TORCH = """
+import json, sys
+import numpy, torch
+import torch.nn.functional as F
+names = {name: torch.tensor(array) for name, array in numpy.load(sys.argv[1]).items()}
+numpy.savez(sys.argv[2], *(eval(row, {"F": F, **names}).numpy() for row in json.loads(sys.argv[3])))
+"""
+
+
+def rows(library):
+    """The rows from a library, each one with what stands on its left as its name."""
+    found = [row for row in ROWS if re.split(r"[.(]", row[0])[0] == library]
+    return pytest.mark.parametrize("there, here", found, ids=[left for left, _ in found])
+
+
+def inputs():
+    """The arrays that the page names, of sizes that no other axis has."""
+    rng = np.random.default_rng(0)
+    examples, steps, classes, features = 6, 4, 5, 3
+    x, xt = rng.normal(0, 2, (examples, classes)), rng.normal(0, 2, (examples, steps, classes))
+    kt = rng.integers(0, classes, (examples, steps))
+    kt[0, 2:] = kt[3, 1:] = -100
+    arrays = {
+        "x": x,
+        "p": np.exp(x) / np.exp(x).sum(axis=1, keepdims=True),
+        "q": rng.dirichlet(np.ones(classes), examples),
+        "y": rng.integers(0, 2, (examples, classes)),
+        "w": rng.uniform(0.5, 3, classes),
+        "t": np.array([1, 0, 2, 1, 0.5, 1]),
+        "xt": xt,
+        "h": rng.normal(0, 1, (examples, features)),
+        "m": rng.normal(0, 1, (classes, features)),
+    }
+    return {**{name: array.astype("float32") for name, array in arrays.items()}, "k": kt[:, 0].clip(0), "kt": kt}
+
+
+INPUTS = inputs()
+
+
+def same(here, there):
+    losses = {name: getattr(keras_xent.losses, name) for name in keras_xent.losses.__all__}
+    names = {"kernels": keras_xent.kernels, "metrics": keras_xent.metrics, "C": INPUTS["x"].shape[1], **losses}
+    ours, there = to_numpy(eval(here, names, INPUTS)), np.asarray(there, "float64")
+    assert ours.shape == there.shape
+    np.testing.assert_allclose(ours, there, rtol=2e-5, atol=2e-6)
+
+
+def test_the_page_names_every_library_and_each_row_is_run():
+    libraries = {re.split(r"[.(]", there)[0] for there, _ in ROWS}
+    assert libraries == {"keras", "keras_hub", "tf", "F", "optax"}
+    headings = re.findall(r"^\|---\|---\|$", SECTION, re.MULTILINE)
+    assert len(ROWS) == SECTION.count("\n|") - 2 * len(headings)
+
+
+@rows("keras")
+def test_keras(there, here):
+    same(here, to_numpy(keras.ops.convert_to_tensor(eval(there, {"keras": keras}, INPUTS))))
+
+
+@rows("keras_hub")
+def test_keras_hub(there, here):
+    hub = pytest.importorskip("keras_hub", reason="keras-hub is not installed: pip install '.[hub]'")
+    same(here, to_numpy(keras.ops.convert_to_tensor(eval(there, {"keras_hub": hub}, INPUTS))))
+
+
+@rows("tf")
+def test_tensorflow(there, here):
+    tf = pytest.importorskip("tensorflow")
+    same(here, eval(there, {"tf": tf}, INPUTS))
+
+
+@rows("optax")
+def test_optax(there, here):
+    optax = pytest.importorskip("optax", reason="optax is not installed: pip install optax")
+    same(here, eval(there, {"optax": optax}, INPUTS))
+
+
+@pytest.fixture(scope="module")
+def in_torch(tmp_path_factory):
+    """What PyTorch answers, by row."""
+    python = sys.executable if importlib.util.find_spec("torch") else str(TORCH)
+    if not pathlib.Path(python).exists():
+        pytest.skip(
+            "PyTorch is not installed: python3 -m venv .venv-torch && .venv-torch/bin/pip install torch==2.13.0 numpy"
+        )
+    folder = tmp_path_factory.mktemp("torch")
+    theirs = [there for there, _ in ROWS if there.startswith("F.")]
+    np.savez(folder / "inputs.npz", **INPUTS)
+    command = [python, "-c", IN_TORCH, folder / "inputs.npz", folder / "answers.npz", json.dumps(theirs)]
+    run = subprocess.run(command, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    answers = np.load(folder / "answers.npz")
+    return {there: answers[f"arr_{i}"] for i, there in enumerate(theirs)}
+
+
+@rows("F")
+def test_pytorch(there, here, in_torch):
+    same(here, in_torch[there])
