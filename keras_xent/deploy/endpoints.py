@@ -23,8 +23,10 @@ def of_tokens(model: Any, ignore_class: int | None) -> dict[str, Endpoint]:
     def serve(token_ids):
         return _predictions(model, token_ids)
 
-    # TensorFlow Serving and Python take the default; who calls the signature itself gives a mask.
-    def score(token_ids, mask=tf.constant([[True]])):
+    # A default that is a tensor is kept in the signature, for TensorFlow Serving.
+    everything = tf.constant([[True]])
+
+    def score(token_ids, mask=everything):
         counts = targets.counted(token_ids, ops.broadcast_to(mask, ops.shape(token_ids)), ignore_class)
         token_ids = _tokens(token_ids, counts, model.output.shape[-1])
         labels, counts = token_ids[:, 1:], counts[:, 1:]

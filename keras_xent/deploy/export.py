@@ -76,8 +76,8 @@ def export_scorer(
     if keras.backend.backend() != "tensorflow":
         raise ValueError(
             "`export_scorer` writes the programs of Keras on TensorFlow, and Keras runs on "
-            f"'{keras.backend.backend()}'. Save the model with `model.save('model.keras')`, and load and export it in a "
-            "process with the environment variable KERAS_BACKEND=tensorflow."
+            f"'{keras.backend.backend()}'. Save the model with `model.save('model.keras')`, and load and export it in "
+            "a process with the environment variable KERAS_BACKEND=tensorflow."
         )
     endpoints = _checked_endpoints(endpoints)
     compiled = arguments.boolean("compiled", compiled)
@@ -102,7 +102,7 @@ def export_scorer(
     for name in endpoints:
         function, signature = made[name]
         archive.add_endpoint(name, _traced(function, compiled), signature)
-    # Gradients of kernels would be traced while saving, compiled by XLA and to the second order, which some do not have.
+    # The kernels' gradients would be traced while saving: by XLA, and to the second order, which some do not have.
     options = tf.saved_model.SaveOptions(experimental_custom_gradients=False)
     archive.write_out(str(path), options=options, verbose=False)
     _write_extra(Path(path), about, tokenizer)

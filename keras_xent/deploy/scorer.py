@@ -120,7 +120,9 @@ class Scorer:
         batch_size: int = 8,
         progress: Callable[[int], Any] | None = None,
     ) -> np.ndarray:
-        """The log-likelihood of each token of one document of any length, `[T]`, nan for a first one without context.
+        """The log-likelihood of each token of one document of any length, `[T]`, in float64.
+
+        It is nan for tokens that are not scored: the first, unless a start token comes before it, and `ignore_class`.
 
         The document is scored in windows of `context + 1` tokens that move on by `stride` tokens. Each token is scored
         once, in the first window that holds it, given at least `context - stride + 1` tokens where there are as many.
@@ -131,6 +133,9 @@ class Scorer:
             stride: from 1, the most context and the most work, to `context`, the least; by default half of `context`.
             batch_size: how many windows are scored at once.
             progress: is called with the number of tokens that have been scored since the last call.
+
+        Raises:
+            ValueError: arguments or tokens out of their range; a model that gives no numbers.
         """
         if not self.causal:
             raise ValueError("`score_document` needs a language model, and this one scores inputs with labels.")
@@ -146,7 +151,9 @@ class Scorer:
         if self.start_token is not None:
             tokens = np.insert(tokens, 0, self.start_token, axis=1)
         tokens = tokens[0]
-        result = np.full(len(tokens), np.nan)
+        result, wanted = np.full(len(tokens), np.nan), np.arange(len(tokens)) > 0
+        if self.ignore_class is not None:
+            wanted &= tokens != self.ignore_class
         all_windows = list(windows(len(tokens), context, stride))
         for first in range(0, len(all_windows), batch_size):
             batch = all_windows[first : first + batch_size]
@@ -156,13 +163,27 @@ class Scorer:
                 result[window.fresh : window.end] = values[window.fresh - window.end :]
             if progress is not None:
                 progress(sum(w.end - w.fresh for w in batch))
+        if np.isnan(result[wanted]).any():
+            place = int(np.flatnonzero(wanted & np.isnan(result))[0]) - (self.start_token is not None)
+            raise ValueError(
+                f"The model's log-likelihood of token {place} is not a number: look for NaN in its weights."
+            )
+        result[~wanted] = np.nan
         return result if self.start_token is None else result[1:]
 
     def _run(self, given):
         import tensorflow as tf
 
         tensors = {name: tf.constant(value, self._inputs[name].dtype) for name, value in given.items()}
-        return {name: value.numpy() for name, value in self._score(**tensors).items()}
+        try:
+            scored = self._score(**tensors)
+        except tf.errors.OpError as error:
+            shape = next(iter(given.values())).shape
+            raise ValueError(
+                f"The model cannot score an input of shape {shape} ({_reason(error)}). If that is too much for it, "
+                "give it less at once: a smaller `context`, a smaller batch."
+            ) from error
+        return {name: value.numpy() for name, value in scored.items()}
 
     def _checked(self, name, value):
         """The array, if the signature takes it."""
@@ -211,6 +232,13 @@ def windows(length: int, context: int, stride: int) -> Iterator[Window]:
         end = min(length, fresh + (context if fresh == 1 else stride))
         yield Window(max(0, end - context - 1), fresh, end)
         fresh = end
+
+
+def _reason(error):
+    """What an error of a graph says, without where the graph was."""
+    others = ("Graph execution error", "Detected at", "<stack traces", "\t")
+    lines = [line for line in str(error.message).splitlines() if line.strip() and not line.startswith(others)]
+    return lines[0].partition(" [[")[0].rstrip(".") if lines else type(error).__name__
 
 
 def _read_json(path):

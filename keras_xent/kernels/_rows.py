@@ -95,9 +95,7 @@ def in_blocks(function: Callable, arrays: tuple, results: tuple, *, in_place: bo
         start = ops.minimum(i * size, count - size)
         current = (results[0], *arrays[1:]) if in_place else arrays
         pieces = _inside(function, [a if a.shape[0] == 1 else _block(a, start, size) for a in current])
-        return tuple(
-            with_rows(result, start, piece) for result, piece in zip(results, pieces, strict=True)
-        )
+        return tuple(with_rows(result, start, piece) for result, piece in zip(results, pieces, strict=True))
 
     return loop(blocks, block, (arrays[0], *results[1:]) if in_place else tuple(results))
 
