@@ -28,7 +28,7 @@ def of_tokens(model: Any, ignore_class: int | None) -> dict[str, Endpoint]:
 
     def score(token_ids, mask=everything):
         counts = targets.counted(token_ids, ops.broadcast_to(mask, ops.shape(token_ids)), ignore_class)
-        token_ids = _tokens(token_ids, counts, model.output.shape[-1])
+        token_ids = _tokens(token_ids, counts, model.outputs[0].shape[-1])
         labels, counts = token_ids[:, 1:], counts[:, 1:]
         predictions = model(token_ids[:, :-1], training=False)
         known = source.keras_mask(predictions)
@@ -78,11 +78,11 @@ def of_labels(model: Any) -> dict[str, Endpoint]:
         return _train(model, inputs, labels, sample_weight)
 
     loss = keras.losses.get(model.loss)
-    shape, dtype = model.output.shape, "float32"
+    shape, dtype = model.outputs[0].shape, "float32"
     if isinstance(loss, _SPARSE) or loss is keras.losses.sparse_categorical_crossentropy:
         axis = getattr(loss, "axis", -1) % len(shape)
         shape, dtype = shape[:axis] + shape[axis + 1 :], "int32"
-    inputs = _spec("inputs", model.input.dtype, *model.input.shape)
+    inputs = _spec("inputs", model.inputs[0].dtype, *model.inputs[0].shape)
     labels = _spec("labels", dtype, *shape)
     return {
         "serve": (serve, [inputs]),

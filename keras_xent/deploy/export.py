@@ -86,7 +86,7 @@ def export_scorer(
         ignore_class = getattr(model.loss, "ignore_class", None)
     ignore_class = arguments.class_or_none("ignore_class", ignore_class)
     _check_loss(model, endpoints, causal)
-    classes = model.output.shape[-1]
+    classes = model.outputs[0].shape[-1]
     about = {
         "causal": causal,
         "ignore_class": ignore_class,
@@ -141,20 +141,21 @@ def _checked_endpoints(endpoints):
 
 
 def _causal(model, causal):
-    given, made = getattr(model, "input", None), getattr(model, "output", None)
-    if not isinstance(given, keras.KerasTensor) or not isinstance(made, keras.KerasTensor):
+    given, made = (getattr(model, name, None) or () for name in ("inputs", "outputs"))
+    if len(given) != 1 or len(made) != 1:
         raise ValueError(
             "`model` must be a built Functional or Sequential model with one input and one output. "
             f"Received: {type(model).__name__}. Make one around it, such as "
             "`tokens = keras.Input([None], dtype='int32'); keras.Model(tokens, model(tokens))`."
         )
-    possible = len(given.shape) == 2 and len(made.shape) == 3
+    given, made = given[0].shape, made[0].shape
+    possible = len(given) == 2 and len(made) == 3
     if causal is None:
         return possible
     if arguments.boolean("causal", causal) and not possible:
         raise ValueError(
             "`causal` must be False for a model that does not predict a token for each of its inputs, from shape "
-            f"[B, T] to [B, T, V]. Received: causal=True and a model from {tuple(given.shape)} to {tuple(made.shape)}."
+            f"[B, T] to [B, T, V]. Received: causal=True and a model from {given} to {made}."
         )
     return causal
 
