@@ -14,14 +14,14 @@ VOCABULARY = 50
 PLAIN = pathlib.Path(__file__).with_name("plain.py")
 
 
-def language_model(head=kx.layers.LogitsDense, activation=None, rate=0.1, **loss):
+def language_model(head=kx.layers.LogitsDense, activation=None, rate=0.1, vocabulary=VOCABULARY, **loss):
     """A causal model with padding 0, compiled but not trained."""
     keras.utils.set_random_seed(0)
     tokens = keras.Input([None], dtype="int32")
-    x = keras.layers.Embedding(VOCABULARY, 16, mask_zero=True)(tokens)
+    x = keras.layers.Embedding(vocabulary, 16, mask_zero=True)(tokens)
     x = keras.layers.MultiHeadAttention(2, 8)(x, x, use_causal_mask=True)
     x = keras.layers.Dropout(rate)(x)
-    model = keras.Model(tokens, head(VOCABULARY, activation=activation, kernel_initializer="random_normal")(x))
+    model = keras.Model(tokens, head(vocabulary, activation=activation, kernel_initializer="random_normal")(x))
     loss = kx.losses.MaskedSequenceCrossentropy(ignore_class=0, from_logits=activation is None, **loss)
     metric = kx.metrics.Perplexity(from_logits=activation is None, ignore_class=0)
     model.compile(keras.optimizers.Adam(0.05), loss=loss, metrics=[metric])

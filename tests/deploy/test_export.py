@@ -115,23 +115,26 @@ def test_only_a_compiled_export_asks_for_xla(exported):
         assert (bool(compiled), bool(operations)) == (asks, asks)
 
 
-def test_a_language_model_is_scored_without_its_logits(tmp_path):
-    """The only product with the vocabulary is that of one chunk, inside the loop over chunks."""
-    for head, in_the_open in ((kx.layers.LogitsDense, False), (keras.layers.Dense, True)):
-        export_scorer(language_model(head), tmp_path, endpoints=("score",))
-        score = tf.saved_model.load(str(tmp_path)).signatures["score"]
-        inlined = tf.compat.v1.GraphDef.FromString(score.graph.as_graph_def().SerializeToString())
-        main = next(f for f in inlined.library.function if f.signature.name.startswith("__inference_score"))
-        # Grappler leaves out what nobody reads; whether somebody does can be read off here.
-        needed, ops = set(), {node.name: node for node in main.node_def}
-        waiting = [*main.ret.values(), *main.control_ret.values()]
-        while waiting:
-            name = waiting.pop().lstrip("^").split(":")[0]
-            if name in ops and name not in needed:
-                needed.add(name)
-                waiting.extend(ops[name].input)
-        of_the_head = [n for n in needed if "dense" in n and ops[n].op in ("MatMul", "BatchMatMulV2", "AddV2", "BiasAdd")]
-        assert bool(of_the_head) == in_the_open
+def read_by(function):
+    """The operations of a function of a graph whose results somebody reads, by name."""
+    nodes, found = {node.name: node for node in function.node_def}, {}
+    waiting = [*function.ret.values(), *function.control_ret.values()]
+    while waiting:
+        name = waiting.pop().lstrip("^").split(":")[0]
+        if name in nodes and name not in found:
+            found[name] = nodes[name].op
+            waiting.extend(nodes[name].input)
+    return found
+
+
+@pytest.mark.parametrize("head, reads", [(kx.layers.LogitsDense, False), (keras.layers.Dense, True)])
+def test_only_a_head_without_a_source_makes_the_logits(head, reads, tmp_path):
+    model = language_model(head)
+    export_scorer(model, tmp_path, endpoints=("score",))
+    name = model.layers[-1].name
+    scores = [f for f in functions_of(tmp_path) if f.signature.name.startswith("__inference_score")]
+    made = [n for n, op in read_by(scores[0]).items() if f"/{name}_1/" in n and op in ("MatMul", "BatchMatMulV2")]
+    assert bool(made) == reads
 
 
 def test_a_softmax_at_the_end_is_seen_through(tmp_path):
@@ -204,23 +207,18 @@ def test_a_classifier_is_scored_with_its_own_loss(tmp_path):
     model = classifier()
     rng = np.random.default_rng(0)
     x, y = rng.standard_normal((10, 8)).astype("float32"), rng.integers(0, 4, 10).astype("int32")
-    weights = np.ones(10, "float32")
-    calls = {}
-    for compiled in (False, True):
-        export_scorer(model, tmp_path / str(compiled), endpoints=ALL, compiled=compiled)
-        calls[compiled, "score", 0] = {"inputs": x, "labels": y}
-        for i in range(STEPS):
-            calls[compiled, "train_step", i] = {"inputs": x, "labels": y, "sample_weight": weights}
-    results = in_plain_tensorflow(calls, tmp_path)
     p = model.predict(x, verbose=0).astype("float64")
     each = -0.9 * np.log(p[np.arange(10), y]) - 0.1 * np.log(p).mean(-1)
     loss = model.evaluate(x, y, verbose=0)
-    history = model.fit(x, y, epochs=STEPS, batch_size=10, verbose=0).history["loss"]
-    for compiled in ("False", "True"):
-        scored = results[compiled, "score", "0"]
+    for compiled in (False, True):
+        export_scorer(model, tmp_path / str(compiled), endpoints=ALL, compiled=compiled)
+        scored = load_scorer(tmp_path / str(compiled)).score(x, y)
         np.testing.assert_allclose(scored["per_example_loss"], each, rtol=1e-5)
         np.testing.assert_allclose(scored["loss"], loss, rtol=1e-5)
-        steps = [results[compiled, "train_step", str(i)]["loss"] for i in range(STEPS)]
+    history = model.fit(x, y, epochs=STEPS, batch_size=10, verbose=0).history["loss"]
+    for compiled in ("False", "True"):
+        train = tf.saved_model.load(str(tmp_path / compiled)).signatures["train_step"]
+        steps = [train(inputs=x, labels=y, sample_weight=np.ones(10, "float32"))["loss"] for _ in range(STEPS)]
         np.testing.assert_allclose(steps, history, rtol=1e-5)
 
 
