@@ -3,8 +3,8 @@
     python examples/deploy.py            # with the model of examples/language_model.py, trained first if it is missing
     python examples/deploy.py --smoke    # the same steps at toy size, in seconds
 
-The SavedModel is loaded by a fresh process that cannot import Keras or `keras_xent`, and by LiteRT, the runtime of
-phones. All three ways must give the log-likelihood that Keras evaluates here.
+The SavedModel is loaded by a fresh process that cannot import Keras or `keras_xent`, and converted for LiteRT, the
+runtime of phones. Both must give the perplexity that Keras evaluates here.
 """
 
 import argparse
@@ -49,11 +49,22 @@ def in_fresh_process(scorer, tokens, output):
 
 def in_litert(scorer, tokens, output):
     """What the signature gives after its conversion to one file for LiteRT."""
-    converter = tf.lite.TFLiteConverter.from_saved_model(str(scorer), signature_keys=["score"])
+    loaded = tf.saved_model.load(str(scorer))
+    # The causal mask of Keras' attention converts only where the length is known.
+    fixed = tf.Module()
+    fixed.scorer = loaded
+    fixed.score = tf.function(
+        lambda token_ids, mask: loaded.score(token_ids, mask),
+        input_signature=[tf.TensorSpec(tokens.shape, tf.int32), tf.TensorSpec(tokens.shape, tf.bool)],
+    )
+    tf.saved_model.save(fixed, str(output / "fixed"), signatures={"score": fixed.score})
+    converter = tf.lite.TFLiteConverter.from_saved_model(str(output / "fixed"), signature_keys=["score"])
     (output / "scorer.tflite").write_bytes(converter.convert())
     with warnings.catch_warnings():
         # The interpreter is moving into a package of its own, and says so.
-        warnings.filterwarnings("ignore", message=".*tf.lite.Interpreter is deprecated", category=UserWarning)
+        warnings.filterwarnings(
+            "ignore", message=r"\s*Warning: tf.lite.Interpreter is deprecated", category=UserWarning
+        )
         interpreter = tf.lite.Interpreter(model_path=str(output / "scorer.tflite"))
     return interpreter.get_signature_runner("score")(token_ids=tokens, mask=np.ones(tokens.shape, bool))
 
@@ -87,7 +98,7 @@ def main(output, smoke):
         scored = np.exp(-scores["log_likelihood"].sum(dtype="float64") / scores["num_tokens"].sum())
         print(f"  scored in {place:17}  {scored:10.6f}")
         np.testing.assert_allclose(scored, perplexity, rtol=1e-5)
-    print(f"\nFinished in {time.perf_counter() - begin:.0f} s. For the perplexity of text files, and a page of their tokens:")
+    print(f"\nFinished in {time.perf_counter() - begin:.0f} s. To score text files, and see their tokens:")
     print(f"  {sys.executable} -m keras_xent.deploy score {scorer} FILE... --html page.html")
 
 
