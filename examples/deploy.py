@@ -57,7 +57,8 @@ def in_litert(scorer, tokens, output):
         lambda token_ids, mask: loaded.score(token_ids, mask),
         input_signature=[tf.TensorSpec(tokens.shape, tf.int32), tf.TensorSpec(tokens.shape, tf.bool)],
     )
-    tf.saved_model.save(fixed, str(output / "fixed"), signatures={"score": fixed.score})
+    without_gradients = tf.saved_model.SaveOptions(experimental_custom_gradients=False)
+    tf.saved_model.save(fixed, str(output / "fixed"), {"score": fixed.score}, without_gradients)
     converter = tf.lite.TFLiteConverter.from_saved_model(str(output / "fixed"), signature_keys=["score"])
     (output / "scorer.tflite").write_bytes(converter.convert())
     with warnings.catch_warnings():
