@@ -141,7 +141,7 @@ def _checked_endpoints(endpoints):
 
 
 def _causal(model, causal):
-    given, made = (getattr(model, name, None) or () for name in ("inputs", "outputs"))
+    given, made = (getattr(model, name, None) or [] for name in ("inputs", "outputs"))
     if len(given) != 1 or len(made) != 1:
         raise ValueError(
             "`model` must be a built Functional or Sequential model with one input and one output. "
