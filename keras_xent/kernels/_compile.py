@@ -5,8 +5,10 @@ through `tf.function(jit_compile=True)` on TensorFlow and `jax.jit` on JAX. By c
 arguments are tensors and its keyword arguments are Python values that are part of the compiled program.
 """
 
+import contextlib
+import contextvars
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
@@ -32,6 +34,17 @@ def as_written(function: Callable) -> Any:
 
 # What every `compiled` function keeps its programs in.
 _kept: list[Any] = []
+_by_xla = contextvars.ContextVar("_by_xla", default=True)
+
+
+@contextlib.contextmanager
+def as_operations() -> Iterator[None]:
+    """Kernels that a TensorFlow graph calls inside become plain operations of it, for places where there is no XLA."""
+    token = _by_xla.set(False)
+    try:
+        yield
+    finally:
+        _by_xla.reset(token)
 
 
 def compiled(function: Callable) -> Any:
@@ -41,10 +54,12 @@ def compiled(function: Callable) -> Any:
     """
 
     @functools.cache
-    def program(static):
+    def program(static, by_xla):
         def run(*tensors):
             return function(*tensors, **dict(static))
 
+        if not by_xla:
+            return run
         if _BACKEND == "tensorflow":
             # No reduce_retracing: it would relax two ranks to an unknown one, which XLA refuses.
             traced = tf.function(run, jit_compile=True, autograph=False)
@@ -54,7 +69,7 @@ def compiled(function: Callable) -> Any:
         return jax.jit(run)
 
     _kept.append(program)
-    return callable_at(lambda *tensors, **static: (program(tuple(sorted(static.items()))), tensors))
+    return callable_at(lambda *tensors, **static: (program(tuple(sorted(static.items())), _by_xla.get()), tensors))
 
 
 def forget() -> None:
@@ -262,6 +277,30 @@ def accelerated() -> bool:
     if _BACKEND == "tensorflow":
         return any(device.device_type != "CPU" for device in tf.config.list_logical_devices())
     return jax.default_backend() != "cpu" or jax.device_count() > 1
+
+
+def by_xla_on_cpu() -> bool:
+    """Whether kernels are compiled by XLA:CPU, which has to be kept from making long rows in memory."""
+    return _by_xla.get() and not accelerated()
+
+
+def loop(steps: Any, body: Callable, state: Any) -> Any:
+    """`state` after `body(i, state)` for each `i` below `steps`, one at a time."""
+    if _BACKEND == "jax":
+        return ops.fori_loop(0, steps, body, state)
+    # Of Keras' loop, TensorFlow would run ten steps at once where nothing compiles it, and hold the logits of each.
+    return tf.while_loop(
+        lambda i, state: i < steps, lambda i, state: (i + 1, body(i, state)), (0, state), parallel_iterations=1
+    )[1]
+
+
+def with_rows(array: Any, start: Any, rows: Any) -> Any:
+    """The array with other rows from `start` on."""
+    if _by_xla.get():
+        return ops.slice_update(array, (start, *[0] * (len(array.shape) - 1)), rows)
+    # The former is an operation of XLA.
+    places = start + tf.range(tf.shape(rows)[0])
+    return tf.tensor_scatter_nd_update(array, places[:, None], rows)
 
 
 def read(variable: Any) -> Any:

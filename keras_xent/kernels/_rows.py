@@ -13,7 +13,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_xent.kernels._compile import accelerated, callable_at, compiled, with_attributes
+from keras_xent.kernels._compile import by_xla_on_cpu, callable_at, compiled, loop, with_attributes, with_rows
 
 _BACKEND = keras.backend.backend()
 
@@ -42,7 +42,7 @@ def compiled_by_rows(outputs: int, blocked: Callable[..., bool]) -> Callable:
 
     def decorate(function):
         def by_rows(*arrays, formats, **static):
-            if accelerated() or not blocked(**static):
+            if not by_xla_on_cpu() or not blocked(**static):
                 return function(*arrays, **static)
 
             def on_block(*blocks):
@@ -60,7 +60,7 @@ def compiled_by_rows(outputs: int, blocked: Callable[..., bool]) -> Callable:
         def at(*arrays, **static):
             # XLA:CPU slices no 16-bit floats: it would make a float32 copy of the whole array. It does slice integers,
             # and seen from outside a compiled program TensorFlow takes the same bits for integers at no cost.
-            formats = tuple(_format(a) if blocked(**static) and not accelerated() else "" for a in arrays)
+            formats = tuple(_format(a) if blocked(**static) and by_xla_on_cpu() else "" for a in arrays)
             arrays = tuple(_bits(a, "uint16") if f else a for a, f in zip(arrays, formats, strict=True))
             return program.at(*arrays, formats=formats, **static)
 
@@ -95,12 +95,9 @@ def in_blocks(function: Callable, arrays: tuple, results: tuple, *, in_place: bo
         start = ops.minimum(i * size, count - size)
         current = (results[0], *arrays[1:]) if in_place else arrays
         pieces = _inside(function, [a if a.shape[0] == 1 else _block(a, start, size) for a in current])
-        return tuple(
-            ops.slice_update(result, (start, *[0] * (len(result.shape) - 1)), piece)
-            for result, piece in zip(results, pieces, strict=True)
-        )
+        return tuple(with_rows(result, start, piece) for result, piece in zip(results, pieces, strict=True))
 
-    return ops.fori_loop(0, blocks, block, (arrays[0], *results[1:]) if in_place else tuple(results))
+    return loop(blocks, block, (arrays[0], *results[1:]) if in_place else tuple(results))
 
 
 def _inside(function, blocks):
@@ -145,7 +142,7 @@ def row_max(values: Callable, array: Any) -> Any:
 def _sliced(term, combine, reduce, arrays):
     columns = arrays[0].shape[1]
     sliced = columns is not None and _SHORTEST_SLICED_ROW <= columns <= _LONGEST_SLICED_ROW
-    if _BACKEND == "jax" or accelerated() or not sliced or _in_a_block.get():
+    if _BACKEND == "jax" or not by_xla_on_cpu() or not sliced or _in_a_block.get():
         return reduce(term(*arrays), axis=1, keepdims=True)
     # Converted before they are cut, 16-bit floats are converted inside the fused program; after, slice by slice.
     arrays = [ops.cast(a, "float32") if _format(a) else a for a in arrays]

@@ -15,7 +15,16 @@ from keras_xent.kernels import _softmax_row as row
 from keras_xent.kernels import reduction as _reduction
 from keras_xent.kernels import sparse_softmax
 from keras_xent.kernels import targets as _targets
-from keras_xent.kernels._compile import accelerated, as_written, compiled, differentiable_ahead, dot
+from keras_xent.kernels._compile import (
+    accelerated,
+    as_written,
+    by_xla_on_cpu,
+    compiled,
+    differentiable_ahead,
+    dot,
+    loop,
+    with_rows,
+)
 from keras_xent.kernels._rows import in_blocks, rows_of_a_block
 
 # Bytes of one chunk of logits. Larger chunks add to the kernel's gradient less often (docs/performance.md).
@@ -297,7 +306,7 @@ def _run(hidden, kernel, bias, share, labels, class_weights, counts, *, wanted, 
     arrays = [_padded(_taken(a, order), size * chunks) for a in (hidden, labels, share) if a is not None]
     wants_hidden, wants_kernel, wants_bias = wanted
     # XLA:CPU takes half as long again for a product whose first factor lies across.
-    across = ops.transpose(arrays[0]) if wants_kernel and not transpose and not accelerated() else None
+    across = ops.transpose(arrays[0]) if wants_kernel and not transpose and by_xla_on_cpu() else None
 
     def one_chunk(i, results):
         start = (i * size, 0)
@@ -324,7 +333,7 @@ def _run(hidden, kernel, bias, share, labels, class_weights, counts, *, wanted, 
                 results["kernel"] = _plus_product(total, product, gradient, classes_first=transpose)
             if wants_bias and bias is not None:
                 results["bias"] = results["bias"] + ops.sum(ops.cast(gradient, dtype), axis=0)
-        return results | {name: ops.slice_update(results[name], start, piece) for name, piece in pieces.items()}
+        return results | {name: with_rows(results[name], i * size, piece) for name, piece in pieces.items()}
 
     rows = size * chunks
     results = {name: ops.zeros((rows, 1), dtype) for name in ("losses", "nll", *(["rank"] if ranks else []))}
@@ -335,7 +344,7 @@ def _run(hidden, kernel, bias, share, labels, class_weights, counts, *, wanted, 
         for (name, shape), want in zip(shapes.items(), wanted, strict=False):
             if want and not (is_one and name == "kernel"):
                 results[name] = ops.zeros(shape, dtype)
-    results = one_chunk(0, results) if is_one else ops.fori_loop(0, needed, one_chunk, results)
+    results = one_chunk(0, results) if is_one else loop(needed, one_chunk, results)
 
     def back_in_place(name):
         array = results.get(name)
@@ -405,7 +414,7 @@ def _of_logits(logits, labels, share=None, *, weights, ranks, **options):
 
     arrays = (logits, labels) if share is None else (logits, labels, share)
     names = (*([] if share is None else ["logits"]), "losses", "nll", *(["rank"] if ranks else []))
-    if accelerated():
+    if not by_xla_on_cpu():
         return dict(zip(names, on_block(*arrays), strict=True))
     results = (ops.zeros_like(logits[:, :1]),) * len(names)
     return dict(zip(names, in_blocks(on_block, arrays, results, in_place=share is not None), strict=True))
@@ -428,7 +437,7 @@ def _plus_product(total, product, gradient, *, classes_first):
     axis = 0 if classes_first else 1
     classes, other = total.shape[axis], total.shape[1 - axis]
     strips = -(-4 * classes * other // _STRIP_BYTES)
-    if accelerated() or strips == 1:
+    if not by_xla_on_cpu() or strips == 1:
         return total + product(gradient)
     width = classes // strips
 
@@ -437,6 +446,6 @@ def _plus_product(total, product, gradient, *, classes_first):
         begin, shape = ((start, 0), (width, other)) if classes_first else ((0, start), (other, width))
         return ops.slice_update(total, begin, ops.slice(total, begin, shape) + product(columns))
 
-    total = ops.fori_loop(0, strips, lambda i, total: strip(i * width, width, total), total)
+    total = loop(strips, lambda i, total: strip(i * width, width, total), total)
     rest = classes - strips * width
     return strip(strips * width, rest, total) if rest else total

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from keras import ops
 
-from keras_xent.kernels import sigmoid, softmax, sparse_softmax
-from keras_xent.kernels._compile import compiled
+from keras_xent import kernels
+from keras_xent.kernels import linear, sigmoid, softmax, sparse_softmax
+from keras_xent.kernels._compile import as_operations, compiled
 from tests.backend import BACKEND, tensor, value_and_gradient
 
 if BACKEND == "jax":
@@ -130,6 +131,47 @@ else:
         for function, arity in (sparse_softmax._sparse_forward, 2), (sparse_softmax._sparse_backward, 4):
             program, _ = function.at(*[tf.zeros((1, 1))] * arity, **options)
             assert program.experimental_get_tracing_count() == 2
+
+    def of_linear(x, labels, **options):
+        return kernels.linear_cross_entropy(x[:, :5], tf.ensure_shape(x[:5, :7], (5, 7)), labels, **options)
+
+    KERNELS = {
+        "linear": lambda x, labels: of_linear(x, labels, reduction="mean"),
+        "linear, unreduced": lambda x, labels: of_linear(x, labels, mask=labels > 0),
+        "sparse": lambda x, labels: kernels.sparse_softmax_cross_entropy(labels, x, label_smoothing=0.1),
+        "dense": lambda x, labels: kernels.softmax_cross_entropy(tf.one_hot(labels, 11), x, z_loss=0.1),
+        "binary": lambda x, labels: kernels.sigmoid_cross_entropy(tf.one_hot(labels, 11), x, focal_gamma=1.0),
+    }
+
+    @pytest.mark.parametrize("name", KERNELS)
+    def test_plain_operations_give_the_same_and_ask_for_no_xla(name, monkeypatch):
+        # Four chunks of tokens.
+        monkeypatch.setattr(linear, "_FEWEST_ROWS", 3)
+        monkeypatch.setattr(linear, "_CHUNK_BYTES", 1)
+        rng = np.random.default_rng(0)
+        x, labels = tf.constant(rng.standard_normal((12, 11)), "float32"), tf.constant(rng.integers(0, 7, 12), "int32")
+
+        def both(x, labels):
+            with tf.GradientTape() as tape:
+                tape.watch(x)
+                loss = tf.reduce_sum(KERNELS[name](x, labels))
+            return loss, tape.gradient(loss, x)
+
+        def plain(x, labels):
+            with as_operations():
+                return both(x, labels)
+
+        specs = [tf.TensorSpec([None, 11]), tf.TensorSpec([None], "int32")]
+        compiled, operations = (tf.function(f, specs, autograph=False) for f in (both, plain))
+        for one, other in zip(operations(x, labels), compiled(x, labels), strict=True):
+            np.testing.assert_allclose(one, other, rtol=2e-6, atol=1e-6)
+        graph = operations.get_concrete_function().graph.as_graph_def()
+        nodes = [*graph.node, *(node for function in graph.library.function for node in function.node_def)]
+        assert not any(node.op.startswith("Xla") for node in nodes)
+        assert not any(function.attr["_XlaMustCompile"].b for function in graph.library.function)
+        # TensorFlow would hold the logits of ten chunks at once.
+        loops = [node.attr["parallel_iterations"].i for node in nodes if "While" in node.op]
+        assert set(loops) == ({1} if "linear" in name else set())
 
 
 def test_one_compilation_for_each_shape_and_option():
