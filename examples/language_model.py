@@ -125,13 +125,13 @@ def evaluate_saved(output):
     return model.evaluate(inputs, targets, verbose=0, return_dict=True)["perplexity"]
 
 
-def main(output, smoke, epochs):
+def main(output, smoke, epochs, seed):
     """Train, save, reload in a fresh process, and compare."""
     begin = time.perf_counter()
     output.mkdir(parents=True, exist_ok=True)
     documents, vocabulary, max_length = (16, 400, 64) if smoke else (None, 1000, 128)
     size = (1, 32, 2) if smoke else (2, 96, 4)
-    keras.utils.set_random_seed(0)
+    keras.utils.set_random_seed(seed)
 
     training, validation = read_documents(documents)
     tokenizer = ByteLevelBPETokenizer()
@@ -192,6 +192,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--smoke", action="store_true", help="every step at toy size, in seconds")
     parser.add_argument("--epochs", type=int, help="default: 10, and 2 with --smoke")
+    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, default=Path("demo-output"), metavar="DIR")
     parser.add_argument("--evaluate-saved", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -199,4 +200,4 @@ if __name__ == "__main__":
         print(evaluate_saved(arguments.output))
     else:
         epochs = arguments.epochs or (2 if arguments.smoke else 10)
-        main(arguments.output, arguments.smoke, epochs)
+        main(arguments.output, arguments.smoke, epochs, arguments.seed)

@@ -95,10 +95,10 @@ def time_steps(shares, vocabulary, tokens, width, steps):
     return {share: float(np.median(found)) for share, found in seconds.items()}
 
 
-def main(smoke, epochs):
+def main(smoke, epochs, seed):
     """Train, compare with the unigram model, and time the head."""
     begin = time.perf_counter()
-    keras.utils.set_random_seed(0)
+    keras.utils.set_random_seed(seed)
     documents, vocabulary, length, batch_size = (16, 400, 64, 16) if smoke else (None, 1000, 64, 16)
     size = (1, 32, 2) if smoke else (2, 96, 4)
 
@@ -148,5 +148,6 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--smoke", action="store_true", help="every step at toy size, in seconds")
     parser.add_argument("--epochs", type=int, help="default: 10, and 1 with --smoke")
+    parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
-    main(arguments.smoke, arguments.epochs or (1 if arguments.smoke else 10))
+    main(arguments.smoke, arguments.epochs or (1 if arguments.smoke else 10), arguments.seed)

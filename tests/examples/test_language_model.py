@@ -69,6 +69,15 @@ def test_the_model_beats_the_unigram_model(run):
     assert history_of(output)["val_perplexity"][-1] < float(unigram[1])
 
 
+@pytest.mark.whole
+@pytest.mark.parametrize("seed", range(3))
+def test_whole_it_is_a_fifth_as_perplexed_as_the_unigram_model(seed, tmp_path):
+    command = [sys.executable, SCRIPT, "--seed", str(seed), "--output", tmp_path]
+    printed = subprocess.run(command, env=environment(), capture_output=True, text=True, check=True).stdout
+    unigram = re.search(r"^  unigram model .* ([\d.]+)$", printed, re.MULTILINE)
+    assert history_of(tmp_path)["val_perplexity"][-1] < 0.2 * float(unigram[1])
+
+
 def test_no_held_out_paragraph_is_trained_on():
     spec = importlib.util.spec_from_file_location("language_model", SCRIPT)
     language_model = importlib.util.module_from_spec(spec)

@@ -5,15 +5,29 @@ import re
 import subprocess
 import sys
 
+import pytest
+
 from tests.backend import environment
 
 SCRIPT = pathlib.Path(__file__).parents[2] / "examples" / "masked_language_model.py"
 
 
-def test_it_trains_and_a_step_takes_less_time_where_fewer_labels_count():
-    done = subprocess.run([sys.executable, SCRIPT, "--smoke"], env=environment(), capture_output=True, text=True)
+def printed_by(*options):
+    done = subprocess.run([sys.executable, SCRIPT, *options], env=environment(), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    figures = dict(re.findall(r"^  (.*\S) +([\d.]+)$", done.stdout, re.MULTILINE))
+    return done.stdout, dict(re.findall(r"^  (.*\S) +([\d.]+)$", done.stdout, re.MULTILINE))
+
+
+@pytest.mark.whole
+@pytest.mark.parametrize("seed", range(3))
+def test_whole_it_beats_the_unigram_model_by_a_quarter(seed):
+    _, figures = printed_by("--seed", str(seed))
+    unigram = float(figures["perplexity, unigram model of the training text"])
+    assert float(figures["perplexity, this model"]) < 0.75 * unigram
+
+
+def test_it_trains_and_a_step_takes_less_time_where_fewer_labels_count():
+    printed, figures = printed_by("--smoke")
     model, unigram, uniform = (
         float(figures[f"perplexity, {name}"])
         for name in ("this model", "unigram model of the training text", "every token equally likely")
@@ -21,8 +35,8 @@ def test_it_trains_and_a_step_takes_less_time_where_fewer_labels_count():
     assert 1 < model < uniform
     assert 1 < unigram < uniform
     assert 0 < float(figures["accuracy, this model"]) < 1
-    assert f"val_perplexity: {model:.4f}" in done.stdout  # the last epoch
-    times = re.findall(r"^ +(\d+)% of the labels count +(\d+) ms$", done.stdout, re.MULTILINE)
+    assert f"val_perplexity: {model:.4f}" in printed  # the last epoch
+    times = re.findall(r"^ +(\d+)% of the labels count +(\d+) ms$", printed, re.MULTILINE)
     assert [share for share, _ in times] == ["100", "50", "15"]
     all_count, half, few = (float(milliseconds) for _, milliseconds in times)
     assert all_count > half > few
