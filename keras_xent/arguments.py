@@ -1,6 +1,8 @@
 """What arguments may be: each check returns the value as JSON can hold it, or says what is allowed and what came."""
 
 import math
+import sys
+import warnings
 from typing import Any
 
 import keras
@@ -171,3 +173,16 @@ def _is_number(value):
     if isinstance(value, (bool, np.bool_, str)):
         return False
     return isinstance(value, (int, float)) or getattr(value, "shape", None) == () and hasattr(value, "__float__")
+
+
+def warn(message: str, category: type[Warning] = UserWarning) -> None:
+    """Warns at the line of the user's own program: the one that called the loss or the metric, or `fit`."""
+    warnings.warn(message, category, stacklevel=_depth_of_caller())
+
+
+def _depth_of_caller():
+    depth, frame = 1, sys._getframe(1)
+    frameworks = ("keras_xent", "keras", "tensorflow", "jax")
+    while frame.f_back and frame.f_globals["__name__"].partition(".")[0] in frameworks:
+        depth, frame = depth + 1, frame.f_back
+    return depth

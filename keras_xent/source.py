@@ -5,6 +5,8 @@ does not say which activation it was; in a TensorFlow graph both can be read fro
 """
 
 import re
+import sys
+import types
 import weakref
 from typing import Any, NamedTuple
 
@@ -258,3 +260,26 @@ def _rounded(gradient, like):
 
 _log = differentiable(_log_forward, _log_backward)
 _odds = differentiable(_odds_forward, _odds_backward)
+
+
+def model_of_step() -> Any:
+    """The Keras model whose step calls this, or None."""
+    frame: types.FrameType | None = sys._getframe()
+    while frame is not None and not isinstance(frame.f_locals.get("self"), keras.Model):
+        frame = frame.f_back
+    return frame and frame.f_locals["self"]
+
+
+def softmax_of(model: Any) -> str | None:
+    """The name of the layer that makes the only output of a model by a softmax; None if none is known to."""
+    outputs = getattr(model, "outputs", None) or []
+    operation = outputs[0]._keras_history.operation if len(outputs) == 1 else None
+    while operation is not None:
+        if (
+            isinstance(operation, keras.layers.Softmax)
+            or getattr(operation, "activation", None) is keras.activations.softmax
+        ):
+            return operation.name
+        passes = isinstance(operation, keras.layers.Reshape) or type(operation) is keras.layers.Activation
+        operation = operation.input._keras_history.operation if passes else None
+    return None

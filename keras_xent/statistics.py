@@ -9,6 +9,7 @@ import weakref
 from typing import Any, NamedTuple, Protocol
 
 import keras
+from keras.src.backend.common.stateless_scope import get_stateless_scope
 from keras.src.backend.common.tensor_attributes import get_tensor_attr, set_tensor_attr
 
 from keras_xent.kernels.linear import Statistics
@@ -33,6 +34,9 @@ class Taker(Protocol):
     def take(self, left: Left) -> None:
         """Called while the loss is computed, inside the same scope of variables as the metric's."""
 
+    def is_updated_in(self, scope: Any) -> bool:
+        """Whether the variables of the metric are in a scope."""
+
 
 _takers: weakref.WeakSet = weakref.WeakSet()
 
@@ -43,8 +47,11 @@ def register(taker: Taker) -> None:
 
 
 def ranks_are_wanted() -> bool:
-    """Whether a living metric needs the ranks of the labels, which cost a pass over the logits."""
-    return any(taker.needs_ranks for taker in _takers)
+    """Whether a metric needs the ranks of the labels, which cost a pass over the logits.
+
+    On JAX a metric of this very step. TensorFlow does not tell which these are: there any that is alive.
+    """
+    return any(taker.needs_ranks for taker in _of_this_step())
 
 
 def leave(left: Left) -> None:
@@ -53,9 +60,16 @@ def leave(left: Left) -> None:
         # There the metrics see a Keras mask by themselves.
         if left.statistics is not None:
             set_tensor_attr(left.y_pred, "_keras_xent_statistics", left._replace(y_pred=None))
-    elif keras.src.backend.common.stateless_scope.in_stateless_scope():
-        for taker in list(_takers):
+    else:
+        for taker in _of_this_step():
             taker.take(left)
+
+
+def _of_this_step():
+    if keras.backend.backend() == "tensorflow":
+        return list(_takers)
+    scope = get_stateless_scope()
+    return [] if scope is None else [taker for taker in list(_takers) if taker.is_updated_in(scope)]
 
 
 def find(y_pred: Any) -> Left | None:

@@ -1,5 +1,6 @@
 """What TensorBoard shows beside single curves: a page of charts, and a table of runs and their settings."""
 
+import re
 import uuid
 from typing import Any
 
@@ -11,7 +12,7 @@ def layout(perplexed: list[Any]) -> Any:
     from tensorboard.plugins.custom_scalar import layout_pb2, summary
 
     def chart(title, *tags):
-        lines = layout_pb2.MultilineChartContent(tag=[f"^{tag}$" for tag in tags])
+        lines = layout_pb2.MultilineChartContent(tag=[f"^{re.escape(tag)}$" for tag in tags])
         return layout_pb2.Chart(title=title, multiline=lines)
 
     epochs, batches = [], []
@@ -78,6 +79,9 @@ def finished() -> Any:
 def _flat(name, thing):
     if thing is None or isinstance(thing, str):
         return {name: thing}
+    if isinstance(thing, dict | list | tuple):
+        parts = thing.items() if isinstance(thing, dict) else enumerate(thing)
+        return {key: value for part, one in parts for key, value in _flat(f"{name}/{part}", one).items()}
     if not hasattr(thing, "get_config"):
         return {name: getattr(thing, "__name__", str(thing))}
     config = {key: value for key, value in thing.get_config().items() if value is not None and key != "name"}

@@ -16,10 +16,13 @@ import numpy as np
 from keras_xent import arguments
 from keras_xent.callbacks.readings import NO_PERPLEXITY, Perplexed, Readings
 from keras_xent.callbacks.timeline import Epoch, Timeline
-from keras_xent.losses.base import warn
+from keras_xent.metrics.token_mean import Totals
 
 _UNITS = ("tokens", "nll", "perplexity", "bits_per_token")
-COLUMNS = ("of", "epoch", "step", "seconds", *_UNITS, *(f"val_{unit}" for unit in _UNITS))
+_COLUMNS = ("of", "epoch", "step", "seconds", *_UNITS, *(f"val_{unit}" for unit in _UNITS))
+
+_HEADER = ",".join(_COLUMNS) + "\r\n"
+_PICTURES = (".png", ".svg", ".pdf", ".jpg")
 
 
 class PerplexityLogger(keras.callbacks.Callback):
@@ -41,11 +44,11 @@ class PerplexityLogger(keras.callbacks.Callback):
         path: a file that ends in `.csv` or `.jsonl`, or None. Columns: `of` ("epoch" or "batches"), `epoch` from 0,
             `step`, `seconds` since training began, then `tokens` that count, `nll` in nats, `perplexity` and
             `bits_per_token`, and the same of validation with `val_`.
-        picture: a file that Matplotlib can write, such as `"perplexity.png"`, or None.
+        picture: a file that ends in `.png`, `.svg`, `.pdf` or `.jpg`, or None.
         update_freq: `"epoch"`, or after how many batches a row is written too.
 
     Raises:
-        ValueError: a path of another kind; an `update_freq` that is no number of batches.
+        ValueError: a path or a picture of another kind; an `update_freq` that is no number of batches.
         ImportError: `picture` without Matplotlib.
 
     Example:
@@ -56,10 +59,14 @@ class PerplexityLogger(keras.callbacks.Callback):
 
     def __init__(self, path: Any = None, *, picture: Any = None, update_freq: Any = "epoch") -> None:
         super().__init__()
-        self.path = None if path is None else os.fspath(path)
+        self.path: Any = None if path is None else os.fspath(path)
         if self.path is not None and not self.path.endswith((".csv", ".jsonl")):
             raise ValueError(f"`path` must be None or a file that ends in .csv or .jsonl. Received: path={path!r}.")
         self.picture = None if picture is None else os.fspath(picture)
+        if self.picture is not None and not self.picture.endswith(_PICTURES):
+            raise ValueError(
+                f"`picture` must be None or a file that ends in {', '.join(_PICTURES)}. Received: {picture!r}."
+            )
         if picture is not None and importlib.util.find_spec("matplotlib") is None:
             raise ImportError("`picture` needs matplotlib, which draws it. Run: pip install matplotlib")
         self.update_freq = update_freq if update_freq == "epoch" else arguments.count("update_freq", update_freq)
@@ -89,8 +96,8 @@ class PerplexityLogger(keras.callbacks.Callback):
             self._begins = False
         self._epoch = self._timeline.number(epoch)
         self._readings.restart()
-        self._train: dict[str, float] = {}
-        self._validation: dict[str, float] = {}
+        self._train: dict[str, Totals] = {}
+        self._validation: dict[str, Totals] = {}
         self._batches_ended, self._last_batches = False, 0
 
     def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
@@ -98,7 +105,7 @@ class PerplexityLogger(keras.callbacks.Callback):
         if batch and not self._names:
             self._names = self._readings.perplexed()
         if self._timeline.begin_batch(batch, self.update_freq):
-            self._write("batches", self._values(new=True))
+            self._write("batches", self._new_values())
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         """Adds to what the progress bar shows."""
@@ -113,24 +120,32 @@ class PerplexityLogger(keras.callbacks.Callback):
     def on_test_end(self, logs: dict[str, Any] | None = None) -> None:
         """See `keras.callbacks.Callback`."""
         if self._in_fit:
-            self._validation = self._values()
+            self._validation = self._readings.totals()
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Writes the row of the epoch."""
         self._end_batches()
         self._timeline.end_epoch(epoch)
         self._add_bits(logs)
-        values = {**self._train, **{f"val_{name}": value for name, value in self._validation.items()}}
+        values = {
+            f"{prefix}{unit}": value
+            for prefix, totals in (("", self._train), ("val_", self._validation))
+            for unit, value in self._of_epoch(totals, prefix, logs or {}).items()
+        }
         self._write("epoch", values)
         if not values and not self._warned:
             self._warned = True
-            warn(NO_PERPLEXITY)
+            arguments.warn(NO_PERPLEXITY)
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         """Draws the picture."""
         self._in_fit = False
         if self.picture is not None:
-            self.draw(self.picture)
+            try:
+                self.draw(self.picture)
+            except OSError as error:
+                # What was trained is worth more than the picture.
+                arguments.warn(f"The picture '{self.picture}' cannot be written: {error.strerror or error}.")
 
     def draw(self, picture: Any) -> None:
         """Draws the rows so far into a file, also after a run that was interrupted."""
@@ -158,15 +173,25 @@ class PerplexityLogger(keras.callbacks.Callback):
             # On a logarithmic axis of perplexity bits are evenly spaced.
             axes.twinx().set(ylim=np.log2(axes.get_ylim()), ylabel="bits per token")
             axes.legend()
+        os.makedirs(os.path.dirname(os.fspath(picture)) or ".", exist_ok=True)
         figure.savefig(picture, dpi=120)
 
-    def _values(self, new: bool = False) -> dict[str, float]:
-        """What was counted since the metrics were reset, or what is new since the last reading of this kind."""
-        one = next(iter(self._readings.perplexed()), None)
-        if one is None:
+    def _new_values(self):
+        totals = self._readings.new_totals()
+        return self._by_unit(lambda one: one.values(totals[one.name]))
+
+    def _of_epoch(self, totals, prefix, logs):
+        if prefix and not totals:
             return {}
-        values = one.values((self._readings.new_totals() if new else self._readings.totals())[one.name])
-        return {unit: values[one.name if unit == "perplexity" else one.named(unit)] for unit in _UNITS}
+        return self._by_unit(lambda one: one.values_of_epoch(totals.get(one.name), logs.get(f"{prefix}{one.name}")))
+
+    def _by_unit(self, values):
+        """The values of the first metric of perplexity, under the names of our columns."""
+        for one in self._readings.perplexed()[:1]:
+            found = values(one)
+            names = {unit: one.name if unit == "perplexity" else one.named(unit) for unit in _UNITS}
+            return {unit: found[name] for unit, name in names.items() if name in found}
+        return {}
 
     def _add_bits(self, logs):
         for name in self._names:
@@ -182,8 +207,8 @@ class PerplexityLogger(keras.callbacks.Callback):
         self._batches_ended = True
         self._names = self._readings.perplexed()
         if self._timeline.end_batches(self._last_batches, self.update_freq):
-            self._write("batches", self._values(new=True))
-        self._train = self._values()
+            self._write("batches", self._new_values())
+        self._train = self._readings.totals()
 
     # The file.
 
@@ -204,21 +229,22 @@ class PerplexityLogger(keras.callbacks.Callback):
             row = {name: value if _is_finite(value) else str(value) for name, value in row.items()}
             file.write(json.dumps(row) + "\n")
         else:
-            csv.DictWriter(file, COLUMNS).writerow(row)
+            csv.DictWriter(file, _COLUMNS).writerow(row)
 
     def _go_on(self):
         """Keeps the rows of the training that goes on, and a file of another one under another name."""
         steps = self._timeline.steps
         known = self.rows or (self._rows_in_file() if steps else [])
-        self.rows = [row for row in known if row["step"] <= steps]
+        self.rows = [row for row in known if row.get("step", math.inf) <= steps]
         if self.path is None:
             return
-        if not self.rows and os.path.exists(self.path) and os.path.getsize(self.path):
+        os.makedirs(os.path.dirname(self.path) or ".", exist_ok=True)
+        if not self.rows and os.path.exists(self.path) and self._has_rows():
             os.replace(self.path, _free_name(self.path))
         # Under another name until it is whole.
         with open(f"{self.path}.part", "w", newline="", encoding="utf-8") as file:
             if self.path.endswith(".csv"):
-                csv.DictWriter(file, COLUMNS).writeheader()
+                csv.DictWriter(file, _COLUMNS).writeheader()
             for row in self.rows:
                 self._write_row(file, row)
         os.replace(f"{self.path}.part", self.path)
@@ -226,12 +252,27 @@ class PerplexityLogger(keras.callbacks.Callback):
     def _rows_in_file(self) -> list[dict[str, Any]]:
         if self.path is None or not os.path.exists(self.path):
             return []
-        with open(self.path, newline="", encoding="utf-8") as file:
-            rows = csv.DictReader(file) if self.path.endswith(".csv") else map(json.loads, file)
+        lines = self._lines()
+        # A process that was killed may have left half a row.
+        lines = [line for line in lines if line.endswith("\n")]
+        if self.path.endswith(".csv") and lines[:1] != [_HEADER]:
+            return []
+        try:
+            rows = list(csv.DictReader(lines)) if self.path.endswith(".csv") else list(map(json.loads, lines))
             return [{name: _read(name, value) for name, value in row.items() if value != ""} for row in rows]
+        except (AttributeError, TypeError, ValueError):
+            # No log of ours. It is kept, under another name.
+            return []
+
+    def _lines(self):
+        with open(self.path, newline="", encoding="utf-8", errors="replace") as file:
+            return file.readlines()
+
+    def _has_rows(self):
+        return self._lines() not in ([], [_HEADER])
 
     def _epochs_in_file(self) -> Iterator[Epoch]:
-        return (Epoch(row["epoch"], row["step"]) for row in self._rows_in_file() if row["of"] == "epoch")
+        return (Epoch(row["epoch"], row["step"]) for row in self._rows_in_file() if row.get("of") == "epoch")
 
 
 def _read(name, value):

@@ -1,7 +1,7 @@
 """A fixed batch on which one can watch, token by token, what a model learns."""
 
-import html
 import math
+import unicodedata
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -9,11 +9,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from keras import ops
 
+from keras_xent import arguments
 from keras_xent.metrics import Perplexity
 
 _MOST_SEQUENCES, _COLUMNS, _MOST_LINES, _WORST = 8, 8, 40, 20
 # Inches for the text of a token. TensorBoard shows pictures about four inches wide.
 _CELL = (0.55, 0.22)
+_SIGNS = {"\n": "\u23ce", "\r": "\u240d", "\t": "\u21e5"}
 
 
 class Loss(NamedTuple):
@@ -42,11 +44,15 @@ class Probe:
                 f"Received: {came}."
             )
         self.x, self.y, self.sample_weight = (*batch, None)[:3]
-        self._decode = decode
+        if isinstance(self.x, list) and not hasattr(self.x[0], "shape"):
+            self.x = np.asarray(self.x)
+        self._decode, self._warned = decode, False
 
     def loss(self, model: Any, metric: Perplexity) -> Loss:
         """The loss of each token, and what the model would have said, counted as the metric counts."""
         y_pred = model(self.x, training=False)
+        if not hasattr(y_pred, "shape"):
+            raise ValueError(f"`probe` is for models with one output. This one returns a {type(y_pred).__name__}.")
         labels, weights = ops.convert_to_tensor(self.y), self.sample_weight
         nll, weights = metric.per_token(labels, y_pred, None if weights is None else ops.convert_to_tensor(weights))
         arrays = nll, ops.not_equal(weights, 0), labels, ops.argmax(y_pred, axis=metric.axis)
@@ -55,17 +61,19 @@ class Probe:
 
     def text(self, token: Any) -> str:
         """A token as people read it."""
-        token = int(token)
+        token, text = int(token), str(int(token))
         try:
             # A label that is ignored may be below 0.
-            text = (
-                None
-                if self._decode is None or token < 0
-                else (self._decode(token) if callable(self._decode) else self._decode[token])
-            )
+            if self._decode is not None and token >= 0:
+                text = str(self._decode(token) if callable(self._decode) else self._decode[token])
         except (IndexError, KeyError):
-            text = None
-        return str(token) if text is None else str(text).replace("\n", "\u23ce").replace("\t", "\u21e5")
+            pass
+        # What the user's own function may raise is not known, and no reason to end the training.
+        except Exception as error:
+            if not self._warned:
+                self._warned = True
+                arguments.warn(f"`decode` failed for token {token}, which is shown as its number: {error!r}.")
+        return "".join(map(_visible, text))
 
     def worst_tokens(self, loss: Loss) -> str:
         """A Markdown table of the tokens with the largest loss."""
@@ -126,6 +134,13 @@ class Probe:
         return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 
 
+def _visible(character):
+    if character in _SIGNS:
+        return _SIGNS[character]
+    # Controls, surrogates and the like, which no picture and no table can hold.
+    return "\ufffd" if unicodedata.category(character) in ("Cc", "Cs", "Co", "Cn", "Zl", "Zp") else character
+
+
 def _cell(text):
-    # A space at the edge of a token is part of it, and a bar would end the cell.
-    return f"<code>{html.escape(text).replace('|', '&#124;')}</code>"
+    """The text in a cell of Markdown: nothing in it means anything, and its spaces are seen."""
+    return "".join(c if c.isalnum() else "\u2423" if c == " " else f"&#{ord(c)};" if c.isascii() else c for c in text)

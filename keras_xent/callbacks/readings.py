@@ -1,6 +1,7 @@
 """What the metrics of a model have counted: read from outside the step, when asked and only then."""
 
 import math
+import sys
 from typing import Any, NamedTuple
 
 import keras
@@ -37,10 +38,31 @@ class Perplexed(NamedTuple):
         values = {"nll": nll, "bits_per_token": nll / math.log(2), "tokens": totals.tokens}
         return {self.name: exponential(nll), **{self.named(unit): value for unit, value in values.items()}}
 
+    def values_of_epoch(self, totals: Totals | None, reported: float | None) -> dict[str, float]:
+        """The values of an epoch that Keras has reported: from these totals, if they are of the same tokens.
+
+        They are not where somebody has evaluated the model in between.
+        """
+        values = {} if totals is None else self.values(totals)
+        if reported is None or values and np.isclose(values[self.name], reported, rtol=1e-3, equal_nan=True):
+            return values
+        nll = math.log(reported) if reported > 0 else math.nan
+        return {self.name: reported, self.named("nll"): nll, self.named("bits_per_token"): nll / math.log(2)}
+
 
 def exponential(nll: float) -> float:
     """The perplexity of a mean cross-entropy in nats."""
     return math.exp(nll) if nll < math.log(np.finfo("float64").max) else math.inf if nll == nll else nll
+
+
+def is_running(*names: str, of: Any) -> bool:
+    """Whether methods of these names of a model have called this."""
+    running, frame = set(), sys._getframe()
+    while frame.f_back is not None:
+        frame = frame.f_back
+        if frame.f_locals.get("self") is of:
+            running.add(frame.f_code.co_name)
+    return running >= set(names)
 
 
 class Readings:
@@ -91,6 +113,10 @@ class Readings:
         """What they have summed up since the last call of this."""
         before, self._totals_before = self._totals_before, self.totals()
         nothing = Totals(*[0.0] * len(Totals._fields))
+        for name, now in self._totals_before.items():
+            if now.labels <= before.get(name, nothing).labels and now != before.get(name):
+                # `train_on_batch` has reset the metrics.
+                before, self._before = {}, {}
         return {
             name: Totals(*np.subtract(now, before.get(name, nothing)).tolist())
             for name, now in self._totals_before.items()
@@ -107,7 +133,8 @@ class Readings:
         with keras.StatelessScope(state_mapping=state):
             results = self._model.get_metrics_result()
         self._before = {key: value for key, (_, value) in now.items()}
-        return {name: float(ops.convert_to_numpy(value)) for name, value in results.items()}
+        arrays = {name: ops.convert_to_numpy(value) for name, value in results.items()}
+        return {name: float(value) for name, value in arrays.items() if value.size == 1}
 
     def _summing_variables(self):
         for metric in self._model.metrics:

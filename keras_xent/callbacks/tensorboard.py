@@ -14,9 +14,8 @@ from keras_xent import arguments
 from keras_xent.callbacks import dashboards
 from keras_xent.callbacks.gradient_norm import GradientNorm
 from keras_xent.callbacks.probe import Probe
-from keras_xent.callbacks.readings import NO_PERPLEXITY, Readings
+from keras_xent.callbacks.readings import NO_PERPLEXITY, Readings, is_running
 from keras_xent.callbacks.timeline import Timeline, epochs_in_events
-from keras_xent.losses.base import warn
 from keras_xent.metrics.token_mean import Totals
 
 # Seconds between two transfers to a place that is no local folder, where each writes the file anew.
@@ -110,10 +109,14 @@ class TensorBoard(keras.callbacks.TensorBoard):
         self._draws_graph = write_graph
         self._timeline = Timeline()
         self._drawn_graph_of: Any = None
-        self._warned = self._in_fit = False
+        self._warned = self._in_fit = self._evaluated_inside = self._begins = False
+        self._model: Any = None
 
     def set_model(self, model: Any) -> None:
         """Called by `fit` and by `evaluate`; ends what an interrupted call has left."""
+        self._evaluated_inside = self._in_fit and self._model is model and is_running("fit", "evaluate", of=model)
+        if self._evaluated_inside:
+            return
         while self._prev_summary_state:
             self._pop_writer()
         self._close_writers()
@@ -124,7 +127,7 @@ class TensorBoard(keras.callbacks.TensorBoard):
         self._in_fit = False
         self._flushed: dict[str, float] = {}
         self._readings = Readings(model)
-        self._last_batches = 0
+        self._begin_epoch()
         if self.gradient_norm is not None:
             self.gradient_norm = GradientNorm.watching(model)
 
@@ -142,7 +145,7 @@ class TensorBoard(keras.callbacks.TensorBoard):
 
     @property
     def _val_writer(self):
-        return self._writer("validation" if self._in_fit else "evaluation")
+        return self._writer("validation" if self._in_fit and not self._evaluated_inside else "evaluation")
 
     def _flush(self):
         """Completes the files, since nobody tells a callback that `fit` was interrupted."""
@@ -178,12 +181,14 @@ class TensorBoard(keras.callbacks.TensorBoard):
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """See `keras.callbacks.TensorBoard`."""
         self._timeline.begin_epoch(epoch, lambda: epochs_in_events(self._train_dir))
+        self._begin_epoch()
+        super().on_epoch_begin(epoch, logs)
+
+    def _begin_epoch(self):
+        self._readings.restart()
         self._train_totals: dict[str, Totals] = {}
         self._validation_totals: dict[str, Totals] = {}
-        self._batches_ended = False
-        self._readings.restart()
-        self._last_batches = 0
-        super().on_epoch_begin(epoch, logs)
+        self._batches_ended, self._last_batches = False, 0
         self._clock = time.perf_counter()
 
     def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
@@ -248,10 +253,11 @@ class TensorBoard(keras.callbacks.TensorBoard):
         perplexed = self._readings.perplexed()
         self._name_units(logs, perplexed)
         for one in perplexed:
-            train = one.values(self._train_totals[one.name])
+            train = one.values_of_epoch(self._train_totals.get(one.name), logs.get(one.name))
             logs.update(train)
-            if f"val_{one.name}" in logs:
-                validation = one.values(self._validation_totals[one.name])
+            if f"val_{one.name}" in logs and train:
+                totals = self._validation_totals.get(one.name)
+                validation = one.values_of_epoch(totals, logs[f"val_{one.name}"])
                 logs.update({f"val_{name}": value for name, value in validation.items()})
                 gap = validation[one.named("nll")] - train[one.named("nll")]
                 logs[f"val_{one.named('generalization_gap')}"] = gap
@@ -271,7 +277,7 @@ class TensorBoard(keras.callbacks.TensorBoard):
             logs.update({f"{stem}nll": nll, f"{stem}bits_per_token": nll / math.log(2)})
         if not perplexed and not foreign and not self._warned:
             self._warned = True
-            warn(NO_PERPLEXITY)
+            arguments.warn(NO_PERPLEXITY)
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         """See `keras.callbacks.TensorBoard`."""
@@ -287,26 +293,35 @@ class TensorBoard(keras.callbacks.TensorBoard):
 
     def on_test_begin(self, logs: dict[str, Any] | None = None) -> None:
         """See `keras.callbacks.TensorBoard`."""
-        if self._in_fit:
+        if self._in_fit and not self._evaluated_inside:
             self._end_batches()
         super().on_test_begin(logs)
 
     def on_test_end(self, logs: dict[str, Any] | None = None) -> None:
         """Writes into the run `evaluation` if `evaluate` was called by itself; see `keras.callbacks.TensorBoard`."""
-        self._validation_totals = self._readings.totals()
-        logs = dict(logs or {})
+        totals, logs = self._readings.totals(), dict(logs or {})
         for one in self._readings.perplexed():
-            logs.update(one.values(self._validation_totals[one.name]))
+            logs.update(one.values(totals[one.name]))
         with self.summary.record_if(True):
             super().on_test_end(logs)
-        if not self._in_fit:
+        if self._evaluated_inside:
+            self._evaluated_inside = False
+        elif self._in_fit:
+            self._validation_totals = totals
+        else:
             self._close_writers()
             self._writers = {}
 
     # The probe.
 
     def _write_probe(self, probe, metric, epoch):
-        loss = probe.loss(self._model, metric)
+        try:
+            loss = probe.loss(self._model, metric)
+        except ValueError as error:
+            # The training is worth more than the picture.
+            arguments.warn(f"The probe is left out: {error}")
+            self.probe = None
+            return
         with self._writer("probe").as_default(epoch), self.summary.record_if(True):
             self.summary.histogram("token_nll", loss.nll[loss.counts], description="nats of each token of the probe")
             pictures = probe.heat_maps(loss)

@@ -19,8 +19,8 @@ class Epoch(NamedTuple):
 class Timeline:
     """Counts on where the training of a model has stopped: in this process, or as its optimizer and a log remember.
 
-    Keras begins each call of `fit` with epoch 0 unless it is given `initial_epoch`. A step is a batch; the optimizer
-    counts them, and where it accumulates gradients several of them are one of its iterations.
+    Keras begins each call of `fit` with epoch 0 unless it is given `initial_epoch`. A step is a batch, of which the
+    optimizer keeps the number.
     """
 
     def __init__(self) -> None:
@@ -91,11 +91,9 @@ class Timeline:
         return True
 
     def _counted(self, otherwise):
-        iterations = getattr(self._optimizer, "iterations", None)
-        if iterations is None:
-            return otherwise
-        batches = int(ops.convert_to_numpy(iterations)) * (self._optimizer.gradient_accumulation_steps or 1)
-        return self._steps_of_others + batches
+        # Where gradients are accumulated, `iterations` counts updates. What it is made from counts batches.
+        batches = getattr(self._optimizer, "_iterations", getattr(self._optimizer, "iterations", None))
+        return otherwise if batches is None else self._steps_of_others + int(ops.convert_to_numpy(batches))
 
 
 def epochs_in_events(folder: str) -> Iterator[Epoch]:

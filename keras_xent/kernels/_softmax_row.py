@@ -170,12 +170,17 @@ def classes(logits, dtype="int32"):
     return ops.reshape(ops.arange(ops.shape(logits)[1], dtype=dtype), (1, -1) + (1,) * (len(logits.shape) - 2))
 
 
-def classes_ahead(logits, label, at_label):
-    """How many classes are predicted before the label: those with larger logits, and equal ones that come before it."""
-    logits, indices = accurate(logits), classes(logits)
+def rank(logits, labels):
+    """How many classes are predicted before the label: those with larger logits, and equal ones that come before it.
+
+    NaN for labels below 0.
+    """
+    label = ops.maximum(labels, 0)
+    logits, indices, at_label = accurate(logits), classes(logits), accurate(ops.take_along_axis(logits, label, axis=1))
     # Negated, so that NaN is ahead too.
     behind = ops.where(indices < label, logits < at_label, logits <= at_label)
-    return ops.sum(ops.cast(ops.logical_not(behind), logits.dtype), axis=1, keepdims=True)
+    ahead = ops.sum(ops.cast(ops.logical_not(behind), logits.dtype), axis=1, keepdims=True)
+    return ops.where(labels < 0, ops.full_like(ahead, float("nan")), ahead)
 
 
 def times(weight, loss):

@@ -404,7 +404,7 @@ def _of_logits(logits, labels, share=None, *, weights, ranks, **options):
         label = ops.maximum(labels, 0)
         at_label = row.accurate(ops.take_along_axis(logits, label, axis=1))
         top, excess = saved
-        rank = [row.classes_ahead(logits, label, at_label)] if ranks else []
+        rank = [row.rank(logits, labels)] if ranks else []
         statistics = (losses, row.nll(at_label, top, excess, options["softcap"]), *rank)
         if not share:
             return statistics

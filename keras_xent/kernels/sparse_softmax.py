@@ -94,10 +94,11 @@ def sparse_softmax_cross_entropy(
 def label_ranks(labels: Any, logits: Any, *, axis: int = -1) -> Any:
     """How many classes are predicted before each label: 0 where `argmax` is the label. Without gradient.
 
-    Labels that are no class have some rank, too.
+    NaN for labels that are no class.
     """
     labels, logits = _targets.to_tensor(labels), row.floating(logits)
-    indices = ops.clip(ops.cast(labels, "int32"), 0, ops.shape(logits)[axis] - 1)
+    known = _targets.are_classes(labels, ops.shape(logits)[axis])
+    indices = ops.where(known, ops.cast(labels, "int32"), -1)
     rows = _targets.as_rows(ops.stop_gradient(logits), axis)
     ranks, _ = _ranks(rows, _targets.along_rows(indices, axis % len(logits.shape), len(logits.shape)))
     return ops.reshape(ranks, ops.shape(labels))
@@ -105,7 +106,7 @@ def label_ranks(labels: Any, logits: Any, *, axis: int = -1) -> Any:
 
 @compiled_by_rows(outputs=1, blocked=lambda: True)
 def _ranks(logits, labels):
-    return row.classes_ahead(logits, labels, row.accurate(ops.take_along_axis(logits, labels, axis=1))), ()
+    return row.rank(logits, labels), ()
 
 
 def forward(logits, labels, class_weight=None, *, smoothing, gamma, z_loss, softcap):

@@ -2,8 +2,6 @@
 
 import abc
 import inspect
-import sys
-import warnings
 from typing import Any, NamedTuple
 
 import keras
@@ -146,23 +144,10 @@ class Crossentropy(keras.losses.Loss):
     def _warn_once(self, about, sentence):
         if about not in self._warned:
             self._warned.add(about)
-            warn(sentence)
+            arguments.warn(sentence)
 
     def get_config(self) -> dict[str, Any]:
         """Every argument of the constructor, at the value given."""
         names = [name for name in inspect.signature(type(self).__init__).parameters if name != "self"]
         config = {name: getattr(self, name) for name in names if name != "dtype"}
         return {**config, "dtype": self._given_dtype}
-
-
-def warn(message: str, category: type[Warning] = UserWarning) -> None:
-    """Warns at the line of the user's own program: the one that called the loss, or `fit`."""
-    warnings.warn(message, category, stacklevel=_depth_of_caller())
-
-
-def _depth_of_caller():
-    depth, frame = 1, sys._getframe(1)
-    frameworks = ("keras_xent", "keras", "tensorflow", "jax")
-    while frame.f_back and frame.f_globals["__name__"].partition(".")[0] in frameworks:
-        depth, frame = depth + 1, frame.f_back
-    return depth

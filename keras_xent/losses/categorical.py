@@ -7,7 +7,7 @@ from keras import ops
 
 from keras_xent import arguments
 from keras_xent.kernels import softmax_cross_entropy, targets
-from keras_xent.losses.base import Crossentropy, Elements, warn
+from keras_xent.losses.base import Crossentropy, Elements
 
 
 @keras.saving.register_keras_serializable(package="keras_xent")
@@ -72,7 +72,7 @@ class CategoricalCrossentropy(Crossentropy):
                 "use SparseCategoricalCrossentropy."
             )
         if logits.shape[self.axis] == 1:
-            warn(
+            arguments.warn(
                 f"`y_pred` of shape {tuple(logits.shape)} has one class, so the loss is always 0. For a yes-or-no "
                 "answer use BinaryCrossentropy.",
                 SyntaxWarning,

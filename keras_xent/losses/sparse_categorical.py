@@ -1,7 +1,5 @@
 """Cross-entropy of integer labels, one class out of many."""
 
-import sys
-import types
 from typing import Any
 
 import keras
@@ -197,10 +195,7 @@ def _readers_of_logits():
 
     Of a model with several outputs it is not told whose metrics are whose.
     """
-    frame: types.FrameType | None = sys._getframe()
-    while frame is not None and not isinstance(frame.f_locals.get("self"), keras.Model):
-        frame = frame.f_back
-    model = frame and frame.f_locals["self"]
+    model = source.model_of_step()
     if model is None or len(getattr(model, "outputs", None) or [None]) > 1:
         return []
     # Those that were given to `compile` are inside one of the model's metrics.

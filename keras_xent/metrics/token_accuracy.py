@@ -6,7 +6,7 @@ import keras
 from keras import ops
 
 from keras_xent import arguments
-from keras_xent.kernels import sparse_softmax
+from keras_xent.kernels import sparse_softmax, targets
 from keras_xent.metrics.token_mean import TokenMean
 
 
@@ -64,10 +64,15 @@ class TokenAccuracy(TokenMean):
         return left.statistics.rank is not None
 
     def _from_logits(self, labels, y_pred, mask):
-        return sparse_softmax.label_ranks(labels, y_pred, axis=self.axis) < self.top_k
+        labels = targets.class_indices(labels, y_pred.shape[self.axis], mask)
+        return self._hits(sparse_softmax.label_ranks(labels, y_pred, axis=self.axis))
 
     def _from_statistics(self, known):
-        return known.rank < self.top_k
+        return self._hits(known.rank)
+
+    def _hits(self, rank):
+        # Where nobody can raise, a label that is no class makes the accuracy NaN.
+        return ops.where(ops.isnan(rank), rank, ops.cast(rank < self.top_k, rank.dtype))
 
     def result(self) -> Any:
         """The accuracy; nan if nothing was counted."""

@@ -8,9 +8,12 @@ import keras
 from keras import ops
 
 from keras_xent import arguments, source, statistics
-from keras_xent.kernels import linear, sparse_softmax_cross_entropy, targets
-from keras_xent.kernels._compile import as_written
+from keras_xent.kernels import linear, reduction, sparse_softmax_cross_entropy, targets
+from keras_xent.kernels._compile import as_written, is_eager
 from keras_xent.metrics.exact_sums import ExactSums
+
+# Of four outputs, each with and without sample weights.
+_MOST_ASIDE = 8
 
 
 class Totals(NamedTuple):
@@ -45,11 +48,10 @@ class TokenMean(keras.metrics.Metric):
         # In the order of `Totals`.
         self._sums = ExactSums(self, "sums", len(Totals._fields))
         if keras.backend.backend() == "jax":
-            # Without and with the sample weights of the loss, as far as there are both.
-            shape = (2, len(Totals._fields))
+            shape = (_MOST_ASIDE, len(Totals._fields))
             self._aside = self.add_variable(shape, initializer="zeros", dtype="float32", name="aside")
-        # The labels that what is aside belongs to, and the weights of its rows.
-        self._aside_of: tuple[Any, list[Any]] | None = None
+        # The labels and weights that each row of what is aside belongs to.
+        self._aside_of: list[tuple[Any, Any]] = []
         statistics.register(self)
 
     @abc.abstractmethod
@@ -63,10 +65,10 @@ class TokenMean(keras.metrics.Metric):
     @as_written
     def update_state(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> None:
         """Adds the tokens of a batch: `y_true` `[...]` integers, `y_pred` `[..., C]`."""
-        labels, weights = self._aside_of or (None, [])
-        self._aside_of = None
-        rows = [i for i, weight in enumerate(weights) if weight() is sample_weight]
-        if rows and labels is not None and labels() is y_true:
+        aside, self._aside_of = self._aside_of, []
+        rows = [i for i, (label, weight) in enumerate(aside) if label() is y_true and weight() is sample_weight]
+        # Of two outputs with the very same labels it is not known which is this one's.
+        if len(rows) == 1:
             sums = ops.convert_to_tensor(self._aside)[rows[0]]
         else:
             with targets.called("y_true", "y_pred"):
@@ -89,17 +91,25 @@ class TokenMean(keras.metrics.Metric):
 
         Where it does not fit, the tokens are counted here if there is a Keras mask: outside, nothing knows of it.
         """
-        rows, weights = [], []
         for weight in (None,) if left.sample_weight is None else (None, left.sample_weight):
-            known = self._from_left(left, weight)
-            if known is None and source.keras_mask(left.y_pred) is not None:
-                known = self._of_batch(left.y_true, left.y_pred, weight)
-            if known is not None:
-                rows.append(self._summed(*known))
-                weights.append((lambda: None) if weight is None else weakref.ref(weight))
-        if rows:
-            self._aside.assign(ops.stop_gradient(ops.stack([rows[0], rows[-1]])))
-            self._aside_of = weakref.ref(left.y_true), weights
+            try:
+                known = self._from_left(left, weight)
+                if known is None and source.keras_mask(left.y_pred) is not None:
+                    known = self._of_batch(left.y_true, left.y_pred, weight)
+            except ValueError:
+                # The output of another metric. If it is this one's, its own update will say what is wrong.
+                known = None
+            row = len(self._aside_of)
+            if known is not None and row < _MOST_ASIDE:
+                sums = ops.stop_gradient(self._summed(*known))[None]
+                self._aside.assign(ops.slice_update(ops.convert_to_tensor(self._aside), (row, 0), sums))
+                self._aside_of.append(
+                    (weakref.ref(left.y_true), (lambda: None) if weight is None else weakref.ref(weight))
+                )
+
+    def is_updated_in(self, scope: Any) -> bool:
+        """Whether this metric is part of the step whose variables are in a Keras scope."""
+        return scope.get_current_value(self.variables[0]) is not None
 
     def _of_batch(self, y_true, y_pred, sample_weight):
         left = statistics.find(arguments.tensor("y_pred", y_pred))
@@ -149,8 +159,8 @@ class TokenMean(keras.metrics.Metric):
     def _summed(self, values, weights, labels):
         counts = ops.not_equal(weights, 0)
         values = ops.where(counts, ops.cast(values, "float32"), 0.0)
-        units, tokens = ops.sum(self._units(weights, labels)), ops.sum(ops.cast(counts, "float32"))
-        return ops.stack([ops.sum(weights * values), units, tokens, ops.cast(ops.size(weights), "float32")])
+        parts = weights * values, self._units(weights, labels), ops.cast(counts, "float32")
+        return ops.stack([*map(reduction.total, parts), ops.cast(ops.size(weights), "float32")])
 
     def _units(self, weights, labels):
         """What each token adds to the denominator."""
@@ -181,11 +191,14 @@ class LogLikelihoodMean(TokenMean):
         self.logit_softcap = arguments.positive("logit_softcap", logit_softcap)
         # Lets EarlyStopping and ModelCheckpoint know that less is better.
         self._direction = "down"
+        self._warned = False
 
     def _from_statistics(self, known):
         return known.nll
 
     def _from_logits(self, labels, y_pred, mask):
+        if self.from_logits and not self._warned and source.origin(y_pred)[1] is None:
+            self._warn_of_softmax(y_pred)
         logits = source.as_logits(y_pred, from_logits=self.from_logits, activation="softmax")
         return sparse_softmax_cross_entropy(labels, logits, axis=self.axis, mask=mask, logit_softcap=self.logit_softcap)
 
@@ -193,6 +206,22 @@ class LogLikelihoodMean(TokenMean):
         """Every argument of the constructor."""
         names = ("from_logits", "ignore_class", "axis", "logit_softcap")
         return {**super().get_config(), **{name: getattr(self, name) for name in names}}
+
+    def _warn_of_softmax(self, y_pred):
+        if is_eager(y_pred):
+            values = ops.cast(y_pred, "float32")
+            sums = ops.sum(values, axis=self.axis)
+            found = bool(ops.all(values >= 0)) and bool(ops.all(ops.abs(sums - 1.0) < 1e-3)) and 0 not in sums.shape
+            what = "the rows of `y_pred` are probabilities: none is below 0, and they sum to 1" if found else None
+        else:
+            layer = source.softmax_of(source.model_of_step())
+            what = layer and f"the layer '{layer}' makes probabilities of them by a softmax"
+        if what:
+            self._warned = True
+            arguments.warn(
+                f"{type(self).__name__} has from_logits=True, but {what}. Set from_logits=False, or end the model in "
+                "logits."
+            )
 
 
 def _weights(like, valid, sample_weight):

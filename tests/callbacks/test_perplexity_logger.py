@@ -3,6 +3,7 @@
 import csv
 import importlib.util
 import json
+import os
 import subprocess
 import sys
 
@@ -84,6 +85,40 @@ def test_the_file_of_another_training_is_kept(tmp_path):
     assert len(rows(path)) == len(rows(tmp_path / "log.1.jsonl")) == 1
 
 
+@pytest.mark.parametrize("end", ["csv", "jsonl"])
+def test_half_a_row_is_left_out_and_a_foreign_file_is_kept(tmp_path, end):
+    path, built = tmp_path / f"log.{end}", model()
+    fit(built, kx.callbacks.PerplexityLogger(path), epochs=2)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-20])
+    fit(built, kx.callbacks.PerplexityLogger(path), epochs=1)
+    assert [row["epoch"] for row in rows(path)] == [0, 1]
+    assert rows(path)[1]["step"] == 3 * STEPS
+    path.write_text("epoch,loss\n0,NA\n")
+    fit(built, kx.callbacks.PerplexityLogger(path), epochs=1)
+    assert (tmp_path / f"log.1.{end}").read_text() == "epoch,loss\n0,NA\n"
+    assert len(rows(path)) == 1
+
+
+def test_folders_are_made_and_a_run_without_rows_leaves_nothing_behind(tmp_path):
+    path = tmp_path / "new" / "log.csv"
+    for epochs in (0, 1, 1):
+        logger = kx.callbacks.PerplexityLogger(path, picture=tmp_path / "pictures" / "curve.png")
+        fit(model(), logger, epochs=epochs)
+    assert sorted(p.name for p in path.parent.iterdir()) == ["log.1.csv", "log.csv"]
+    assert (tmp_path / "pictures" / "curve.png").exists()
+
+
+def test_a_picture_that_cannot_be_written_does_not_lose_the_history(tmp_path):
+    (tmp_path / "file").touch()
+    logger = kx.callbacks.PerplexityLogger(picture=tmp_path / "file" / "curve.png")
+    with pytest.warns(UserWarning) as warned:
+        assert fit(model(), logger, epochs=1)["perplexity"]
+    assert [str(w.message) for w in warned if "picture" in str(w.message)] == [
+        f"The picture '{tmp_path / 'file' / 'curve.png'}' cannot be written: {os.strerror(17)}."
+    ]
+
+
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
 def test_an_interrupted_run_loses_no_row(tmp_path, error):
     class Interrupt(keras.callbacks.Callback):
@@ -130,6 +165,11 @@ def test_arguments_are_checked(monkeypatch):
     with pytest.raises(ValueError) as error:
         kx.callbacks.PerplexityLogger("log.txt")
     assert str(error.value) == "`path` must be None or a file that ends in .csv or .jsonl. Received: path='log.txt'."
+    with pytest.raises(ValueError) as error:
+        kx.callbacks.PerplexityLogger(picture="curve.xyz")
+    assert str(error.value) == (
+        "`picture` must be None or a file that ends in .png, .svg, .pdf, .jpg. Received: 'curve.xyz'."
+    )
     with pytest.raises(ValueError) as error:
         kx.callbacks.PerplexityLogger(update_freq=0)
     assert str(error.value) == "`update_freq` must be a whole number of at least 1. Received: update_freq=0."

@@ -1,7 +1,11 @@
 """A fixed batch whose tokens are looked at."""
 
+import html
+import re
+
 import numpy as np
 import pytest
+from tensorboard.plugin_util import markdown_to_safe_html
 
 from keras_xent.callbacks.probe import Loss, Probe
 from tests.callbacks.training import data
@@ -26,10 +30,33 @@ def test_the_table_has_the_worst_first_and_none_that_do_not_count():
     found = loss([[0.1, 2.0, 9.0], [3.0, 0.5, 0.2]], [[1, 1, 0], [1, 1, 1]])
     table = Probe(data(), ["zero", "o|ne", "two", "<b>", "\n", "five"]).worst_tokens(found).splitlines()
     assert table[0] == "| nats | probability | token | predicted | before it | sequence | place |"
-    assert table[2] == "| 3.000 | 4.98e-02 | <code>&lt;b&gt;</code> | <code>zero</code> | <code></code> | 1 | 0 |"
-    assert table[3].startswith("| 2.000 | 1.35e-01 | <code>o&#124;ne</code> |")
-    assert "<code>zero</code> | 0 | 1 |" in table[3]
+    assert table[2] == "| 3.000 | 4.98e-02 | &#60;b&#62; | zero |  | 1 | 0 |"
+    assert table[3] == "| 2.000 | 1.35e-01 | o&#124;ne | zero | zero | 0 | 1 |"
     assert len(table) == 2 + 5
+
+
+@pytest.mark.parametrize("text", ["a|b", "[x](http://e)", "\r\n`*_", "<b>&amp;", " the", "\udc80\x00\u65e5"])
+def test_any_text_stays_in_its_cell_and_means_nothing(text):
+    probe = Probe(data(), [text])
+    found = loss([[1.0]])
+    page = markdown_to_safe_html(probe.worst_tokens(found))
+    cells = re.findall(r"<td>(.*?)</td>", page, re.DOTALL)
+    assert len(cells) == 7
+    shown = text.replace("\r", "\u240d").replace("\n", "\u23ce").replace(" ", "\u2423")
+    assert html.unescape(cells[2]) == shown.replace("\udc80\x00", "\ufffd\ufffd")
+    assert probe.heat_maps(found).shape[0] == 1
+
+
+def test_a_function_that_fails_is_told_once_and_numbers_are_shown():
+    def decode(token):
+        raise RuntimeError("no such token")
+
+    probe = Probe(data(), decode)
+    with pytest.warns(UserWarning) as warned:
+        assert [probe.text(3), probe.text(4)] == ["3", "4"]
+    assert [str(w.message) for w in warned] == [
+        "`decode` failed for token 3, which is shown as its number: RuntimeError('no such token')."
+    ]
 
 
 def test_the_picture_is_darker_where_the_loss_is_larger():

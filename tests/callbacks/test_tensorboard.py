@@ -286,6 +286,80 @@ def test_a_resume_in_a_new_process_is_one_curve(tmp_path):
             np.testing.assert_allclose(list(two[tag].values()), list(one[tag].values()), rtol=1e-4, atol=1e-6)
 
 
+class Evaluating(keras.callbacks.Callback):
+    """Evaluates the model at the end of each epoch, before the callbacks that come after it are asked."""
+
+    def __init__(self, *callbacks):
+        super().__init__()
+        self.callbacks = list(callbacks)
+
+    def on_epoch_end(self, epoch, logs=None):
+        x, y = data()
+        self.model.evaluate(x[-3:], y[-3:], verbose=0, callbacks=self.callbacks)
+
+
+def test_an_evaluation_inside_fit_changes_nothing(tmp_path):
+    """The metrics then hold other tokens when the epoch ends: what Keras has reported counts."""
+    logger = kx.callbacks.PerplexityLogger()
+    callback = kx.callbacks.TensorBoard(tmp_path)
+    history = fit(model(), Evaluating(), callback, logger, validation=False)
+    read = scalars(tmp_path / "train")
+    np.testing.assert_allclose(list(read["epoch_perplexity"].values()), history["perplexity"], rtol=1e-6)
+    np.testing.assert_allclose(list(read["epoch_nll"].values()), np.log(history["perplexity"]), rtol=1e-6)
+    np.testing.assert_allclose([row["perplexity"] for row in logger.rows], history["perplexity"], rtol=1e-6)
+
+
+@pytest.mark.parametrize("update_freq", [1, "epoch"])
+def test_an_evaluation_inside_fit_has_its_own_run(tmp_path, update_freq):
+    callback = kx.callbacks.TensorBoard(tmp_path, update_freq=update_freq)
+    history = fit(model(), Evaluating(callback), callback)
+    validation = scalars(tmp_path / "validation")
+    np.testing.assert_allclose(list(validation["epoch_perplexity"].values()), history["val_perplexity"], rtol=1e-6)
+    assert len(scalars(tmp_path / "evaluation")["evaluation_perplexity_vs_iterations"]) == 2
+
+
+def test_loops_by_hand_are_logged_as_by_keras(tmp_path):
+    """`train_on_batch` resets the metrics, so that each reading is that of one batch."""
+    built, (x, y) = model(), data()
+    callback = kx.callbacks.TensorBoard(tmp_path, update_freq=1)
+    callbacks = keras.callbacks.CallbackList([callback], model=built, epochs=1, steps=3)
+    callbacks.on_train_begin()
+    callbacks.on_epoch_begin(0)
+    reported = []
+    for batch in range(3):
+        callbacks.on_train_batch_begin(batch)
+        rows = slice(batch * BATCH, (batch + 1) * BATCH)
+        reported.append(built.train_on_batch(x[rows], y[rows], return_dict=True))
+        callbacks.on_train_batch_end(batch, reported[-1])
+    callbacks.on_epoch_end(0, reported[-1])
+    callbacks.on_train_end()
+    read = scalars(tmp_path / "train")["batch_perplexity"]
+    np.testing.assert_allclose(list(read.values()), [logs["perplexity"] for logs in reported], rtol=1e-5)
+    assert list(read) == [1, 2, 3]
+
+
+def test_an_epoch_can_be_written_without_a_training(tmp_path):
+    callback = kx.callbacks.TensorBoard(tmp_path)
+    callback.set_model(model())
+    callback.on_epoch_end(0, {"loss": 1.0, "val_perplexity": 2.0})
+    assert scalars(tmp_path / "train")["epoch_loss"] == {0: 1.0}
+
+
+def test_a_probe_that_cannot_be_drawn_is_left_out_and_told(tmp_path):
+    x, y = data()
+    inputs = keras.Input((LENGTH,))
+    hidden = keras.layers.Embedding(CLASSES, 8)(inputs)
+    built = keras.Model(inputs, {name: keras.layers.Dense(CLASSES)(hidden) for name in "ab"})
+    losses = {name: kx.losses.MaskedSequenceCrossentropy() for name in "ab"}
+    built.compile("adam", losses, metrics={"a": [kx.metrics.Perplexity()]})
+    callback = kx.callbacks.TensorBoard(tmp_path, probe=(x, y))
+    with pytest.warns(UserWarning) as warned:
+        built.fit(x, {"a": y, "b": y}, epochs=2, verbose=0, callbacks=[callback])
+    assert [str(w.message) for w in warned if "probe" in str(w.message)] == [
+        "The probe is left out: `probe` is for models with one output. This one returns a dict."
+    ]
+
+
 def test_without_a_perplexity_it_says_once_what_is_missing(tmp_path):
     with pytest.warns(UserWarning) as warned:
         fit(model(metrics=[]), kx.callbacks.TensorBoard(tmp_path))

@@ -2,6 +2,8 @@
 
 import types
 
+import keras
+import numpy as np
 import pytest
 
 from keras_xent.callbacks.timeline import Epoch, Timeline
@@ -12,8 +14,8 @@ LOG = [Epoch(0, 10), Epoch(1, 20), Epoch(2, 30)]
 class Model:
     """What a timeline sees of a model that was trained for so many iterations."""
 
-    def __init__(self, iterations, accumulation=None):
-        self.optimizer = types.SimpleNamespace(iterations=iterations, gradient_accumulation_steps=accumulation)
+    def __init__(self, iterations):
+        self.optimizer = types.SimpleNamespace(iterations=iterations)
 
 
 def begun(timeline, model, epoch=0, log=()):
@@ -76,7 +78,10 @@ def test_another_model_begins_anew():
 
 
 def test_where_gradients_are_accumulated_steps_are_batches():
-    assert begun(Timeline(), Model(5, accumulation=4)) == (0, 20)
+    built = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)])
+    built.compile(keras.optimizers.SGD(0.1, gradient_accumulation_steps=2), "mse")
+    built.fit(np.ones((5, 1)), np.ones((5, 1)), batch_size=1, verbose=0)
+    assert begun(Timeline(), built) == (0, 5)
 
 
 def test_a_model_without_an_optimizer_is_counted_from_outside():

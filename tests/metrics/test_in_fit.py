@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 import pytest
+from keras import ops
 
 import keras_xent as kx
 from tests import oracles
@@ -80,6 +81,86 @@ def test_masks_weights_and_ignored_labels_count_as_in_float64(head, loss, mode):
     ):
         for name, value in expected(model, data).items():
             np.testing.assert_allclose(report[f"{prefix}{name}"], value, rtol=1e-6, err_msg=f"{prefix}{name}")
+
+
+@pytest.mark.parametrize("head", [keras.layers.Dense, kx.layers.LogitsDense], ids=["dense", "fused"])
+def test_each_of_several_outputs_has_its_own(head):
+    """Also on JAX, where all losses hand what they know to all metrics; and other metrics that live do not matter."""
+    strangers = [kx.metrics.BitsPerByte([1.0] * 4), kx.metrics.Perplexity(axis=1)]
+    tokens, labels, _ = next(batches())
+    keras.utils.set_random_seed(1)
+    inputs = keras.Input((None,))
+    hidden = keras.layers.Embedding(CLASSES, 8, mask_zero=True)(inputs)
+    sizes = {"a": CLASSES, "b": 7}
+    model = keras.Model(inputs, {name: head(size, name=name)(hidden) for name, size in sizes.items()})
+    given = {"a": labels, "b": labels % 7}
+    metrics = {name: [kx.metrics.Perplexity(), kx.metrics.BitsPerByte([2.0] * size)] for name, size in sizes.items()}
+    losses = {name: kx.losses.MaskedSequenceCrossentropy(ignore_class=IGNORED) for name in sizes}
+    model.compile(keras.optimizers.SGD(0.0), losses, metrics=metrics)
+    report = model.train_on_batch(tokens, given, return_dict=True)
+    logits = model(tokens)
+    for name, size in sizes.items():
+        nll = oracles.sparse(given[name].ravel(), to_numpy(logits[name]).reshape(-1, size))[0][tokens.ravel() != 0]
+        np.testing.assert_allclose(report[f"{name}_perplexity"], np.exp(nll.mean()), rtol=1e-6)
+        np.testing.assert_allclose(report[f"{name}_bits_per_byte"], nll.mean() / np.log(2) / 2, rtol=1e-6)
+    assert len(strangers) == 2
+
+
+def test_a_softmax_before_a_metric_of_logits_is_told_once():
+    model = keras.Sequential(
+        [keras.Input((4,)), keras.layers.Dense(6, activation="softmax"), keras.layers.Reshape((6,))]
+    )
+    # Foreign losses leave nothing, and TensorFlow sees through the layer itself.
+    model.compile("sgd", "sparse_categorical_crossentropy", metrics=[kx.metrics.Perplexity()])
+    x, y = np.random.default_rng(0).normal(size=(8, 4)), np.zeros((8,), int)
+    if BACKEND == "jax":
+        layer = model.layers[0].name
+        with pytest.warns(UserWarning) as warned:
+            model.fit(x, y, epochs=2, verbose=0)
+        assert [str(w.message) for w in warned if "Perplexity" in str(w.message)] == [
+            f"Perplexity has from_logits=True, but the layer '{layer}' makes probabilities of them by a softmax. Set "
+            "from_logits=False, or end the model in logits."
+        ]
+    else:
+        reported = model.evaluate(x, y, verbose=0, return_dict=True)
+        np.testing.assert_allclose(reported["perplexity"], np.exp(reported["loss"]), rtol=1e-5)
+    metric = kx.metrics.Perplexity()
+    with pytest.warns(UserWarning) as warned:
+        for _ in range(2):
+            metric.update_state(np.array([0, 1]), np.array([[0.25, 0.75], [0.5, 0.5]]))
+    assert [str(w.message) for w in warned] == [
+        "Perplexity has from_logits=True, but the rows of `y_pred` are probabilities: none is below 0, and they sum to "
+        "1. Set from_logits=False, or end the model in logits."
+    ]
+
+
+def test_many_tokens_at_once_are_summed_as_exactly_as_few():
+    rng = np.random.default_rng(0)
+    logits, labels = rng.normal(0, 4, (2**18, 2)).astype("float32"), rng.integers(0, 2, 2**18)
+    total = oracles.sparse(labels, logits)[0].sum()
+    for mode in (lambda f: f, in_one_program):
+        metric = kx.metrics.Perplexity()
+        mode(metric.update_state)(ops.convert_to_tensor(labels), ops.convert_to_tensor(logits))
+        np.testing.assert_allclose(metric.totals().total, total, rtol=1e-6)
+
+
+def in_one_program(update):
+    """What `jit_compile=True` makes of it; JAX is compiled as it is."""
+    if BACKEND == "jax":
+        return update
+    import tensorflow as tf
+
+    return tf.function(update, jit_compile=True, autograph=False)
+
+
+def test_a_label_that_is_no_class_is_no_hit():
+    metric = kx.metrics.TokenAccuracy()
+    logits = np.array([[[0.3, 0.2, 0.0], [0.0, 0.0, 1.0]]], "float32")
+    with pytest.raises(ValueError, match="`y_true`"):
+        metric.update_state(np.array([[-100, 9]]), logits)
+    if BACKEND == "tensorflow":
+        in_one_program(metric.update_state)(ops.convert_to_tensor(np.array([[-100, 2]])), ops.convert_to_tensor(logits))
+        assert np.isnan(to_numpy(metric.result()))
 
 
 # No second softmax.
