@@ -76,10 +76,15 @@ def fusible_logits(predictions: Any, *, axis: int, from_logits: bool = True) -> 
 def lost_head(logits: Any) -> Head | None:
     """The head of other logits of the same shape, from which these have been made.
 
-    On JAX, which does not tell, other logits of the same program: then it is probably so.
+    On JAX, which does not tell, other logits of the same program: then it is probably so. Nothing is known in eager
+    mode.
     """
+    if is_eager(logits):
+        return None
     for other in list(_with_heads.values()):
-        same_program = _program(other) is _program(logits)
+        if is_eager(other):
+            continue
+        same_program = _program(other) is _program(logits) is not None
         if other is not logits and same_program and tuple(other.shape) == tuple(logits.shape):
             if _operation(logits) is None or _is_made_from(logits, other):
                 return head_of(other)
@@ -98,8 +103,8 @@ def _is_made_from(tensor, other, operations=30):
 
 
 def _program(tensor):
-    """The graph or trace that a tensor belongs to."""
-    return tensor.graph if keras.backend.backend() == "tensorflow" else getattr(tensor, "_trace", None)
+    """The graph or trace that a tensor belongs to; None for a variable, which belongs to none."""
+    return getattr(tensor, "graph" if keras.backend.backend() == "tensorflow" else "_trace", None)
 
 
 def keras_mask(tensor: Any) -> Any:

@@ -336,6 +336,24 @@ if BACKEND == "tensorflow":
             model.train_on_batch(tokens, {"a": following, "b": following})
 
 
+def test_logits_that_still_live_somewhere_do_not_matter():
+    """Eager ones belong to no program: neither to that of the next loss, nor to one another."""
+    layer, hidden = kx.layers.LogitsDense(5), np.ones((2, 3, 4), "float32")
+    alive, labels = layer(hidden), np.zeros((2, 3), int)
+    plain = ops.convert_to_tensor(to_numpy(alive).astype("float32"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        eager = loss()(labels, plain)
+        if BACKEND == "tensorflow":
+            compiled = tf.function(lambda logits: loss()(labels, logits))(plain)
+        else:
+            import jax
+
+            compiled = jax.jit(lambda logits: loss()(labels, logits))(plain)
+    np.testing.assert_allclose(to_numpy(compiled), to_numpy(eager), rtol=1e-6)
+    assert source.head_of(alive) is not None
+
+
 def test_a_metric_that_reads_logits_works_and_is_told_once():
     model = language_model(kx.layers.LogitsDense, name="vocabulary")
     metrics = [kx.metrics.TokenAccuracy(ignore_class=0), kx.metrics.Perplexity(ignore_class=0)]
