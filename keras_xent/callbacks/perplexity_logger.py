@@ -29,8 +29,8 @@ class PerplexityLogger(keras.callbacks.Callback):
     """Logs the perplexity of training and validation, for people without TensorBoard.
 
     - The progress bar and the history get `bits_per_token` beside the perplexity.
-    - A file gets a row at the end of each epoch, and if asked for every few batches, then over these batches. Rows are
-      complete as they are written, so that an interrupted run loses none.
+    - A file gets a row at the end of each epoch, and if asked for every few batches, then over these batches. Each is
+      written at once, so that an interrupted run loses none; half a row that a killed one leaves is passed over.
     - A picture at the end of training shows the perplexity of train and validation against the steps.
 
     Epochs and steps go on over several calls of `fit`, and in a new process where the optimizer was loaded: rows of

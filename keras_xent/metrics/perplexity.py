@@ -31,6 +31,11 @@ class Perplexity(LogLikelihoodMean):
         dtype: dtype of the result (default float32). The sums are exact to 2^48 tokens whatever it is.
         logit_softcap: the loss's `logit_softcap`, if it has one.
 
+    Raises:
+        ValueError: shapes that do not fit; in eager mode, a label that is no class.
+
+    Warns, once, where logits are expected and probabilities come.
+
     Example:
 
     >>> import numpy as np

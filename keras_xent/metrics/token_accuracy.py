@@ -30,6 +30,9 @@ class TokenAccuracy(TokenMean):
         dtype: dtype of the result (default float32).
         top_k: how many predictions a label may be among.
 
+    Raises:
+        ValueError: a `top_k` that is no whole number of at least 1; in eager mode, a label that is no class.
+
     Example:
 
     >>> import numpy as np
