@@ -2,12 +2,10 @@
 
 import importlib.util
 import math
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import keras
 import numpy as np
 
 from keras_xent import arguments
@@ -15,14 +13,12 @@ from keras_xent.callbacks import dashboards
 from keras_xent.callbacks.gradient_norm import GradientNorm
 from keras_xent.callbacks.probe import Probe
 from keras_xent.callbacks.readings import NO_PERPLEXITY, Readings, is_running
+from keras_xent.callbacks.runs import Runs
 from keras_xent.callbacks.timeline import Timeline, epochs_in_events
 from keras_xent.metrics.token_mean import Totals
 
-# Seconds between two transfers to a place that is no local folder, where each writes the file anew.
-_REMOTE_FLUSH = 30.0
 
-
-class TensorBoard(keras.callbacks.TensorBoard):
+class TensorBoard(Runs):
     """`keras.callbacks.TensorBoard`, with a perplexity that is right, in steps that go on.
 
     A drop-in with all its arguments. What it adds, for each `keras_xent.metrics.Perplexity` of the model:
@@ -117,27 +113,16 @@ class TensorBoard(keras.callbacks.TensorBoard):
         self._evaluated_inside = self._in_fit and self._model is model and is_running("fit", "evaluate", of=model)
         if self._evaluated_inside:
             return
-        while self._prev_summary_state:
-            self._pop_writer()
-        self._close_writers()
+        self._end_runs()
         # Keras would draw the graph, and so make a run `train`, for `evaluate` too.
         self.write_graph = False
         super().set_model(model)
         self.write_graph = self._draws_graph
         self._in_fit = False
-        self._flushed: dict[str, float] = {}
         self._readings = Readings(model)
         self._begin_epoch()
         if self.gradient_norm is not None:
             self.gradient_norm = GradientNorm.watching(model)
-
-    # Writers: a run is a folder, and the root has what is of all runs.
-
-    def _writer(self, run):
-        if run not in self._writers:
-            folder = os.path.join(self._log_write_dir, run) if run else self._log_write_dir
-            self._writers[run] = self.summary.create_file_writer(folder)
-        return self._writers[run]
 
     @property
     def _train_writer(self):
@@ -146,26 +131,6 @@ class TensorBoard(keras.callbacks.TensorBoard):
     @property
     def _val_writer(self):
         return self._writer("validation" if self._in_fit and not self._evaluated_inside else "evaluation")
-
-    def _flush(self):
-        """Completes the files, since nobody tells a callback that `fit` was interrupted."""
-        now, remote = time.monotonic(), "://" in self.log_dir
-        for run, writer in self._writers.items():
-            if not remote or now - self._flushed.get(run, -_REMOTE_FLUSH) >= _REMOTE_FLUSH:
-                writer.flush()
-                self._flushed[run] = now
-
-    def _write_raw(self, run, summaries, step=0):
-        """Writes summaries as one event, which takes a fraction of the time that one for each takes."""
-        # One message after the other is the message of both.
-        event = b"".join(one.SerializeToString() for one in summaries)
-        with self._writer(run).as_default(step), self.summary.record_if(True):
-            self.summary.experimental.write_raw_pb(event, step)
-
-    def _write_scalars(self, run, values, step):
-        from tensorboard.plugins.scalar.summary_v2 import scalar_pb
-
-        self._write_raw(run, [scalar_pb(tag, value) for tag, value in values.items()], step)
 
     # Training.
 
@@ -286,7 +251,7 @@ class TensorBoard(keras.callbacks.TensorBoard):
         self._write_scalars("", final, self._timeline.steps)
         self._write_raw("", [dashboards.finished()])
         super().on_train_end(logs)
-        self._writers: dict[str, Any] = {}
+        self._end_runs()
         self._in_fit = False
 
     # Evaluation.
@@ -309,8 +274,7 @@ class TensorBoard(keras.callbacks.TensorBoard):
         elif self._in_fit:
             self._validation_totals = totals
         else:
-            self._close_writers()
-            self._writers = {}
+            self._end_runs()
 
     # The probe.
 
