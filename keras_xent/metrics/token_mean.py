@@ -50,6 +50,8 @@ class TokenMean(keras.metrics.Metric):
         if keras.backend.backend() == "jax":
             shape = (_MOST_ASIDE, len(Totals._fields))
             self._aside = self.add_variable(shape, initializer="zeros", dtype="float32", name="aside")
+        # Whether the updates come with weights, once there was one: Keras tries the step before JAX traces it.
+        self._weighted: bool | None = None
         # The labels and weights that each row of what is aside belongs to.
         self._aside_of: list[tuple[Any, Any]] = []
         statistics.register(self)
@@ -65,6 +67,7 @@ class TokenMean(keras.metrics.Metric):
     @as_written
     def update_state(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> None:
         """Adds the tokens of a batch: `y_true` `[...]` integers, `y_pred` `[..., C]`."""
+        self._weighted = sample_weight is not None
         aside, self._aside_of = self._aside_of, []
         rows = [i for i, (label, weight) in enumerate(aside) if label() is y_true and weight() is sample_weight]
         # Of two outputs with the very same labels it is not known which is this one's.
@@ -92,9 +95,10 @@ class TokenMean(keras.metrics.Metric):
         Where it does not fit, the tokens are counted here if there is a Keras mask: outside, nothing knows of it.
         """
         for weight in (None,) if left.sample_weight is None else (None, left.sample_weight):
+            wanted = self._weighted is (weight is not None)
             try:
                 known = self._from_left(left, weight)
-                if known is None and source.keras_mask(left.y_pred) is not None:
+                if known is None and wanted and source.keras_mask(left.y_pred) is not None:
                     known = self._of_batch(left.y_true, left.y_pred, weight)
             except ValueError:
                 # The output of another metric. If it is this one's, its own update will say what is wrong.
