@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator
 
 BATCH, LENGTH, FEATURES, CLASSES = 8, 64, 64, 2000
-STEPS = 300
+STEPS = 150
 CALLBACKS = (
     "none",
     "Keras, every batch",
