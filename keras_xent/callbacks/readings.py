@@ -28,9 +28,8 @@ class Perplexed(NamedTuple):
     name: str
 
     def named(self, unit: str) -> str:
-        """`"nll"` for `"perplexity"`, `"decoder_nll"` for `"decoder_perplexity"`, `"ppl_nll"` for `"ppl"`."""
-        stem = self.name.removesuffix("perplexity")
-        return f"{stem}{unit}" if stem != self.name else f"{self.name}_{unit}"
+        """What a relative is called; see the function."""
+        return named(self.name, unit)
 
     def values(self, totals: Totals) -> dict[str, float]:
         """The mean cross-entropy of these tokens in all its units, and their number."""
@@ -46,8 +45,19 @@ class Perplexed(NamedTuple):
         values = {} if totals is None else self.values(totals)
         if reported is None or values and np.isclose(values[self.name], reported, rtol=1e-3, equal_nan=True):
             return values
-        nll = math.log(reported) if reported > 0 else math.nan
-        return {self.name: reported, self.named("nll"): nll, self.named("bits_per_token"): nll / math.log(2)}
+        return {self.name: reported, **in_units(self.name, reported)}
+
+
+def named(name: str, unit: str) -> str:
+    """`"nll"` for `"perplexity"`, `"decoder_nll"` for `"decoder_perplexity"`, `"ppl_nll"` for `"ppl"`."""
+    stem = name.removesuffix("perplexity")
+    return f"{stem}{unit}" if stem != name else f"{name}_{unit}"
+
+
+def in_units(name: str, perplexity: float) -> dict[str, float]:
+    """Nats and bits of a perplexity, under the names that go with its own."""
+    nll = math.log(perplexity) if perplexity > 0 else math.nan
+    return {named(name, "nll"): nll, named(name, "bits_per_token"): nll / math.log(2)}
 
 
 def exponential(nll: float) -> float:

@@ -1,7 +1,6 @@
 """TensorBoard logs of perplexity."""
 
 import importlib.util
-import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -12,7 +11,7 @@ from keras_xent import arguments
 from keras_xent.callbacks import dashboards
 from keras_xent.callbacks.gradient_norm import GradientNorm
 from keras_xent.callbacks.probe import Probe
-from keras_xent.callbacks.readings import NO_PERPLEXITY, Readings, is_running
+from keras_xent.callbacks.readings import NO_PERPLEXITY, Readings, in_units, is_running
 from keras_xent.callbacks.runs import Runs
 from keras_xent.callbacks.timeline import Timeline, epochs_in_events
 from keras_xent.metrics.token_mean import Totals
@@ -238,8 +237,7 @@ class TensorBoard(Runs):
         """The units of perplexities that are not ours, and a warning if there is none at all."""
         foreign = [name for name in logs if name.endswith("perplexity")] if not perplexed else []
         for name in foreign:
-            stem, nll = name.removesuffix("perplexity"), math.log(logs[name]) if logs[name] > 0 else math.nan
-            logs.update({f"{stem}nll": nll, f"{stem}bits_per_token": nll / math.log(2)})
+            logs.update(in_units(name, logs[name]))
         if not perplexed and not foreign and not self._warned:
             self._warned = True
             arguments.warn(NO_PERPLEXITY)
