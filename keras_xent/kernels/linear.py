@@ -7,10 +7,12 @@ hidden states and for the kernel. So what exists at once is one chunk of logits.
 Tokens that do not count (masked, ignored, of weight 0) are moved to the end, and the loop ends before them.
 """
 
+import functools
 from typing import Any, NamedTuple
 
 from keras import ops
 
+from keras_xent.kernels import _devices
 from keras_xent.kernels import _softmax_row as row
 from keras_xent.kernels import reduction as _reduction
 from keras_xent.kernels import sparse_softmax
@@ -203,7 +205,7 @@ def with_statistics(
         loss = losses if weights is None else row.selected(losses, ops.not_equal(share, 0)) * share
     else:
         total, aside = _total((*inputs, column), others, (*wanted, True), bool(training), **static)
-        loss = _reduction.ratio(total, denominator)
+        loss = _reduction.mean(total, denominator, reduction, normalizer)
     nll, found = (None if a is None else ops.reshape(a, ops.shape(labels)) for a in aside)
     return loss, Statistics(nll, found, valid)
 
@@ -283,13 +285,26 @@ _total = differentiable_ahead(_forward_total, _backward_total)
 # One pass over the tokens.
 
 
-@compiled
-def _run(hidden, kernel, bias, share, labels, class_weights, counts, *, wanted, transpose, ranks, **options):
+def _run(hidden, kernel, bias, share, labels, class_weights, counts, **static):
     """Losses, their statistics, and the wanted gradients of `sum(share * losses)`.
 
     Shapes: hidden `[N, D]`; share, labels and counts `[N, 1]`; class_weights `[1, V]`. Tokens of which `counts` is
     False have loss and gradient 0. Gradients are not yet rounded to 16 bits.
     """
+    devices = _devices.of_batch(ops.shape(hidden)[0])
+    return _of_batch((hidden, share, labels, counts), (kernel, bias, class_weights), devices=devices, **static)
+
+
+@compiled
+def _of_batch(rows, others, *, devices, **static):
+    by_rows = (True, True, True, (True, False, False))
+    of_device = functools.partial(_of_device, devices=devices, **static)
+    return _devices.each(devices, of_device, rows, others, by_rows=by_rows)
+
+
+def _of_device(rows, others, *, devices, wanted, transpose, ranks, **options):
+    hidden, share, labels, counts = rows
+    kernel, bias, class_weights = others
     dtype = _targets.accumulator_dtype(hidden)
     if not accelerated():
         # A CPU multiplies 16-bit floats by way of float32 in any case.
@@ -303,6 +318,8 @@ def _run(hidden, kernel, bias, share, labels, class_weights, counts, *, wanted, 
     size, chunks = _chunks(tokens, kernel.shape[0 if transpose else 1])
     is_one = isinstance(chunks, int) and chunks == 1
     order, place, needed = _counting_first(None if is_one else counts, size, chunks)
+    # Devices that share the classes go through the loop together, and all wait for the last at its end.
+    needed = needed if order is None else _devices.largest_over(devices, needed)
     arrays = [_padded(_taken(a, order), size * chunks) for a in (hidden, labels, share) if a is not None]
     wants_hidden, wants_kernel, wants_bias = wanted
     # XLA:CPU takes half as long again for a product whose first factor lies across.
@@ -353,7 +370,8 @@ def _run(hidden, kernel, bias, share, labels, class_weights, counts, *, wanted, 
         array = array[:tokens] if place is None else ops.take(array, place, axis=0)
         return array if counts is None else row.selected(array, counts)
 
-    gradients = back_in_place("hidden"), results.get("kernel"), results.get("bias")
+    over_all = (_devices.sum_over(devices, results.get(name)) for name in ("kernel", "bias"))
+    gradients = back_in_place("hidden"), *over_all
     return back_in_place("losses"), back_in_place("nll"), back_in_place("rank"), gradients
 
 

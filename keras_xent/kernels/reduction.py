@@ -5,6 +5,9 @@ from typing import Any
 import keras
 from keras import ops
 
+from keras_xent.kernels import _devices
+from keras_xent.kernels._compile import is_eager
+
 if keras.backend.backend() == "tensorflow":
     import tensorflow as tf
 
@@ -38,7 +41,25 @@ def reduce(losses: Any, *, reduction: str | None, **counting: Any) -> Any:
     """
     share, denominator = weighting(losses, reduction=reduction, **counting)
     losses = _finite(share, losses) * share
-    return losses if denominator is None else ratio(total(losses), denominator)
+    return losses if denominator is None else mean(total(losses), denominator, reduction, counting.get("normalizer"))
+
+
+def mean(total: Any, denominator: Any, reduction: str | None, normalizer: float | None = None) -> Any:
+    """The sum of all shares' losses divided by the denominator that `weighting` gives.
+
+    On replicas each has the gradient of its own share of a mean over all of them. The value is the same on all: Keras
+    logs the mean of the replicas' values, weighted by how many rows each of them has.
+    """
+    loss = ratio(total, denominator)
+    if _number_of_replicas() == 1 or not (normalizer or reduction in ("token_mean", "sequence_mean")):
+        return loss
+    everywhere = _over_replicas(loss) / _number_of_replicas()
+
+    @tf.custom_gradient
+    def of_all(loss):
+        return tf.identity(everywhere), lambda upstream: upstream
+
+    return of_all(loss)
 
 
 def weighting(
@@ -94,8 +115,16 @@ def _finite(weights, values):
 
 
 def total(values: Any) -> Any:
-    """The sum of all values. Halving by additions first keeps the rounding of long sums as small as it looks."""
+    """The sum of all values."""
     values = ops.reshape(values, (-1,))
+    devices = None if is_eager(values) else _devices.of_batch(ops.shape(values)[0])
+    return _devices.each(
+        devices, lambda rows, _: _devices.sum_over(devices, _halving(rows)), values, None, by_rows=False
+    )
+
+
+def _halving(values):
+    # Additions of halves first keep the rounding of long sums as small as it looks.
     lanes = 64
     values = ops.concatenate([values, ops.zeros((-ops.shape(values)[0] % lanes,), values.dtype)])
     values = ops.reshape(values, (lanes, -1))

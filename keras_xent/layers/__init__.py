@@ -3,5 +3,6 @@
 from keras_xent.layers.fuse_head import fuse_head
 from keras_xent.layers.logits_dense import LogitsDense
 from keras_xent.layers.tied_logits import TiedLogits
+from keras_xent.layers.vocabulary_layout import vocabulary_layout
 
-__all__ = ["LogitsDense", "TiedLogits", "fuse_head"]
+__all__ = ["LogitsDense", "TiedLogits", "fuse_head", "vocabulary_layout"]

@@ -7,6 +7,7 @@ from keras import ops
 
 from keras_xent import source
 from keras_xent.kernels._compile import read
+from keras_xent.layers.vocabulary_layout import must_divide
 
 
 @keras.saving.register_keras_serializable(package="keras_xent")
@@ -25,6 +26,9 @@ class LogitsDense(keras.layers.Dense):
 
     Call arguments: `inputs` `[..., D]`. Returns logits `[..., units]` of the layer's compute dtype.
 
+    Raises:
+        ValueError: classes that a layout map cannot spread evenly.
+
     Example:
 
     >>> import keras_xent as kx
@@ -33,6 +37,11 @@ class LogitsDense(keras.layers.Dense):
 
     References: arXiv:2411.09009, section 2, on the memory of logits.
     """
+
+    def build(self, input_shape: Any) -> None:
+        """Makes the weights."""
+        must_divide("units", self, "kernel", 1, self.units)
+        super().build(input_shape)
 
     def call(self, inputs: Any, training: bool | None = None) -> Any:
         """Logits with their source attached."""

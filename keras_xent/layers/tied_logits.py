@@ -8,6 +8,7 @@ from keras import ops
 from keras_xent import source
 from keras_xent.kernels._compile import read
 from keras_xent.kernels.targets import is_float
+from keras_xent.layers.vocabulary_layout import must_divide
 
 
 @keras.saving.register_keras_serializable(package="keras_xent")
@@ -25,6 +26,9 @@ class TiedLogits(keras.layers.ReversibleEmbedding):
     Call arguments: `inputs` `[...]` integers, or `[..., D]` with `reverse=True`. Returns embeddings, or logits
     `[..., input_dim]`.
 
+    Raises:
+        ValueError: classes that a layout map cannot spread evenly.
+
     Example:
 
     >>> import keras_xent as kx
@@ -35,6 +39,11 @@ class TiedLogits(keras.layers.ReversibleEmbedding):
 
     References: tied weights, arXiv:1608.05859.
     """
+
+    def build(self, input_shape: Any = None) -> None:
+        """Makes the weights."""
+        must_divide("input_dim", self, "embeddings", 0, self.input_dim)
+        super().build(input_shape)
 
     def call(self, inputs: Any, reverse: bool = False, training: bool | None = None) -> Any:
         """Embeddings, or logits with their source attached."""

@@ -3,5 +3,6 @@
 from keras_xent.metrics.bits_per_byte import BitsPerByte, bytes_of_tokens
 from keras_xent.metrics.perplexity import Perplexity
 from keras_xent.metrics.token_accuracy import TokenAccuracy
+from keras_xent.metrics.token_crossentropy import TokenCrossentropy
 
-__all__ = ["BitsPerByte", "Perplexity", "TokenAccuracy", "bytes_of_tokens"]
+__all__ = ["BitsPerByte", "Perplexity", "TokenAccuracy", "TokenCrossentropy", "bytes_of_tokens"]
