@@ -15,13 +15,11 @@ os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=4"
 os.environ["KERAS_BACKEND"] = "jax"
 
 import jax
-import keras
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 from keras import distribution
 
 import keras_xent as kx
-from keras_xent.kernels import linear
 
 TOKENS, FEATURES, CLASSES = 8192, 64, 65_536
 # Batch x model.
@@ -122,9 +120,8 @@ def main():
         print(json.dumps({"head": results, "tied": measure(tied=True)}))
         return
     print(f"{TOKENS} tokens, {FEATURES} features, {CLASSES} classes, float32, jax {jax.__version__}\n")
-    print(
-        "| batch x model | a device holds, MB | of it weights and inputs | in each chunk | once |\n|---|--:|--:|---|---|"
-    )
+    print("| batch x model | a device holds, MB | of it weights and inputs | in each chunk | once |")
+    print("|---|--:|--:|---|---|")
     for one in results:
         weights, step = (number / 1e6 for number in one["bytes"].values())
         cells = [
@@ -135,9 +132,8 @@ def main():
         ]
         batch, model = one["mesh"]
         print(f"| {batch} x {model} | {weights + step:.0f} | {weights:.0f} | {cells[0] or '-'} | {cells[1] or '-'} |")
-    print(
-        "\n| devices | batch x model | over model, MB | over batch, MB | kernel and gradient a device, MB |\n|--:|---|--:|--:|--:|"
-    )
+    print("\n| devices | batch x model | over model, MB | over batch, MB | kernel and gradient a device, MB |")
+    print("|--:|---|--:|--:|--:|")
     for batch, model in PAPER_MESHES:
         along_model, along_batch = on_paper(batch, model, **PAPER)
         held = 2 * 4 * PAPER["features"] * PAPER["classes"] / model / 1e6

@@ -12,10 +12,9 @@ from typing import Any, NamedTuple
 
 from keras import ops
 
-from keras_xent.kernels import _devices
+from keras_xent.kernels import _devices, sparse_softmax
 from keras_xent.kernels import _softmax_row as row
 from keras_xent.kernels import reduction as _reduction
-from keras_xent.kernels import sparse_softmax
 from keras_xent.kernels import targets as _targets
 from keras_xent.kernels._compile import (
     accelerated,

@@ -55,7 +55,8 @@ def must_divide(name: str, layer: Any, weight: str, axis: int, classes: int) -> 
     size = mesh.shape[mesh.axis_names.index(along)]
     if classes % size:
         raise ValueError(
-            f"`{name}` must be a multiple of {size}, the size of mesh axis '{along}', over which the layout map spreads "
-            f"the classes of layer '{layer.name}'. Received: {name}={classes}. Make it {-(-classes // size) * size} and "
-            "leave the classes at the end unused, or leave the layer out of the layout map."
+            f"`{name}` must be a multiple of {size}, the size of mesh axis '{along}', over which the layout map "
+            f"spreads the classes of layer '{layer.name}'. Received: {name}={classes}. "
+            f"Make it {-(-classes // size) * size} and leave the classes at the end unused, or leave the layer out of "
+            "the layout map."
         )

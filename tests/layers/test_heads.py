@@ -534,20 +534,3 @@ print(max(np.abs(a - b).max() for a, b in zip(one[0], two[0])), np.abs(np.array(
         weights, evaluated = map(float, child.stdout.split()[-2:])
         assert weights < 1e-6
         assert evaluated < 1e-4
-
-else:
-
-    def test_classes_sharded_over_devices_train_as_on_one():
-        command = [sys.executable, "-m", "tests.layers.sharded"]
-        child = subprocess.run(command, env=environment(), capture_output=True, text=True)
-        assert child.returncode == 0, child.stderr
-        results = json.loads(child.stdout.splitlines()[-1])
-        one, two = results["one device"], results["two devices"]
-        assert {name: count for name, count in two["shards"].items() if count > 1} == {
-            "logits/kernel": 2,
-            "logits/bias": 2,
-        }
-        for name in "loss", "perplexity":
-            np.testing.assert_allclose(two[name], one[name], rtol=1e-6)
-        for ours, theirs in zip(two["weights"], one["weights"], strict=True):
-            np.testing.assert_allclose(ours, theirs, atol=1e-6)

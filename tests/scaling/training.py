@@ -6,11 +6,8 @@ CPU of one process get in each other's way. The backend by KERAS_BACKEND.
 
 import contextlib
 import json
-import os
 import sys
 from typing import Any, NamedTuple
-
-os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=4"
 
 import keras
 import numpy as np
@@ -18,9 +15,8 @@ import numpy as np
 import keras_xent as kx
 from keras_xent.kernels import linear
 
-# No number of tokens is a multiple of the chunks, and the loop over them runs several times.
-linear._FEWEST_ROWS, linear._CHUNK_BYTES, linear._CHUNK_BYTES_OF_AN_ACCELERATOR = 5, 1, 1
-
+# For the environment of the process: its devices on JAX.
+XLA_FLAGS = "--xla_force_host_platform_device_count=4"
 CLASSES, FEATURES, TOKENS, BATCH = 62, 8, 12, 4
 # Valid tokens of the rows, four rows a batch: with two devices one of them has nothing in the first two batches, with
 # four devices two; nothing at all is valid in the fourth.
@@ -146,6 +142,8 @@ ENGINES = {
 
 
 def main(engine, *names):
+    # No number of tokens is a multiple of the chunks, and the loop over them runs several times.
+    linear._FEWEST_ROWS, linear._CHUNK_BYTES, linear._CHUNK_BYTES_OF_AN_ACCELERATOR = 5, 1, 1
     with ENGINES[engine]():
         print(json.dumps({name: trained(CASES[name]) for name in names}))
 
