@@ -14,7 +14,7 @@ import keras
 import numpy as np
 
 from keras_xent import arguments
-from keras_xent.callbacks.readings import NO_PERPLEXITY, Perplexed, Readings
+from keras_xent.callbacks.readings import NO_PERPLEXITY, Perplexed, Readings, is_running
 from keras_xent.callbacks.timeline import Epoch, Timeline
 from keras_xent.metrics.token_mean import Totals
 
@@ -74,10 +74,14 @@ class PerplexityLogger(keras.callbacks.Callback):
         self.async_safe = True
         self.rows: list[dict[str, Any]] = []
         self._timeline = Timeline()
-        self._warned = self._in_fit = False
+        self._warned = self._in_fit = self._evaluated_inside = False
+        self._model: Any = None
 
     def set_model(self, model: Any) -> None:
         """Called by `fit` and by `evaluate`."""
+        self._evaluated_inside = self._in_fit and self._model is model and is_running("fit", "evaluate", of=model)
+        if self._evaluated_inside:
+            return
         super().set_model(model)
         self._readings, self._in_fit, self._last_batches = Readings(model), False, 0
         self._names: list[Perplexed] = []
@@ -114,13 +118,14 @@ class PerplexityLogger(keras.callbacks.Callback):
 
     def on_test_begin(self, logs: dict[str, Any] | None = None) -> None:
         """See `keras.callbacks.Callback`."""
-        if self._in_fit:
+        if self._in_fit and not self._evaluated_inside:
             self._end_batches()
 
     def on_test_end(self, logs: dict[str, Any] | None = None) -> None:
         """See `keras.callbacks.Callback`."""
-        if self._in_fit:
+        if self._in_fit and not self._evaluated_inside:
             self._validation = self._readings.totals()
+        self._evaluated_inside = False
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Writes the row of the epoch."""

@@ -13,7 +13,7 @@ import pytest
 
 import keras_xent as kx
 from tests.backend import environment
-from tests.callbacks.training import STEPS, data, fit, model
+from tests.callbacks.training import STEPS, Evaluating, data, fit, model
 
 
 def rows(path):
@@ -44,6 +44,15 @@ def test_the_file_holds_epochs_and_batches(tmp_path, end):
     )
     seconds = [row["seconds"] for row in read]
     assert seconds == sorted(seconds)
+
+
+def test_an_evaluation_inside_fit_with_the_logger_changes_nothing():
+    logger = kx.callbacks.PerplexityLogger(update_freq=3)
+    history = fit(model(), Evaluating(logger), logger)
+    epochs = [row for row in logger.rows if row["of"] == "epoch"]
+    for name in "perplexity", "val_perplexity":
+        np.testing.assert_allclose([row[name] for row in epochs], history[name], rtol=1e-6)
+    assert [row["step"] for row in logger.rows] == [3, 4, 4, 6, 8, 8]
 
 
 def test_the_progress_bar_and_the_history_have_bits(capsys):

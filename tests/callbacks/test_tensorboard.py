@@ -18,7 +18,7 @@ import keras_xent as kx
 from tests import oracles
 from tests.backend import environment, to_numpy
 from tests.callbacks.logs import events, of_plugin, scalars
-from tests.callbacks.training import BATCH, CLASSES, LENGTH, STEPS, data, fit, model
+from tests.callbacks.training import BATCH, CLASSES, LENGTH, STEPS, Evaluating, data, fit, model
 
 TEXTS = ["[PAD]", "a|b", "<b>", "\n", *(f"token{i}" for i in range(4, CLASSES))]
 
@@ -284,18 +284,6 @@ def test_a_resume_in_a_new_process_is_one_curve(tmp_path):
         for tag in two.keys() - {"tokens_per_second"}:
             assert list(two[tag]) == list(one[tag]), tag
             np.testing.assert_allclose(list(two[tag].values()), list(one[tag].values()), rtol=1e-4, atol=1e-6)
-
-
-class Evaluating(keras.callbacks.Callback):
-    """Evaluates the model at the end of each epoch, before the callbacks that come after it are asked."""
-
-    def __init__(self, *callbacks):
-        super().__init__()
-        self.callbacks = list(callbacks)
-
-    def on_epoch_end(self, epoch, logs=None):
-        x, y = data()
-        self.model.evaluate(x[-3:], y[-3:], verbose=0, callbacks=self.callbacks)
 
 
 def test_an_evaluation_inside_fit_changes_nothing(tmp_path):

@@ -37,3 +37,15 @@ def fit(built, *callbacks, epochs=2, validation=True, **options):
     if validation:
         options["validation_data"] = (x[:5], y[:5])
     return built.fit(x, y, epochs=epochs, callbacks=list(callbacks), **options).history
+
+
+class Evaluating(keras.callbacks.Callback):
+    """Evaluates the model at the end of each epoch, before the callbacks that come after it are asked."""
+
+    def __init__(self, *callbacks):
+        super().__init__()
+        self.callbacks = list(callbacks)
+
+    def on_epoch_end(self, epoch, logs=None):
+        x, y = data()
+        self.model.evaluate(x[-3:], y[-3:], verbose=0, callbacks=self.callbacks)
