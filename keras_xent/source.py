@@ -14,6 +14,7 @@ import keras
 from keras import ops
 from keras.src.backend.common.tensor_attributes import get_tensor_attr, set_tensor_attr
 
+from keras_xent.kernels import linear
 from keras_xent.kernels._compile import differentiable, is_eager
 from keras_xent.kernels.targets import accumulator_dtype, dtype_of, is_float, to_tensor
 
@@ -39,6 +40,20 @@ class Head(NamedTuple):
     # Which of hidden, kernel and bias are trained.
     gradients: tuple[str, ...] = ("hidden", "kernel", "bias")
     layer: str = ""
+
+    def statistics(self, labels: Any, counts: Any, logit_softcap: float | None, *, ranks: bool = False) -> Any:
+        """What is known of the tokens that count, without their logits; `logit_softcap` where the head has none."""
+        _, known = linear.with_statistics(
+            self.hidden,
+            self.kernel,
+            labels,
+            self.bias,
+            transpose_kernel=self.transpose_kernel,
+            mask=counts,
+            logit_softcap=self.logit_softcap or logit_softcap,
+            ranks=ranks,
+        )
+        return known
 
 
 # Logits with a head, for as long as they live.

@@ -7,7 +7,7 @@ import keras
 from keras import ops
 
 from keras_xent import losses, source
-from keras_xent.kernels import linear, sparse_softmax_cross_entropy, targets
+from keras_xent.kernels import sparse_softmax_cross_entropy, targets
 from keras_xent.kernels._compile import assert_in_graph
 
 if keras.backend.backend() == "tensorflow":
@@ -123,16 +123,7 @@ def _nll(labels, predictions, counts, loss):
         from_logits = getattr(loss, "from_logits", True)
         logits = source.as_logits(predictions, from_logits=from_logits, activation="softmax")
         return sparse_softmax_cross_entropy(labels, logits, mask=counts, logit_softcap=softcap)
-    _, known = linear.with_statistics(
-        head.hidden,
-        head.kernel,
-        labels,
-        head.bias,
-        transpose_kernel=head.transpose_kernel,
-        mask=counts,
-        logit_softcap=head.logit_softcap or softcap,
-    )
-    return known.nll
+    return head.statistics(labels, counts, softcap).nll
 
 
 def _train(model, inputs, labels, sample_weight):

@@ -23,7 +23,7 @@ class Devices(NamedTuple):
 
 def of_batch(rows: Any) -> Devices | None:
     """The devices over which Keras spreads a batch of so many rows, evenly; None if there are none."""
-    spread = keras.distribution.distribution() if keras.backend.backend() == "jax" else None
+    spread: Any = keras.distribution.distribution() if keras.backend.backend() == "jax" else None
     axis = spread and spread.batch_dim_name
     if not axis or axis not in spread.device_mesh.axis_names:
         return None

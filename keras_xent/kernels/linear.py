@@ -284,21 +284,21 @@ _total = differentiable_ahead(_forward_total, _backward_total)
 # One pass over the tokens.
 
 
-def _run(hidden, kernel, bias, share, labels, class_weights, counts, **static):
+def _run(*arrays, **static):
+    """`_of_batch` on the devices of this step."""
+    return _of_batch(*arrays, devices=_devices.of_batch(ops.shape(arrays[0])[0]), **static)
+
+
+@compiled
+def _of_batch(hidden, kernel, bias, share, labels, class_weights, counts, *, devices, **static):
     """Losses, their statistics, and the wanted gradients of `sum(share * losses)`.
 
     Shapes: hidden `[N, D]`; share, labels and counts `[N, 1]`; class_weights `[1, V]`. Tokens of which `counts` is
     False have loss and gradient 0. Gradients are not yet rounded to 16 bits.
     """
-    devices = _devices.of_batch(ops.shape(hidden)[0])
-    return _of_batch((hidden, share, labels, counts), (kernel, bias, class_weights), devices=devices, **static)
-
-
-@compiled
-def _of_batch(rows, others, *, devices, **static):
-    by_rows = (True, True, True, (True, False, False))
+    rows, others = (hidden, share, labels, counts), (kernel, bias, class_weights)
     of_device = functools.partial(_of_device, devices=devices, **static)
-    return _devices.each(devices, of_device, rows, others, by_rows=by_rows)
+    return _devices.each(devices, of_device, rows, others, by_rows=(True, True, True, (True, False, False)))
 
 
 def _of_device(rows, others, *, devices, wanted, transpose, ranks, **options):

@@ -134,16 +134,7 @@ class TokenMean(keras.metrics.Metric):
         counts = ops.not_equal(weights, 0)
         if head is None:
             return self._from_logits(labels, y_pred, counts), weights, labels
-        _, known = linear.with_statistics(
-            head.hidden,
-            head.kernel,
-            labels,
-            head.bias,
-            transpose_kernel=head.transpose_kernel,
-            mask=counts,
-            logit_softcap=head.logit_softcap or self.logit_softcap,
-            ranks=self.needs_ranks,
-        )
+        known = head.statistics(labels, counts, self.logit_softcap, ranks=self.needs_ranks)
         return self._from_statistics(known), weights, labels
 
     def _fits(self, left):
