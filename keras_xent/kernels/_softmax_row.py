@@ -15,7 +15,7 @@ All arrays have the class axis second, and one column where they hold a number p
 from keras import ops
 
 from keras_xent.kernels import targets
-from keras_xent.kernels._rows import row_max, row_sum
+from keras_xent.kernels._rows import rounded, row_max, row_sum
 
 
 def floating(logits):
@@ -125,7 +125,7 @@ def plus_z_loss(loss, top, excess, z_loss, softcap):
     return loss + z_loss * ops.square(capped(top, softcap) + ops.log1p(excess)) if z_loss else loss
 
 
-def gradient(upstream, logits, a, total, top, excess, *, gamma, z_loss, softcap):
+def gradient(upstream, unasked, logits, a, total, top, excess, *, gamma, z_loss, softcap):
     """`upstream (B p - a)`, with `B = A + 2 z lse`. `a` has the shape of the logits, is fused, and never in memory."""
     x = accurate(logits)
     common = ops.log1p(excess)
@@ -137,15 +137,17 @@ def gradient(upstream, logits, a, total, top, excess, *, gamma, z_loss, softcap)
     # p of the top is 1 - excess / (1 + excess); a is taken off before anything passes through a p rounded to 1.
     at_top = (total - a) + (slope - total) - excess * share
     elsewhere = ops.exp(ops.minimum(below(x, top, softcap), 0.0)) * share - a
-    return finished(upstream * ops.where(ops.equal(x, top), at_top, elsewhere), logits, softcap)
+    return finished(upstream * ops.where(ops.equal(x, top), at_top, elsewhere), unasked, logits, softcap)
 
 
-def finished(gradient, logits, softcap):
+def finished(gradient, unasked, logits, softcap):
+    # Selected before it is rounded: XLA:CPU selects 16-bit floats by way of float32, and would round them twice.
+    (gradient,) = without(unasked, gradient)
     if softcap is not None:
         # The cap's slope 1 - tanh^2, without the difference that is all rounding where the cap is reached.
         small = ops.exp(-2.0 * ops.abs(accurate(logits) / softcap))
         gradient = gradient * (4.0 * small / ops.square(1.0 + small))
-    return ops.cast(gradient, logits.dtype)
+    return rounded(gradient, logits.dtype)
 
 
 def unasked(upstream, top, excess):

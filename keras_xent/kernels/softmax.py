@@ -140,8 +140,7 @@ def _dense_backward(upstream, saved, logits, targets, class_weight=None, *, smoo
     unasked = row.unasked(upstream, *saved[:2])
     top, excess, total, some, clean, targets = row.without(unasked, *saved, logits, targets)
     a = _smoothed(targets, class_weight, some, top.dtype, smoothing)
-    gradient = row.gradient(upstream, clean, a, total, top, excess, gamma=gamma, z_loss=z_loss, softcap=softcap)
-    return row.without(unasked, gradient)[0]
+    return row.gradient(upstream, unasked, clean, a, total, top, excess, gamma=gamma, z_loss=z_loss, softcap=softcap)
 
 
 _dense = differentiable(_dense_forward, _dense_backward)

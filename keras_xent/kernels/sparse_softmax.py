@@ -161,8 +161,7 @@ def backward(upstream, saved, logits, labels, class_weight=None, *, smoothing, g
         total = total + smoothing * (1.0 if class_weight is None else ops.mean(class_weight))
     if gamma and smoothing:
         a = ops.where(is_label, (1.0 - smoothing) * weights, ops.zeros((), top.dtype)) + spread
-        gradient = row.gradient(upstream, x, a, total, top, excess, gamma=gamma, z_loss=z_loss, softcap=softcap)
-        return row.without(unasked, gradient)[0]
+        return row.gradient(upstream, unasked, x, a, total, top, excess, gamma=gamma, z_loss=z_loss, softcap=softcap)
 
     # Only the label's own gradient needs care, and that is one number for each row: 1 - p comes from the loss, which
     # is exact where p has rounded to 1.
@@ -180,8 +179,7 @@ def backward(upstream, saved, logits, labels, class_weight=None, *, smoothing, g
     elsewhere = ops.exp(ops.minimum(row.below(row.accurate(x), top, softcap), 0.0)) * share
     if smoothing:
         elsewhere = elsewhere - upstream * spread
-    gradient = row.finished(ops.where(is_label, at_label, elsewhere), x, softcap)
-    return row.without(unasked, gradient)[0]
+    return row.finished(ops.where(is_label, at_label, elsewhere), unasked, x, softcap)
 
 
 # Without smoothing all terms of the row's sum are simple, and slices beat blocks on TensorFlow.

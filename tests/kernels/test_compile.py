@@ -3,6 +3,7 @@
 import functools
 import re
 
+import ml_dtypes
 import numpy as np
 import pytest
 from keras import ops
@@ -10,7 +11,8 @@ from keras import ops
 from keras_xent import kernels
 from keras_xent.kernels import linear, sigmoid, softmax, sparse_softmax
 from keras_xent.kernels._compile import as_operations, compiled
-from tests.backend import BACKEND, tensor, value_and_gradient
+from keras_xent.kernels._rows import rounded
+from tests.backend import BACKEND, tensor, to_numpy, value_and_gradient
 
 if BACKEND == "jax":
     import jax
@@ -172,6 +174,19 @@ else:
         # TensorFlow would hold the logits of ten chunks at once.
         loops = [node.attr["parallel_iterations"].i for node in nodes if "While" in node.op]
         assert set(loops) == ({1} if "linear" in name else set())
+
+
+def test_rounding_to_bfloat16_is_to_nearest_even_and_keeps_nan():
+    bits = np.random.default_rng(0).integers(0, 2**32, 4096, "uint32")
+    halves = (np.arange(0x3F80, 0x3FC0, dtype="uint32") << 16) + np.array([[0x7FFF], [0x8000], [0x8001]], "uint32")
+    special = np.array([0, 2**31, 0x7F7FFFFF, 0x7F800000, 0xFF800000, 0x7F800001, 0x7FFFFFFF, 0xFFFFFFFF], "uint32")
+    x = np.concatenate([bits, halves.reshape(-1), special])
+    # Numbers too small to be normal are 0 to some compilers.
+    x = x[((x & 0x7F800000) != 0) | (x & 0x7FFFFFFF == 0)].view("float32")
+    found = compiled(lambda x: rounded(x, "bfloat16"))(tensor(x))
+    with np.errstate(invalid="ignore"):
+        expected = x.astype(ml_dtypes.bfloat16).astype("float64")
+    np.testing.assert_array_equal(to_numpy(found), expected)
 
 
 def test_one_compilation_for_each_shape_and_option():

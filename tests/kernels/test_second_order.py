@@ -83,6 +83,20 @@ def test_focal_second_derivatives_are_0_where_the_model_is_right_beyond_float32(
     assert np.array_equal(product, np.zeros((2, 3)))
 
 
+@pytest.mark.parametrize("mode", TWO_MODES)
+@every_kernel
+def test_second_derivatives_for_16_bit_logits_are_those_for_float32(kernel, mode):
+    """Also where the gradient is rounded by its bits."""
+    x, v = [[1.0, 2.0, 0.5], [0.0, 1.0, -1.0]], [[1.0, 0.0, -1.0], [0.5, 2.0, 1.0]]
+    short, long = (
+        hessian_vector_product(KERNELS[kernel], tensor(x, dtype), tensor(v, dtype), 1.0, mode)
+        for dtype in ("bfloat16", "float32")
+    )
+    # What is rounded on the way is at most 2.
+    np.testing.assert_allclose(short, long, atol=2**-7)
+    assert np.abs(short).max() > 0.2
+
+
 @pytest.mark.skipif(BACKEND != "tensorflow", reason="JAX refuses forward mode of the loss; tested with the losses")
 @pytest.mark.parametrize("mode", MODES)
 @every_kernel
