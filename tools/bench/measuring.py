@@ -1,5 +1,6 @@
 """How it is measured: the same work, compared first, then in turn in one state of the machine."""
 
+import functools
 import tempfile
 import time
 from collections.abc import Callable
@@ -14,8 +15,8 @@ from tools.bench.workers import LIBRARIES, Missing, Worker, Workers
 
 # Beside the call that compiles and is compared.
 WARM_UP = 1
-# Threads that spin for a moment after a call have gone to sleep by then.
-REST = 0.01
+# Seconds, after which it is looked whether threads that spin for a moment after a call have gone to sleep.
+NAP, NAPS = 0.002, 25
 
 
 def record(work: Work, workers: Workers, rounds: int, warm_up: int = WARM_UP) -> dict:
@@ -32,33 +33,60 @@ def record(work: Work, workers: Workers, rounds: int, warm_up: int = WARM_UP) ->
         return found | _peaks(work, workers.libraries, folder)
 
 
+class _Lost(Exception):
+    """A peer that took its process, and so the other peers of its library, along."""
+
+
 def _times(work, workers, rounds, warm_up, folder):
     expected = agreement.reference(work.case, folder)
-    calls: dict[str, Worker] = {}
+    lost: dict[str, str] = {}
+    while True:
+        peers = {name: library for name, library in work.peers.items() if name not in lost}
+        try:
+            calls, first, missing = _prepared(work._replace(peers=peers), workers, folder, expected)
+            times, awake = in_turn(calls, rounds, warm_up, workers)
+            return {"rounds": rounds, "values": times, "first": first, "missing": lost | missing, "awake": awake}
+        except _Lost as who:
+            name, reason = who.args
+            lost[name] = reason
+        finally:
+            for worker in workers.there():
+                worker.forget()
+
+
+def _prepared(work, workers, folder, expected):
+    """The peers that do the same work, the milliseconds of their first calls, and why the others are missing."""
+    calls: dict[str, Callable[[], float]] = {}
     first, missing = {}, {}
     for name, library in work.peers.items():
+        worker = None
         try:
             worker = workers[library]
             worker.make(name, work.case, str(folder))
             with tempfile.TemporaryDirectory() as results:
-                milliseconds = worker.save(name, results)
+                first[name] = worker.save(name, results)
                 arrays = {path.stem: np.load(path, mmap_mode="r") for path in Path(results).glob("*.npy")}
-                if name != "floor" and work.compared:
+                if name != "floor":
                     if expected is None:
                         expected = {key: np.array(value) for key, value in arrays.items()}
                     agreement.must_agree(arrays, expected, work.case["dtype"])
-            calls[name], first[name] = worker, milliseconds
-        except (Missing, agreement.Disagreement) as reason:
-            if isinstance(reason, agreement.Disagreement) and name.startswith("ours"):
-                raise agreement.Disagreement(f"{name}, of {work}: {reason}") from None
+            calls[name] = functools.partial(_timed, worker, name)
+        except Missing as reason:
+            if worker and worker.ended():
+                raise _Lost(name, str(reason)) from None
             missing[name] = str(reason)
-    del expected
+        except agreement.Disagreement as reason:
+            if name.startswith("ours"):
+                raise agreement.Disagreement(f"{name}, of {work.row} {work.case}: {reason}") from None
+            missing[name] = str(reason)
+    return calls, {name: first[name] for name in calls}, missing
+
+
+def _timed(worker, name):
     try:
-        times, awake = in_turn({n: lambda n=n, w=w: w.time(n) for n, w in calls.items()}, rounds, warm_up, workers)
-    finally:
-        for worker in workers.there():
-            worker.forget()
-    return {"rounds": rounds, "values": times, "first": first, "missing": missing, "awake": awake}
+        return worker.time(name)
+    except Missing as reason:
+        raise _Lost(name, str(reason)) from None
 
 
 def in_turn(
@@ -74,7 +102,7 @@ def in_turn(
     for turn in range(-warm_up, rounds):
         names = names[1:] + names[:1]
         for name in names:
-            time.sleep(REST)
+            _until_asleep(workers)
             before, start = _processor_seconds(workers), time.perf_counter()
             milliseconds = calls[name]()
             after = _processor_seconds(workers)
@@ -85,6 +113,14 @@ def in_turn(
                 spent = sorted(after[worker] - before.get(worker, 0.0) for worker in after)
                 stolen += sum(spent[:-1])
     return times, round(stolen / passed, 4) if passed else 0.0
+
+
+def _until_asleep(workers):
+    for _ in range(NAPS):
+        before = sum(_processor_seconds(workers).values())
+        time.sleep(NAP)
+        if sum(_processor_seconds(workers).values()) - before < 0.05 * NAP:
+            return
 
 
 def _processor_seconds(workers):

@@ -55,7 +55,6 @@ class Work(NamedTuple):
     case: dict
     peers: dict[str, str]
     unit: str = "milliseconds"
-    compared: bool = True
 
 
 def of_loss(loss: str, shape, dtype: str, smoothing: float = 0.0) -> dict:
@@ -142,7 +141,15 @@ def metrics() -> Iterator[Work]:
 
 def callbacks() -> Iterator[Work]:
     """What callbacks add to a step of a small model, so small that it is seen."""
-    case = {"question": "callbacks", "batch": 8, "length": 64, "rows": 512, "features": 64, "classes": 2000, "steps": 50}
+    case = {
+        "question": "callbacks",
+        "batch": 8,
+        "length": 64,
+        "rows": 512,
+        "features": 64,
+        "classes": 2000,
+        "steps": 50,
+    }
     for library in "tensorflow", "jax":
         yield Work("callbacks", case | {"dtype": "float32", "backend": library}, dict.fromkeys(OF_CALLBACKS, library))
 

@@ -8,8 +8,8 @@ from tools.bench.results import ratio
 FLOOR = "floor"
 # The units, and how it is told what was measured.
 ABOUT = {
-    "milliseconds": "Milliseconds, warm: the median of {rounds} rounds. In brackets, times the first column: the median "
-    "of the rounds' ratios.",
+    "milliseconds": "Milliseconds, warm: the median of {rounds} rounds. In brackets, times the first column: the "
+    "median of the rounds' ratios.",
     "megabytes": "Peak memory in MB above where it stood with the inputs there, gradients and compilation included: "
     "fresh processes, one sample each. In brackets, times the first column.",
     "compilations": "Programs that XLA was given.",

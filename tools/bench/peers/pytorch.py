@@ -95,4 +95,3 @@ def _of_head(name, case, folder):
         return evaluate
     run = _with_gradients(name, loss, hidden=hidden, kernel=kernel)
     return lambda: {key: value.T if key == "kernel" else value for key, value in run().items()}
-
