@@ -114,9 +114,9 @@ BARS = (
         _times("fit", "ours, head", "Keras", jit=True, valid=1.0, backend="tensorflow"),
     ),
     Bar("fit, graph, 15 % valid: the same", "<= 0.45", _times("fit", "ours, head", "Keras", **{**_FIT, "valid": 0.15})),
-    Bar("fit, graph, memory: the same", "<= 0.25", _times("fit memory", "ours, head", "Keras", **_FIT)),
+    Bar("fit, graph, memory: the same", "<= 0.25", _times("fit-memory", "ours, head", "Keras", **_FIT)),
     Bar("fit, JAX: the same", "<= 0.5", _times("fit", "ours, head", "Keras", **_JAX)),
-    Bar("fit, JAX, memory: the same", "<= 0.1", _times("fit memory", "ours, head", "Keras", **_JAX)),
+    Bar("fit, JAX, memory: the same", "<= 0.1", _times("fit-memory", "ours, head", "Keras", **_JAX)),
     Bar(
         "a step with Perplexity and TokenAccuracy / without, the worse of two backends",
         "<= 1.03",

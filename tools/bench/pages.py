@@ -11,7 +11,7 @@ from tools.bench.workers import ROOT
 
 RESULTS = ROOT / "docs" / "performance.json"
 PAGES = (ROOT / "README.md", ROOT / "docs" / "performance.md")
-_BLOCK = re.compile(r"(<!-- bench: (\S+) -->\n).*?(\n<!-- /bench -->)", re.DOTALL)
+_BLOCK = re.compile(r"(<!-- bench: (\S+) -->\n).*?(<!-- /bench -->)", re.DOTALL)
 
 
 def write(results: dict) -> None:
@@ -23,13 +23,12 @@ def write(results: dict) -> None:
 
 def filled(page: str, results: dict) -> str:
     """The page with the figures of these results."""
-    return _BLOCK.sub(lambda found: f"{found[1]}{block(found[2], results)}{found[3]}", page)
+    return _BLOCK.sub(lambda found: f"{found[1]}{block(found[2], results)}\n{found[3]}", page)
 
 
 def block(name: str, results: dict) -> str:
     """What is between two marks: one of the named blocks, or the table of a row."""
-    made = {"machine": _machine, "headline": _headline, "bars": bars.table, "faster": tables.faster}
-    return made[name](results) if name in made else tables.table(results, name)
+    return BLOCKS[name](results) if name in BLOCKS else tables.table(results, name)
 
 
 def _machine(results):
@@ -64,7 +63,7 @@ def _headline(results):
             times = _results.ratio(record, name, "ours")
             if times is not None:
                 lines.append(f"| {said} | {median(record['values'][name]):.3g} | {times:.1f} |")
-    for record in _results.find(results, "fit memory", jit=False):
+    for record in _results.find(results, "fit-memory", jit=False):
         times = _results.ratio(record, "Keras", "ours, head")
         if times is not None:
             name = {"tensorflow": "TensorFlow", "jax": "JAX"}[record["case"]["backend"]]
@@ -74,3 +73,6 @@ def _headline(results):
             )
             lines.append(f"| `Dense` and Keras' loss | {theirs:.0f} MB | {times:.1f} |")
     return "\n".join(lines) if len(lines) > 2 else "Not measured yet."
+
+
+BLOCKS = {"machine": _machine, "headline": _headline, "bars": bars.table, "faster": tables.faster}

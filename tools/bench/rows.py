@@ -94,7 +94,7 @@ def evaluation() -> Iterator[Work]:
     peers = {name: library for name, library in OF_HEADS.items() if name != "tokamax"}
     yield Work("evaluate", of_head(SMALL_MODEL, gradients=False), peers)
     peers = dict.fromkeys(("ours, head, Perplexity, TokenAccuracy", "Keras"), "tensorflow")
-    yield Work("evaluate model", _model("evaluate", "head_fit"), peers)
+    yield Work("evaluate-model", _model("evaluate", "head_fit"), peers)
 
 
 MODELS = {
@@ -129,7 +129,7 @@ def fits() -> Iterator[Work]:
         case = _model("train", "head_fit", jit=jit, valid=valid, backend=library)
         yield Work("fit", case, dict.fromkeys(peers, library))
         if valid == 1.0:
-            yield Work("fit memory", {**case, "calls": 2}, dict.fromkeys(peers, library), "megabytes")
+            yield Work("fit-memory", {**case, "calls": 2}, dict.fromkeys(peers, library), "megabytes")
 
 
 def metrics() -> Iterator[Work]:

@@ -41,7 +41,7 @@ class Worker:
         if library.folder:
             python = ROOT / library.folder / "bin" / "python"
             if not python.exists():
-                raise Missing(f"there is no {library.folder}, which tools/bench/peers makes")
+                raise Missing(f"there is no {library.folder}, which tools/bench/install makes")
         threads = str(cores())
         environment = {
             **os.environ,
