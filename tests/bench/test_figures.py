@@ -8,7 +8,7 @@ import subprocess
 import pytest
 
 from tools.bench import __main__ as command
-from tools.bench import bars, pages, pictures, results, rows, tables
+from tools.bench import agreement, bars, measuring, pages, pictures, results, rows, tables
 from tools.bench.shapes import LANGUAGE_MODEL, SMALL_MODEL
 from tools.bench.workers import ROOT
 
@@ -22,7 +22,15 @@ def record(row, case, unit="milliseconds", missing=None, **values):
 
 
 SPARSE = rows.of_loss("sparse", LANGUAGE_MODEL, "float32")
-MACHINE = {"processor": "one", "cores": 2, "system": "Linux", "python": "3", "tensorflow": "2", "keras": "3", "torch": None}
+MACHINE = {
+    "processor": "one",
+    "cores": 2,
+    "system": "Linux",
+    "python": "3",
+    "tensorflow": "2",
+    "keras": "3",
+    "torch": None,
+}
 FOUND = {
     "machine": MACHINE,
     "rows": [
@@ -47,7 +55,7 @@ Milliseconds, warm: the median of 3 rounds. In brackets, times the first column:
 |---|---|---|--:|--:|--:|--:|--:|
 | [2048, 32000] | float32 | 0 | 10 | 40 (3.00) | 10 (1.00, tie) | 5 (0.50) | – |
 
-– PyTorch: there is no .venv-torch."""
+- PyTorch –: there is no .venv-torch."""
 
 
 def test_a_table_has_medians_ratios_ties_and_dashes_with_their_reasons():
@@ -72,10 +80,23 @@ def test_bars_are_met_or_not_or_not_measured():
     assert len(lines) == 2 + len(bars.BARS)
 
 
+@pytest.mark.parametrize(
+    "bound, number, met",
+    [(">= 1", 1.0, "yes"), (">= 1", 0.97, "a tie"), (">= 1", 0.96, "no"), ("<= 1", 1.03, "a tie"), ("<= 1", 1.04, "no")]
+    + [("<= 1.2", 1.2, "yes"), ("<= 1.2", 1.21, "no"), (">= 3", 2.99, "no"), ("<= 1", None, "not measured")],
+)
+def test_only_where_the_bound_is_1_there_are_ties(bound, number, met):
+    assert bars.Bar("", bound, lambda results: number).met(number) == met
+
+
 def test_every_bar_can_be_worked_out_from_the_rows_that_the_command_measures():
     """With figures that say 1 everywhere, no bar is left that was not measured."""
     ones = [
-        {**record(work.row, work.case, work.unit), "peers": list(work.peers), "values": dict.fromkeys(work.peers, [1.0])}
+        {
+            **record(work.row, work.case, work.unit),
+            "peers": list(work.peers),
+            "values": dict.fromkeys(work.peers, [1.0]),
+        }
         for works in rows.ROWS.values()
         for work in works()
     ]
@@ -118,6 +139,30 @@ def test_the_command_prints_the_tables_of_a_file(tmp_path, capsys):
     assert printed.startswith("processor one, cores 2, system Linux, python 3, tensorflow 2, keras 3.\n\n### sparse\n")
     with pytest.raises(SystemExit, match="^There are no results in nowhere.json: tools/bench/run makes them.$"):
         command.main(["table", "nowhere.json"])
+
+
+def test_a_row_that_breaks_does_not_cost_the_others(tmp_path, monkeypatch, capsys):
+    works = [rows.Work("sparse", {**SPARSE, "dtype": dtype}, {}) for dtype in ("float64", "float32")]
+
+    def measured(work, workers, rounds):
+        if work.case["dtype"] == "float64":
+            raise agreement.Disagreement("ours: not the same result")
+        return record("sparse", work.case, ours=[3.0] * rounds)
+
+    monkeypatch.setattr(measuring, "record", measured)
+    monkeypatch.setattr(measuring, "versions", lambda workers: {})
+    monkeypatch.setitem(command.ROWS, "sparse", lambda: works)
+    path = tmp_path / "results.json"
+    run = ["run", "--only", "sparse", "--output", str(path)]
+    reason = "Not measured:\nsparse [2048, 32000] float64 0: ours: not the same result"
+    with pytest.raises(SystemExit, match="^" + re.escape(reason) + "$"):
+        command.main(run)
+    assert [(r["case"]["dtype"], r["rounds"]) for r in results.read(path)["rows"]] == [("float32", rows.ROUNDS)]
+    # What is there already is left out.
+    works.pop(0)
+    monkeypatch.setattr(measuring, "record", None)
+    command.main([*run, "--resume"])
+    assert "| [2048, 32000] | float32 | 0 | 3 |" in capsys.readouterr().out
 
 
 def test_the_command_draws_the_two_pictures(tmp_path, capsys):

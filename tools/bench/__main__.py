@@ -38,7 +38,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Measures case by case and keeps what it has after each."""
-    from tools.bench import agreement, machine, measuring
+    from tools.bench import machine, measuring
     from tools.bench.workers import Workers
 
     rounds = QUICK_ROUNDS if arguments.quick else ROUNDS
@@ -50,20 +50,23 @@ def run(arguments: argparse.Namespace) -> None:
         for number, work in enumerate(works, 1):
             if arguments.resume and _results.has(found, work.row, work.case, work.unit, rounds):
                 continue
-            minutes = (time.monotonic() - start) / 60
-            print(f"[{number}/{len(works)}, {minutes:.1f} min] {tables.title(work.row, work.case)}", file=sys.stderr)
+            begin = time.monotonic()
+            told = tables.title(work.row, work.case)
+            print(f"[{number}/{len(works)}, {(begin - start) / 60:.1f} min] {told}", file=sys.stderr)
             try:
                 record = measuring.record(work, workers, rounds)
-            except agreement.Disagreement as reason:
-                failed.append(str(reason))
-                print(f"    {reason}", file=sys.stderr)
+                record["seconds"] = round(time.monotonic() - begin)
+            except Exception as reason:
+                # One that breaks does not cost the others.
+                failed.append(f"{told}: {reason}")
+                print(f"    {failed[-1]}", file=sys.stderr)
                 continue
             print(f"    {tables.line(record)}", file=sys.stderr)
             _results.add(found, record)
             _results.write(found, path)
     print(tables.everything(found))
     if failed:
-        raise SystemExit("Not measured, since ours is wrong: " + "; ".join(failed))
+        raise SystemExit("Not measured:\n" + "\n".join(failed))
 
 
 def table(arguments: argparse.Namespace) -> None:

@@ -15,10 +15,14 @@ class Bar(NamedTuple):
     bound: str  # ">= 3" or "<= 1.6"
     number: Callable[[dict], float | None]
 
-    def met(self, number: float) -> bool:
-        """Whether the number, as it is shown, keeps the bound."""
-        limit = float(self.bound[2:])
-        return round(number, 2) >= limit if self.bound.startswith(">=") else round(number, 2) <= limit
+    def met(self, number: float | None) -> str:
+        """Whether the number, as it is shown, keeps the bound. Where the bound is 1, 3 % beyond it are a tie."""
+        if number is None:
+            return "not measured"
+        limit, shown = float(self.bound[2:]), round(number, 2)
+        if shown >= limit if self.bound.startswith(">=") else shown <= limit:
+            return "yes"
+        return "a tie" if limit == 1 and abs(shown - 1) <= 0.03 else "no"
 
 
 def _times(row, over, under, **case):
@@ -141,6 +145,8 @@ def table(results: dict) -> str:
     lines = ["| bar | bound | measured | met |", "|---|--:|--:|---|"]
     for bar in BARS:
         number = bar.number(results)
-        shown, met = ("–", "not measured") if number is None else (f"{number:.2f}", "yes" if bar.met(number) else "no")
-        lines.append(f"| {bar.text} | {bar.bound.replace('>=', '≥').replace('<=', '≤')} | {shown} | {met} |")
+        shown = "–" if number is None else f"{number:.2f}"
+        lines.append(
+            f"| {bar.text} | {bar.bound.replace('>=', '≥').replace('<=', '≤')} | {shown} | {bar.met(number)} |"
+        )
     return "\n".join(lines)

@@ -77,7 +77,7 @@ def _prepared(work, workers, folder, expected):
             missing[name] = str(reason)
         except agreement.Disagreement as reason:
             if name.startswith("ours"):
-                raise agreement.Disagreement(f"{name}, of {work.row} {work.case}: {reason}") from None
+                raise agreement.Disagreement(f"{name}: {reason}") from None
             missing[name] = str(reason)
     return calls, {name: first[name] for name in calls}, missing
 

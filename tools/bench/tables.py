@@ -106,7 +106,7 @@ def _reasons(records):
     for record in records:
         reasons |= dict.fromkeys(record["missing"].items())
     if reasons:
-        yield "\n".join(f"– {name}: {reason}." for name, reason in reasons)
+        yield "\n".join(f"- {name} –: {reason}." for name, reason in reasons)
 
 
 def title(row: str, case: dict) -> str:
