@@ -22,7 +22,7 @@ class Bar(NamedTuple):
         limit, shown = float(self.bound[2:]), round(number, 2)
         if shown >= limit if self.bound.startswith(">=") else shown <= limit:
             return "yes"
-        return "a tie" if limit == 1 and abs(shown - 1) <= 0.03 else "no"
+        return "a tie" if limit == 1 and round(abs(shown - 1), 2) <= 0.03 else "no"
 
 
 def _times(row, over, under, **case):
