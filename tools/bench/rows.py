@@ -124,7 +124,6 @@ def fits() -> Iterator[Work]:
         ("tensorflow", False, 0.15),
         ("tensorflow", True, 1.0),
         ("jax", False, 1.0),
-        ("jax", False, 0.15),
     ):
         case = _model("train", "head_fit", jit=jit, valid=valid, backend=library)
         yield Work("fit", case, dict.fromkeys(peers, library))
