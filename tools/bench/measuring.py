@@ -13,7 +13,7 @@ from tools.bench import agreement, data, processes
 from tools.bench.rows import Work
 from tools.bench.workers import LIBRARIES, Missing, Worker, Workers
 
-# Beside the call that compiles and is compared.
+# Beside the call that compiles and is compared: the second call of a Keras model traces it once more.
 WARM_UP = 1
 # Seconds, after which it is looked whether threads that spin for a moment after a call have gone to sleep.
 NAP, NAPS = 0.002, 25

@@ -32,14 +32,16 @@ def block(name: str, results: dict) -> str:
 
 
 def _machine(results):
-    rounds = {record["rounds"] for record in results["rows"] if record["unit"] == "milliseconds"}
-    text = tables.machine(results)
-    if rounds and min(rounds) < ROUNDS:
-        text += " **Measured with `--quick`: read no more than the order of the figures.**"
+    text = tables.machine(results) + _in_a_hurry(results["rows"])
     awake = [record["awake"] for record in results["rows"] if record.get("awake") is not None]
     if awake:
         text += f" While one process was timed, the others took {max(awake):.1%} of a processor at most."
     return text
+
+
+def _in_a_hurry(records):
+    few = any(record["rounds"] < ROUNDS for record in records if record["unit"] == "milliseconds")
+    return " **Measured with `--quick`: only the order of the figures means something.**" if few else ""
 
 
 # What the README says of each peer, and how the peer is called here.
@@ -53,16 +55,16 @@ _SAID = (
 
 
 def _headline(results):
-    lines = ["| forward and backward on a CPU | ms | times ours |", "|---|--:|--:|"]
+    lines = ["| forward and backward on a CPU | | times ours |", "|---|--:|--:|"]
     found = _results.find(results, "sparse", shape=LANGUAGE_MODEL.name, dtype="float32", smoothing=0.0)
     for record in found:
         ours = median(record["values"]["ours"])
         shape = f"[{LANGUAGE_MODEL.rows}, {LANGUAGE_MODEL.classes}]"
-        lines.append(f"| sparse labels, logits {shape}: `keras_xent` | {ours:.3g} | 1 |")
+        lines.append(f"| sparse labels, logits {shape}: `keras_xent` | {ours:.3g} ms | 1 |")
         for said, name in _SAID:
             times = _results.ratio(record, name, "ours")
             if times is not None:
-                lines.append(f"| {said} | {median(record['values'][name]):.3g} | {times:.1f} |")
+                lines.append(f"| {said} | {median(record['values'][name]):.3g} ms | {times:.1f} |")
     for record in _results.find(results, "fit-memory", jit=False):
         times = _results.ratio(record, "Keras", "ours, head")
         if times is not None:
@@ -72,7 +74,8 @@ def _headline(results):
                 f"| memory of a step of `fit`, 8192 tokens, 32,000 classes, {name}: `LogitsDense` | {ours:.0f} MB | 1 |"
             )
             lines.append(f"| `Dense` and Keras' loss | {theirs:.0f} MB | {times:.1f} |")
-    return "\n".join(lines) if len(lines) > 2 else "Not measured yet."
+    hurry = _in_a_hurry(found).strip()
+    return "\n".join(lines + ["", hurry] if hurry else lines) if len(lines) > 2 else "Not measured yet."
 
 
 BLOCKS = {"machine": _machine, "headline": _headline, "bars": bars.table, "faster": tables.faster}
