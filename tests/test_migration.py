@@ -19,7 +19,7 @@ PAGE = ROOT / "docs" / "choosing-a-loss.md"
 SECTION = PAGE.read_text().partition("## Coming from elsewhere")[2]
 ROWS = re.findall(r"^\| `(.+)` \| `(.+)` \|$", SECTION, re.MULTILINE)
 
-# PyTorch has an environment of its own, as in tools/bench/head.py.
+# PyTorch has an environment of its own, which tools/bench/install makes.
 TORCH = ROOT / ".venv-torch" / "bin" / "python"
 IN_TORCH = """
 import json, sys

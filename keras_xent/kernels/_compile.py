@@ -155,7 +155,8 @@ def _differentiable_jax(forward, backward):
         def tangents_of(inputs, tangents):
             value, saved = remember(*inputs)
             tangents = [t if t.dtype == jax.dtypes.float0 else _where_finite(saved, [t])[0] for t in tangents]
-            _, tangents = jax.jvp(functools.partial(forward, **static), _where_finite(saved, inputs), tuple(tangents))
+            in_one_piece = functools.partial(getattr(forward, "in_one_piece", forward), **static)
+            _, tangents = jax.jvp(in_one_piece, _where_finite(saved, inputs), tuple(tangents))
             return (value, saved), tangents
 
         remember.defjvp(tangents_of)

@@ -1,61 +1,92 @@
-"""`python -m tools.bench run` and `python -m tools.bench table`."""
+"""Measures the package against what one would use instead, and against what the machine can do."""
 
 import argparse
-import json
 import sys
+import time
 from pathlib import Path
 
+from tools.bench import results as _results
 from tools.bench import tables
+from tools.bench.rows import QUICK_ROUNDS, ROUNDS, ROWS
 
-RESULTS = Path("runs/bench.json")
-ROWS = ("sigmoid", "dense", "sparse", "linear", "head", "fit", "metrics", "callbacks", "first-step", "memory", "import")
+RESULTS, QUICK_RESULTS = Path("runs/bench.json"), Path("runs/bench-quick.json")
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     """Reads the command line."""
     parser = argparse.ArgumentParser(prog="tools/bench", description=__doc__)
-    commands = parser.add_subparsers(required=True, metavar="run | table")
-    run_parser = commands.add_parser("run", help="measure, and print the table")
+    commands = parser.add_subparsers(required=True, metavar="run | table | plot")
+    run_parser = commands.add_parser("run", help="measure, and print the tables")
     run_parser.add_argument("--only", action="append", choices=ROWS, help="this row; may be repeated")
-    run_parser.add_argument("--quick", action="store_true", help="three rounds in place of eleven")
-    run_parser.add_argument("--output", type=Path, default=RESULTS)
+    run_parser.add_argument("--quick", action="store_true", help=f"{QUICK_ROUNDS} rounds in place of {ROUNDS}")
+    run_parser.add_argument("--resume", action="store_true", help="leave out what the file has already")
+    run_parser.add_argument("--output", type=Path, help=f"default: {RESULTS}, or {QUICK_RESULTS}")
     run_parser.set_defaults(command=run)
-    table_parser = commands.add_parser("table", help="print results as a Markdown table")
+    table_parser = commands.add_parser("table", help="print results as Markdown tables")
     table_parser.add_argument("results", type=Path, nargs="?", default=RESULTS)
+    table_parser.add_argument(
+        "--write", action="store_true", help="keep them as docs/performance.json, and write them into the pages"
+    )
     table_parser.set_defaults(command=table)
-    arguments = parser.parse_args()
-    arguments.command(arguments)
+    plot_parser = commands.add_parser("plot", help="draw the pictures of docs/performance.md")
+    plot_parser.add_argument("results", type=Path, nargs="?", default=Path("docs/performance.json"))
+    plot_parser.add_argument("--output", type=Path, default=Path("docs"))
+    plot_parser.set_defaults(command=plot)
+    parsed = parser.parse_args(arguments)
+    parsed.command(parsed)
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Measures row by row and keeps what it has after each."""
-    # Imported here, so that `table` needs no TensorFlow.
-    from tools.bench import callbacks, first_step, fit, head, imports, linear, machine, memory, metrics, timing
+    """Measures case by case and keeps what it has after each."""
+    from tools.bench import machine, measuring
+    from tools.bench.workers import Workers
 
-    rounds = 3 if arguments.quick else 11
-    results = {"machine": machine.facts(), "rounds": rounds, "rows": []}
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    for name in arguments.only or ROWS:
-        other = {
-            "linear": linear,
-            "head": head,
-            "fit": fit,
-            "metrics": metrics,
-            "callbacks": callbacks,
-            "first-step": first_step,
-            "memory": memory,
-            "import": imports,
-        }.get(name)
-        for record in other.measure(rounds) if other else timing.measure(name, rounds):
-            print(tables.line(record), file=sys.stderr)
-            results["rows"].append(record)
-            arguments.output.write_text(json.dumps(results, indent=1))
-    print(tables.markdown(results))
+    rounds = QUICK_ROUNDS if arguments.quick else ROUNDS
+    path = arguments.output or (QUICK_RESULTS if arguments.quick else RESULTS)
+    works = [work for name in arguments.only or ROWS for work in ROWS[name]()]
+    start, failed = time.monotonic(), []
+    with Workers() as workers:
+        found = _results.read(path, machine.facts() | measuring.versions(workers))
+        for number, work in enumerate(works, 1):
+            if arguments.resume and _results.has(found, work.row, work.case, work.unit, rounds):
+                continue
+            begin = time.monotonic()
+            told = tables.title(work.row, work.case)
+            print(f"[{number}/{len(works)}, {(begin - start) / 60:.1f} min] {told}", file=sys.stderr)
+            try:
+                record = measuring.record(work, workers, rounds)
+                record["seconds"] = round(time.monotonic() - begin)
+            except Exception as reason:
+                # One that breaks does not cost the others.
+                failed.append(f"{told}: {reason}")
+                print(f"    {failed[-1]}", file=sys.stderr)
+                continue
+            print(f"    {tables.line(record)}", file=sys.stderr)
+            _results.add(found, record)
+            _results.write(found, path)
+    print(tables.everything(found))
+    if failed:
+        raise SystemExit("Not measured:\n" + "\n".join(failed))
 
 
 def table(arguments: argparse.Namespace) -> None:
     """Prints what an earlier run has written."""
-    print(tables.markdown(json.loads(arguments.results.read_text())))
+    found = _results.read(arguments.results)
+    if not found["rows"]:
+        raise SystemExit(f"There are no results in {arguments.results}: tools/bench/run makes them.")
+    if arguments.write:
+        from tools.bench import pages
+
+        pages.write(found)
+    print(tables.everything(found))
+
+
+def plot(arguments: argparse.Namespace) -> None:
+    """Draws what an earlier run has written."""
+    from tools.bench import pictures
+
+    for picture in pictures.draw(_results.read(arguments.results), arguments.output):
+        print(picture)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The shapes that are measured: real ones, by name."""
+"""The shapes that are measured, and that the tests of the kernels run on: real ones, by name."""
 
 from typing import NamedTuple
 
@@ -11,8 +11,29 @@ class Shape(NamedTuple):
     classes: int
 
 
-LANGUAGE_MODEL = Shape("language_model", 2048, 32_000)  # 8 texts of 256 tokens
-IMAGENET = Shape("imagenet", 4096, 1000)  # one large batch
-SEGMENTATION = Shape("segmentation", 65_536, 10)  # one image of 256 x 256 pixels
+class Head(NamedTuple):
+    """Hidden states `[tokens, features]` under an output matrix `[features, classes]`."""
 
-SHAPES = (LANGUAGE_MODEL, IMAGENET, SEGMENTATION)
+    name: str
+    tokens: int
+    features: int
+    classes: int
+
+
+SEGMENTATION = Shape("segmentation", 65_536, 10)  # one image of 256 x 256 pixels
+IMAGENET = Shape("imagenet", 4096, 1000)  # one large batch
+LANGUAGE_MODEL = Shape("language_model", 2048, 32_000)  # 8 texts of 256 tokens
+LARGE_VOCABULARY = Shape("large_vocabulary", 256, 131_072)  # one text, the tokens of Mistral's tekken
+
+SHAPES = (SEGMENTATION, IMAGENET, LANGUAGE_MODEL, LARGE_VOCABULARY)
+
+SMALL_MODEL = Head("small_model", 2048, 256, 32_000)
+GPT2 = Head("gpt2", 512, 768, 50_257)  # the smallest GPT-2, one text of half its length; 50,257 is 29 x 1733
+WORD_PIECES = Head("word_pieces", 2048, 256, 8192)  # so few classes that the logits fit into one chunk
+
+HEADS = (SMALL_MODEL, GPT2, WORD_PIECES)
+
+GEMMA2 = Head("gemma2", 2048, 2304, 256_000)  # Gemma 2 2B (arXiv:2408.00118, table 1)
+
+# Shares of the labels that count: all, half as in dialogues, and those of masked language models.
+VALID = (1.0, 0.5, 0.15)

@@ -3,65 +3,138 @@
 from itertools import groupby
 from statistics import median, quantiles
 
+from tools.bench.results import ratio
+
 FLOOR = "floor"
-# What a record measures, by its unit, and how that is told.
+# The units, and how it is told what was measured.
 ABOUT = {
-    "milliseconds": "Forward and backward in ms, warm: the median of {rounds} rounds. In brackets, times "
-    "the first column of the same round: the median and the quartiles of the rounds' ratios. A tie: the quartiles hold "
-    "1, or the median is within 3 % of it.",
-    "seconds": "A step with a number of rows new to it, compilation included, in s: the median of {rounds} steps.",
-    "megabytes": "Peak memory of the first step above where it started, gradient and compilation included, in MB, one "
-    "sample each (times the first column).",
+    "milliseconds": "Milliseconds, warm: the median of {rounds} rounds. In brackets, times the first column: the "
+    "median of the rounds' ratios.",
+    "megabytes": "Peak memory in MB above where it stood with the inputs there, gradients and compilation included: "
+    "fresh processes, one sample each. In brackets, times the first column.",
+    "compilations": "Programs that XLA was given.",
 }
 
 
-def markdown(results: dict) -> str:
-    """One table for each unit, under the facts of the machine."""
-    records = [record for record in results["rows"] if record["row"] != "import"]
-    parts = [", ".join(f"{name} {value}" for name, value in results["machine"].items()) + "."]
-    for unit, about in ABOUT.items():
-        chosen = [record for record in records if unit in record]
-        if chosen:
-            parts.append(about.format(rounds=results["rounds"]))
-        for _, same in groupby(chosen, key=lambda record: list(record[unit])):
-            parts.append("\n".join(_table(list(same), unit)))
-    parts += [line(record) for record in results["rows"] if record["row"] == "import"]
+def everything(results: dict) -> str:
+    """A table for every row, under the facts of the machine."""
+    rows = list(dict.fromkeys(record["row"] for record in results["rows"]))
+    return "\n\n".join([machine(results), *(f"### {row}\n\n{table(results, row)}" for row in rows)])
+
+
+def machine(results: dict) -> str:
+    """On what it was measured, in one sentence."""
+    facts = results["machine"] or {}
+    return ", ".join(f"{name} {value}" for name, value in facts.items() if value is not None) + "."
+
+
+def table(results: dict, row: str, **case) -> str:
+    """The records of a row as a table, and the reasons of its dashes below."""
+    records = [
+        record
+        for record in results["rows"]
+        if record["row"] == row and all(record["case"].get(name) == value for name, value in case.items())
+    ]
+    if not records:
+        return "Not measured yet."
+    parts = []
+    for peers, group in groupby(records, key=lambda record: record["peers"]):
+        same = list(group)
+        rounds = {record["rounds"] for record in same}
+        about = ABOUT[same[0]["unit"]].format(rounds=" or ".join(map(str, sorted(rounds))))
+        parts += [about, "\n".join(_lines(same, peers)), *_reasons(same)]
     return "\n\n".join(parts)
+
+
+def _lines(records, peers):
+    names = list(dict.fromkeys(name for record in records for name in about(record["case"])))
+    yield "| " + " | ".join([*names, *peers]) + " |"
+    yield "|---" * len(names) + "|--:" * len(peers) + "|"
+    for record in records:
+        told = about(record["case"])
+        yield "| " + " | ".join([*(told.get(name, "") for name in names), *(cell(record, n) for n in peers)]) + " |"
+
+
+def about(case: dict) -> dict[str, str]:
+    """What is told of a case, by the heading of its column."""
+    told = {}
+    if case.get("question") == "linear":
+        told["[tokens, features, classes]"] = f"[{case['rows']}, {case['features']}, {case['classes']}]"
+    elif "rows" in case:
+        told["[rows, classes]"] = f"[{case['rows']}, {case['classes']}]"
+    if case.get("question") in ("new_shape", "lengths"):
+        told["loss"] = case["loss"]
+    if case.get("question") == "loss":
+        told["dtype"] = case["dtype"]
+    if "smoothing" in case:
+        told["smoothing"] = f"{case['smoothing']:g}"
+    if "valid" in case:
+        told["valid"] = f"{case['valid']:.0%}".replace("%", " %")
+    if "backend" in case:
+        told["backend"] = {"tensorflow": "TensorFlow", "jax": "JAX"}[case["backend"]]
+    if "jit" in case:
+        told["jit_compile"] = {True: "True", False: '"auto"'}[case["jit"]]
+    return told
+
+
+def cell(record: dict, name: str) -> str:
+    """The median, and how many times the first column it is."""
+    values = record["values"].get(name)
+    if not values:
+        return "–"
+    value = f"{median(values):.4g}"
+    if name == record["peers"][0] or record["peers"][0] not in record["values"] or record["unit"] == "compilations":
+        return value
+    times = ratio(record, name, record["peers"][0])
+    return f"{value} ({times:.2f}{', tie' if name != FLOOR and is_tie(record, name) else ''})"
+
+
+def is_tie(record: dict, name: str) -> bool:
+    """Whether a peer is neither faster nor slower: the median is within 3 %, or the quartiles hold 1."""
+    first = record["values"][record["peers"][0]]
+    ratios = [other / ours for other, ours in zip(record["values"][name], first, strict=True)]
+    if abs(median(ratios) - 1) < 0.03:
+        return True
+    if len(ratios) < 3:
+        return False
+    low, _, high = quantiles(ratios, n=4, method="inclusive")
+    return low <= 1 <= high
+
+
+def _reasons(records):
+    reasons: dict[tuple[str, str], None] = {}
+    for record in records:
+        reasons |= dict.fromkeys(record["missing"].items())
+    if reasons:
+        yield "\n".join(f"- {name} –: {reason}." for name, reason in reasons)
+
+
+def title(row: str, case: dict) -> str:
+    """A case in a few words."""
+    return " ".join([row, *about(case).values()])
 
 
 def line(record: dict) -> str:
     """One record in one line."""
-    unit = next(unit for unit in ABOUT if unit in record)
-    values = ", ".join(f"{name} {median(values):.4g}" for name, values in record[unit].items())
-    return f"{' '.join(_of(record))}: {values} ({unit})"
+    values = [f"{name} {median(values):.4g}" for name, values in record["values"].items()]
+    dashes = [f"{name} – ({reason})" for name, reason in record["missing"].items()]
+    return f"{', '.join(values + dashes)} {record['unit']}"
 
 
-def _of(record):
-    shape = record.get("shape")
-    sizes = [f"[{shape['rows']}, {shape['classes']}]"] if shape else []
-    return [record["row"], *sizes, *([record["dtype"]] if "dtype" in record else [])]
-
-
-def _table(records, unit):
-    peers = list(records[0][unit])
-    yield "| " + " | ".join(["loss", "logits", "dtype", *peers]) + " |"
-    yield "|---" * 3 + "|--:" * len(peers) + "|"
-    for record in records:
-        values = record[unit]
-        # A compilation is hundreds of times what Keras needs, which no ratio makes clearer.
-        cells = [f"{median(values[n]):.2g}" if unit == "seconds" else _cell(n, values) for n in peers]
-        yield "| " + " | ".join([*_of(record), *cells]) + " |"
-
-
-def _cell(name, values):
-    value = f"{median(values[name]):.4g}"
-    first = next(iter(values))
-    if name == first:
-        return value
-    ratios = [other / ours for other, ours in zip(values[name], values[first], strict=True)]
-    middle = median(ratios)
-    if len(ratios) < 3:
-        return f"{value} ({middle:.2f})"
-    low, _, high = quantiles(ratios, n=4, method="inclusive")
-    tie = ", tie" if name != FLOOR and (low <= 1 <= high or abs(middle - 1) < 0.03) else ""
-    return f"{value} ({middle:.2f}; {low:.2f} to {high:.2f}{tie})"
+def faster(results: dict) -> str:
+    """Where another is faster than ours, a tie left out: every such case, the largest first."""
+    lines = []
+    for record in results["rows"]:
+        ours, *others = record["peers"]
+        if record["unit"] != "milliseconds" or not ours.startswith("ours") or ours not in record["values"]:
+            continue
+        for name in others:
+            if name == FLOOR or name.startswith("ours") or name not in record["values"] or is_tie(record, name):
+                continue
+            times = 1 / ratio(record, name, ours)
+            if times > 1:
+                lines.append((times, f"| {title(record['row'], record['case'])} | {name} | {times:.2f} |"))
+    if not lines:
+        return "None."
+    heading = "| case | who is faster than our first column | how many times |\n|---|---|--:|"
+    return "\n".join([heading, *(line for _, line in sorted(lines, reverse=True))])

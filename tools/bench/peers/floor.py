@@ -1,4 +1,4 @@
-"""What the memory alone costs: programs that read and write what a loss must, and no more.
+"""What the memory or the matmuls alone cost: programs that do what must be done, and no more.
 
 Two programs are called, as by a loss. For arrays that stay in the caches that is most of the time: there the floor is
 the cost of the calls, and not of the memory.
@@ -9,12 +9,12 @@ from collections.abc import Callable
 import tensorflow as tf
 
 
-def traffic(labels: tf.Tensor, logits: tf.Tensor) -> Callable[[], tf.Tensor]:
+def traffic(logits: tf.Tensor, targets: tf.Tensor | None) -> Callable[[], tf.Tensor]:
     """Forward, a read of the logits; backward, another and a write.
 
     Targets as large as the logits, which the sparse loss does not have, are read as often.
     """
-    read = [_floats(t) for t in (logits, labels) if t.shape.rank == logits.shape.rank]
+    read = [_floats(t) for t in (logits, targets) if t is not None]
 
     def run():
         _read(*read)
@@ -39,3 +39,22 @@ def _read_and_write(written, *others):
     # Targets may have more bytes than the logits: then several of their columns go into one.
     columns = [c for t in others for c in tf.split(t, t.shape[1] // written.shape[1], axis=1)]
     return sum(columns, 2.0 * written)
+
+
+def three_matmuls(hidden: tf.Tensor, kernel: tf.Tensor) -> Callable[[], tf.Tensor]:
+    """Logits, and the two products with as many numbers that are the gradients; by TensorFlow's own kernels."""
+
+    @tf.function(autograph=False)
+    def run():
+        # The second waits for the first, so that they are made one after the other, as in a loss.
+        logits = hidden @ kernel
+        for_hidden = tf.matmul(logits, kernel, transpose_b=True)
+        # All of them, or TensorFlow would leave out what nobody asks for.
+        return for_hidden, tf.matmul(hidden, logits, transpose_a=True)
+
+    return run
+
+
+def one_matmul(hidden: tf.Tensor, kernel: tf.Tensor) -> Callable[[], tf.Tensor]:
+    """The logits alone."""
+    return tf.function(lambda: hidden @ kernel, autograph=False)

@@ -1,0 +1,152 @@
+"""What the figures were to show, and whether they do."""
+
+from collections.abc import Callable
+from statistics import median
+from typing import NamedTuple
+
+from tools.bench.results import find, ratio
+from tools.bench.shapes import GEMMA2, HEADS, LANGUAGE_MODEL, SMALL_MODEL
+
+
+class Bar(NamedTuple):
+    """A bound on a number that is worked out from the results; None where that was not measured."""
+
+    text: str
+    bound: str  # ">= 3" or "<= 1.6"
+    number: Callable[[dict], float | None]
+
+    def met(self, number: float | None) -> str:
+        """Whether the number, as it is shown, keeps the bound. Where the bound is 1, 3 % beyond it are a tie."""
+        if number is None:
+            return "not measured"
+        limit, shown = float(self.bound[2:]), round(number, 2)
+        if shown >= limit if self.bound.startswith(">=") else shown <= limit:
+            return "yes"
+        return "a tie" if limit == 1 and round(abs(shown - 1), 2) <= 0.03 else "no"
+
+
+def _times(row, over, under, **case):
+    """How many times `over` is `under`, in the one record of the case."""
+
+    def number(results):
+        records = find(results, row, **case)
+        return ratio(records[0], over, under) if records else None
+
+    return number
+
+
+def _worst(row, over, under, pick, **case):
+    """The worst of all records, `over` being the best of the peers that are there."""
+
+    def number(results):
+        found = [
+            value
+            for record in find(results, row, **case)
+            for values in [[ratio(record, name, under) for name in over]]
+            for value in [min((v for v in values if v is not None), default=None)]
+            if value is not None
+        ]
+        return pick(found) if found else None
+
+    return number
+
+
+def _halves(results):
+    """bfloat16 over float32: two records of one run."""
+    both = [find(results, "sparse", shape=LANGUAGE_MODEL.name, dtype=d, smoothing=0.0) for d in ("bfloat16", "float32")]
+    if not all(both):
+        return None
+    return median(both[0][0]["values"]["ours"]) / median(both[1][0]["values"]["ours"])
+
+
+def _gemma(results):
+    """The peak, with the kernel that was there before, over 1.25 times the kernel and its gradient and 256 MB."""
+    records = find(results, "gemma")
+    if not records or "ours" not in records[0]["values"]:
+        return None
+    kernel = 4 * GEMMA2.features * GEMMA2.classes / 1e6
+    return (records[0]["values"]["ours"][0] + kernel) / (2 * kernel * 1.25 + 256)
+
+
+def _per_shape(results):
+    records = find(results, "compilations")
+    return records[0]["values"]["ours, XLA"][0] / len(records[0]["case"]["lengths"]) if records else None
+
+
+_SPARSE = {"shape": LANGUAGE_MODEL.name, "dtype": "float32", "smoothing": 0.0}
+_HEAD = {"shape": SMALL_MODEL.name, "valid": 1.0}
+_FIT = {"jit": False, "valid": 1.0, "backend": "tensorflow"}
+_JAX = {"jit": False, "valid": 1.0, "backend": "jax"}
+_LINEAR = ("PyTorch linear", "PyTorch linear, chunked")
+_RIVALS = ("Keras, graph", "Keras, XLA", "PyTorch", "torch.compile", *_LINEAR, "optax")
+_BOTH = "ours, head, Perplexity, TokenAccuracy"
+
+BARS = (
+    Bar("sparse: Keras in a graph / ours", ">= 3", _times("sparse", "Keras, graph", "ours", **_SPARSE)),
+    Bar("sparse: Keras under XLA / ours", ">= 1.6", _times("sparse", "Keras, XLA", "ours", **_SPARSE)),
+    Bar("sparse: PyTorch / ours", ">= 3", _times("sparse", "PyTorch", "ours", **_SPARSE)),
+    Bar("sparse: torch.compile / ours", ">= 2", _times("sparse", "torch.compile", "ours", **_SPARSE)),
+    Bar("sparse: optax / ours", ">= 2", _times("sparse", "optax", "ours", **_SPARSE)),
+    Bar("sparse: ours / the memory traffic alone", "<= 1.6", _times("sparse", "ours", "floor", **_SPARSE)),
+    Bar("sparse: ours with bfloat16 logits / with float32 logits", "<= 1", _halves),
+    Bar("head: ours / its three matmuls alone", "<= 1.25", _times("linear", "ours", "floor", **_HEAD)),
+    Bar(
+        "head: PyTorch linear_cross_entropy, the faster / ours",
+        ">= 1.5",
+        _worst("linear", _LINEAR, "ours", min, **_HEAD),
+    ),
+    Bar(
+        f"head: the best of Keras, PyTorch and optax / ours, the worst of {len(HEADS)} shapes and of the valid shares",
+        ">= 1",
+        _worst("linear", _RIVALS, "ours", min),
+    ),
+    Bar(
+        "head, memory: PyTorch linear_cross_entropy, the smaller / ours",
+        ">= 1",
+        _worst("vocabulary", _LINEAR, "ours", min, shape=SMALL_MODEL.name),
+    ),
+    Bar("head of Gemma 2, memory: ours / (kernel and its gradient) * 1.25 + 256 MB", "<= 1", _gemma),
+    Bar(
+        "head, evaluation: ours / the logits and the pass over them",
+        "<= 1.05",
+        _times("evaluate", "ours", "ours, logits, XLA"),
+    ),
+    Bar("fit, graph: ours / Dense and Keras' loss", "<= 0.85", _times("fit", "ours, head", "Keras", **_FIT)),
+    Bar(
+        "fit, XLA: ours / Dense and Keras' loss",
+        "<= 1",
+        _times("fit", "ours, head", "Keras", jit=True, valid=1.0, backend="tensorflow"),
+    ),
+    Bar("fit, graph, 15 % valid: the same", "<= 0.45", _times("fit", "ours, head", "Keras", **{**_FIT, "valid": 0.15})),
+    Bar("fit, graph, memory: the same", "<= 0.25", _times("fit-memory", "ours, head", "Keras", **_FIT)),
+    Bar("fit, JAX: the same", "<= 0.5", _times("fit", "ours, head", "Keras", **_JAX)),
+    Bar("fit, JAX, memory: the same", "<= 0.1", _times("fit-memory", "ours, head", "Keras", **_JAX)),
+    Bar(
+        "a step with Perplexity and TokenAccuracy / without, the worse of two backends",
+        "<= 1.03",
+        _worst("metrics", (_BOTH,), "ours, head", max),
+    ),
+    Bar(
+        "transformer, our loss and metrics / Keras' loss and no metric, the worse of graph and XLA",
+        "<= 1",
+        _worst("transformer", ("ours, Perplexity, TokenAccuracy",), "Keras", max),
+    ),
+    Bar(
+        "first step under XLA: ours / Keras', the worst of three losses",
+        "<= 1.2",
+        _worst("first-step", ("ours, XLA",), "Keras, XLA", max),
+    ),
+    Bar("compilations for each shape under XLA", "<= 1", _per_shape),
+)
+
+
+def table(results: dict) -> str:
+    """Every bar, what was measured, and whether it is met."""
+    lines = ["| bar | bound | measured | met |", "|---|--:|--:|---|"]
+    for bar in BARS:
+        number = bar.number(results)
+        shown = "–" if number is None else f"{number:.2f}"
+        lines.append(
+            f"| {bar.text} | {bar.bound.replace('>=', '≥').replace('<=', '≤')} | {shown} | {bar.met(number)} |"
+        )
+    return "\n".join(lines)

@@ -1,0 +1,57 @@
+"""The inputs of a case, random and the same for every peer, as files. NumPy has no bfloat16: its bits are stored."""
+
+from pathlib import Path
+
+import numpy as np
+
+IGNORED = -100
+
+
+def write(case: dict, folder: Path) -> None:
+    """The files of a case. Cases of whole models need none: they draw tokens themselves."""
+    rng = np.random.default_rng(0)
+    if case["question"] == "loss":
+        arrays = _of_loss(rng, case)
+    elif case["question"] == "linear":
+        arrays = _of_head(rng, case)
+    else:
+        arrays = {}
+    for name, array in arrays.items():
+        np.save(folder / f"{name}.npy", array)
+
+
+def _of_loss(rng, case):
+    rows, classes = case["rows"], case["classes"]
+    logits = 3.0 * rng.standard_normal((rows, classes), "float32")
+    arrays = {"logits": _as_stored(logits, case["dtype"])}
+    if case["loss"] == "sparse":
+        return arrays | {"labels": rng.integers(0, classes, rows, "int32")}
+    # Targets are float32 with any logits, as in mixed precision.
+    targets = rng.random((rows, classes), "float32")
+    if case["loss"] == "sigmoid":
+        return arrays | {"targets": np.round(targets)}
+    return arrays | {"targets": targets / targets.sum(axis=1, keepdims=True)}
+
+
+def _of_head(rng, case):
+    tokens, features, classes = case["rows"], case["features"], case["classes"]
+    # Of a scale that makes the softmax neither flat nor one-hot.
+    kernel = rng.standard_normal((features, classes), "float32")
+    kernel *= np.float32(2.0 / np.sqrt(features))
+    labels = rng.integers(0, classes, tokens, "int32")
+    ignored = rng.permutation(tokens)[round(case["valid"] * tokens) :]
+    labels[ignored] = IGNORED
+    return {"hidden": rng.standard_normal((tokens, features), "float32"), "kernel": kernel, "labels": labels}
+
+
+def _as_stored(array, dtype):
+    if dtype == "float32":
+        return array
+    import ml_dtypes
+
+    return array.astype(getattr(ml_dtypes, dtype)).view("uint16")
+
+
+def read(folder: str | Path, name: str) -> np.ndarray:
+    """An array as it is stored, not yet in memory."""
+    return np.load(Path(folder) / f"{name}.npy", mmap_mode="r")

@@ -1,0 +1,116 @@
+"""The peers that run on JAX: our kernels and losses, and optax', each under `jax.jit`."""
+
+import functools
+import importlib.metadata
+from collections.abc import Callable
+
+import jax
+import keras
+import ml_dtypes
+import numpy as np
+from jax import numpy as jnp
+
+import keras_xent
+from tools.bench import data
+from tools.bench.peers import training
+
+CLASSES = {
+    "sigmoid": "BinaryCrossentropy",
+    "dense": "CategoricalCrossentropy",
+    "sparse": "SparseCategoricalCrossentropy",
+}
+
+
+def peer(name: str, case: dict, folder: str) -> Callable:
+    """One of the peers, ready to be called."""
+    questions = {"loss": _of_loss, "linear": _of_head}
+    of = questions.get(case["question"])
+    return of(name, case, folder) if of else training.peer(name, case)
+
+
+def arrays(results: dict) -> dict:
+    """As NumPy arrays, in float32."""
+    return {name: np.asarray(jnp.asarray(value, "float32")) for name, value in results.items()}
+
+
+def versions() -> dict:
+    """Of the packages."""
+    found = {"jax": importlib.metadata.version("jax")}
+    try:
+        return found | {"optax": importlib.metadata.version("optax")}
+    except importlib.metadata.PackageNotFoundError:
+        return found
+
+
+def forget() -> None:
+    """Frees inputs and programs."""
+    from keras_xent.kernels import _compile
+
+    _inputs.cache_clear()
+    _compile.forget()
+    keras.backend.clear_session()
+    jax.clear_caches()
+
+
+@functools.lru_cache(1)
+def _inputs(folder, names, dtype):
+    stored = [data.read(folder, name) for name in names]
+    return jax.block_until_ready(
+        tuple(jnp.array(a.view(ml_dtypes.bfloat16) if a.dtype == "uint16" else a) for a in stored)
+    )
+
+
+def _of_loss(name, case, folder):
+    given, logits = _inputs(folder, ("labels" if case["loss"] == "sparse" else "targets", "logits"), case["dtype"])
+    smoothing = case["smoothing"]
+    if name.startswith("ours"):
+        options = {"label_smoothing": smoothing} if smoothing else {}
+        loss = getattr(keras_xent.losses, CLASSES[case["loss"]])(from_logits=True, **options)
+    else:
+        loss = functools.partial(_by_optax, case["loss"], smoothing)
+    step = jax.jit(jax.value_and_grad(loss, 1))
+    return lambda: jax.block_until_ready(dict(zip(("loss", "gradient"), step(given, logits), strict=True)))
+
+
+def _by_optax(kind, smoothing, given, logits):
+    import optax
+
+    if kind == "sparse" and not smoothing:
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, given)
+    elif kind == "sparse":
+        # As optax' own documentation has it: there are no sparse labels with smoothing.
+        one_hot = jax.nn.one_hot(given, logits.shape[1], dtype=logits.dtype)
+        losses = optax.softmax_cross_entropy(logits, optax.smooth_labels(one_hot, smoothing))
+    elif kind == "dense":
+        losses = optax.softmax_cross_entropy(logits, optax.smooth_labels(given, smoothing) if smoothing else given)
+    else:
+        given = given * (1.0 - smoothing) + smoothing / 2.0 if smoothing else given
+        losses = optax.sigmoid_binary_cross_entropy(logits, given)
+    return jnp.mean(losses, dtype="float32")
+
+
+def _of_head(name, case, folder):
+    hidden, kernel, labels = _inputs(folder, ("hidden", "kernel", "labels"), case["dtype"])
+
+    def ours(hidden, kernel, labels):
+        linear = keras_xent.kernels.linear_cross_entropy
+        return linear(hidden, kernel, labels, ignore_class=data.IGNORED, reduction="token_mean")
+
+    def by_optax(hidden, kernel, labels):
+        import optax
+
+        losses = optax.softmax_cross_entropy_with_integer_labels(hidden @ kernel, jnp.maximum(labels, 0))
+        valid = labels != data.IGNORED
+        return jnp.sum(jnp.where(valid, losses, 0.0)) / jnp.sum(valid)
+
+    loss = ours if name.startswith("ours") else by_optax
+    if not case.get("gradients", True):
+        evaluate = jax.jit(loss)
+        return lambda: {"loss": jax.block_until_ready(evaluate(hidden, kernel, labels))}
+    step = jax.jit(jax.value_and_grad(loss, (0, 1)))
+
+    def run():
+        loss, gradients = jax.block_until_ready(step(hidden, kernel, labels))
+        return {"loss": loss, "hidden": gradients[0], "kernel": gradients[1]}
+
+    return run

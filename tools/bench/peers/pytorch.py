@@ -1,0 +1,97 @@
+"""The peers that run on PyTorch: `cross_entropy` eager and compiled, and `linear_cross_entropy`."""
+
+import functools
+from collections.abc import Callable
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from tools.bench import data
+
+
+def peer(name: str, case: dict, folder: str) -> Callable:
+    """One of the peers, ready to be called."""
+    return {"loss": _of_loss, "linear": _of_head}[case["question"]](name, case, folder)
+
+
+def arrays(results: dict) -> dict:
+    """As NumPy arrays, in float32."""
+    return {name: value.detach().float().numpy() for name, value in results.items()}
+
+
+def versions() -> dict:
+    """Of the package."""
+    return {"torch": torch.__version__}
+
+
+def forget() -> None:
+    """Frees inputs and programs."""
+    _inputs.cache_clear()
+    torch._dynamo.reset()
+
+
+@functools.lru_cache(1)
+def _inputs(folder, names):
+    return tuple(_tensor(data.read(folder, name)) for name in names)
+
+
+def _tensor(stored):
+    if stored.dtype == "uint16":
+        return torch.from_numpy(np.array(stored).view("int16")).view(torch.bfloat16)
+    tensor = torch.from_numpy(np.array(stored))
+    return tensor.long() if tensor.dtype == torch.int32 else tensor
+
+
+def _of_loss(name, case, folder):
+    given, logits = _inputs(folder, ("labels" if case["loss"] == "sparse" else "targets", "logits"))
+    smoothing = case["smoothing"]
+
+    def loss(logits):
+        if case["loss"] == "sigmoid":
+            labels = given * (1.0 - smoothing) + smoothing / 2.0 if smoothing else given
+            return F.binary_cross_entropy_with_logits(logits, labels)
+        return F.cross_entropy(logits, given, label_smoothing=smoothing)
+
+    return _with_gradients(name, loss, gradient=logits)
+
+
+def _with_gradients(name, loss, **inputs):
+    inputs = {name: tensor.detach().requires_grad_() for name, tensor in inputs.items()}
+    compiled = torch.compile(loss, dynamic=False) if name == "torch.compile" else loss
+
+    def run():
+        for tensor in inputs.values():
+            tensor.grad = None
+        value = compiled(*inputs.values())
+        value.backward()
+        return {"loss": value.detach(), **{name: tensor.grad for name, tensor in inputs.items()}}
+
+    return run
+
+
+def _of_head(name, case, folder):
+    hidden, kernel, labels = _inputs(folder, ("hidden", "kernel", "labels"))
+    # PyTorch's weights are [classes, features]; not both are kept.
+    _inputs.cache_clear()
+    kernel = kernel.T.contiguous()
+    if name.startswith("PyTorch linear"):
+        options = torch.nn.LinearCrossEntropyOptions() if name.endswith("chunked") else None
+
+        def loss(hidden, kernel):
+            return F.linear_cross_entropy(hidden, kernel, labels, ignore_index=data.IGNORED, options=options)
+    else:
+
+        def loss(hidden, kernel):
+            return F.cross_entropy(hidden @ kernel.T, labels, ignore_index=data.IGNORED)
+
+    if not case.get("gradients", True):
+        compiled = torch.compile(loss, dynamic=False) if name == "torch.compile" else loss
+
+        def evaluate():
+            with torch.no_grad():
+                return {"loss": compiled(hidden, kernel)}
+
+        return evaluate
+    run = _with_gradients(name, loss, hidden=hidden, kernel=kernel)
+    return lambda: {key: value.T if key == "kernel" else value for key, value in run().items()}

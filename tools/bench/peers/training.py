@@ -1,0 +1,118 @@
+"""Steps of whole models, with our losses, heads, metrics and callbacks, or with Keras'; on either backend.
+
+A peer is named by what its model has: "Keras", or "ours", "ours, head", "ours, head, Perplexity, TokenAccuracy".
+"""
+
+import functools
+import os
+import tempfile
+from collections.abc import Callable
+
+import keras
+import numpy as np
+
+import keras_xent as kx
+
+IGNORED = -1
+
+
+def peer(name: str, case: dict) -> Callable:
+    """One of the peers. What its first call takes includes compiling the step."""
+    return (_of_callbacks if case["question"] == "callbacks" else _of_steps)(name, case)
+
+
+def _of_steps(name, case):
+    keras.utils.set_random_seed(0)
+    body = {"transformer": _transformer, "head_fit": _perceptron, "metrics": _embedding}[case["model"]]
+    model = body(case, _head(name))
+    x, y = _tokens(case, case["batch"])
+    evaluate = case["question"] == "evaluate"
+
+    @functools.cache
+    def compiled():
+        # Metrics are made only here: one that is alive has every loss that is compiled count hits.
+        model.compile(
+            keras.optimizers.Adam() if case["model"] != "metrics" else "sgd",
+            _loss(name),
+            metrics=_metrics(name),
+            jit_compile=True if case.get("jit") else "auto",
+        )
+        return model.test_on_batch if evaluate else model.train_on_batch
+
+    # The same program as in `fit` and `evaluate`.
+    return lambda: {"loss": np.float32(compiled()(x, y, return_dict=True)["loss"])}
+
+
+def _head(name):
+    return kx.layers.LogitsDense if "head" in name else keras.layers.Dense
+
+
+def _loss(name):
+    if name.startswith("Keras"):
+        return keras.losses.SparseCategoricalCrossentropy(from_logits=True, ignore_class=IGNORED)
+    return kx.losses.MaskedSequenceCrossentropy(ignore_class=IGNORED)
+
+
+def _metrics(name):
+    return [
+        getattr(kx.metrics, metric)(ignore_class=IGNORED)
+        for metric in ("Perplexity", "TokenAccuracy")
+        if metric in name
+    ]
+
+
+def _tokens(case, examples):
+    rng = np.random.default_rng(0)
+    x, y = rng.integers(0, case["classes"], (2, examples, case["length"]), "int32")
+    return x, np.where(rng.random(y.shape) < case.get("valid", 1.0), y, np.int32(IGNORED))
+
+
+def _embedding(case, head):
+    tokens = keras.Input((case["length"],), dtype="int32")
+    hidden = keras.layers.Embedding(case["classes"], case["features"])(tokens)
+    return keras.Model(tokens, head(case["classes"])(hidden))
+
+
+def _perceptron(case, head):
+    tokens = keras.Input((case["length"],), dtype="int32")
+    hidden = keras.layers.Embedding(case["classes"], case["features"])(tokens)
+    hidden = keras.layers.Dense(case["features"], activation="gelu")(hidden)
+    return keras.Model(tokens, head(case["classes"])(hidden))
+
+
+def _transformer(case, head):
+    features = case["features"]
+    tokens = keras.Input((case["length"],), dtype="int32")
+    hidden = keras.layers.Embedding(case["classes"], features)(tokens)
+    hidden = hidden + keras.layers.Embedding(case["length"], features)(keras.ops.arange(case["length"]))
+    for _ in range(2):
+        normal = keras.layers.LayerNormalization()(hidden)
+        hidden = hidden + keras.layers.MultiHeadAttention(4, features // 4)(normal, normal, use_causal_mask=True)
+        inner = keras.layers.Dense(4 * features, activation="gelu")(keras.layers.LayerNormalization()(hidden))
+        hidden = hidden + keras.layers.Dense(features)(inner)
+    return keras.Model(tokens, head(case["classes"])(keras.layers.LayerNormalization()(hidden)))
+
+
+def _of_callbacks(name, case):
+    """Whole calls of `fit` with a callback: "ours, TensorBoard, batch", "PerplexityLogger, 50" or "no callback"."""
+    keras.utils.set_random_seed(0)
+    model = _embedding(case, kx.layers.LogitsDense)
+    x, y = _tokens(case, case["batch"] * case["steps"])
+    folder = tempfile.TemporaryDirectory()
+    every = {"every batch": 1, "every 50 batches": 50, "every epoch": "epoch"}.get(name.partition(", ")[2])
+    if name == "no callback":
+        callbacks = []
+    elif name.startswith("Keras"):
+        callbacks = [keras.callbacks.TensorBoard(folder.name, update_freq=every)]
+    elif name.startswith("TensorBoard"):
+        callbacks = [kx.callbacks.TensorBoard(folder.name, update_freq=every)]
+    else:
+        callbacks = [kx.callbacks.PerplexityLogger(os.path.join(folder.name, "log.csv"), update_freq=every)]
+    model.compile("adam", _loss("ours"), metrics=[kx.metrics.Perplexity(ignore_class=IGNORED)])
+
+    def fit():
+        history = model.fit(x, y, case["batch"], verbose=0, shuffle=False, callbacks=callbacks)
+        return {"loss": np.float32(history.history["loss"][-1])}
+
+    fit.steps, fit.folder = case["steps"], folder
+    return fit

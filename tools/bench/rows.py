@@ -1,0 +1,222 @@
+"""What is measured: every row, its cases and its peers."""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from tools.bench.shapes import GEMMA2, HEADS, LANGUAGE_MODEL, SHAPES, SMALL_MODEL, VALID
+
+ROUNDS, QUICK_ROUNDS = 9, 3
+DTYPES = ("float32", "bfloat16")
+SMOOTHING = 0.1
+VOCABULARIES = (8192, 32_000, 131_072)
+
+# The names of the peers and the libraries that they are in; the first is what the others are compared with.
+OF_LOSSES = {
+    "ours": "tensorflow",
+    "ours, XLA": "tensorflow",
+    "ours, JAX": "jax",
+    "Keras, graph": "tensorflow",
+    "Keras, XLA": "tensorflow",
+    "tf.nn": "tensorflow",
+    "PyTorch": "pytorch",
+    "torch.compile": "pytorch",
+    "optax": "jax",
+    "floor": "tensorflow",
+}
+OF_HEADS = {
+    "ours": "tensorflow",
+    "ours, JAX": "jax",
+    "ours, logits, XLA": "tensorflow",
+    "Keras, graph": "tensorflow",
+    "Keras, XLA": "tensorflow",
+    "tf.nn": "tensorflow",
+    "PyTorch": "pytorch",
+    "torch.compile": "pytorch",
+    "PyTorch linear": "pytorch",
+    "PyTorch linear, chunked": "pytorch",
+    "optax": "jax",
+    "tokamax": "tokamax",
+    "floor": "tensorflow",
+}
+OF_CALLBACKS = (
+    "no callback",
+    "Keras' TensorBoard, every batch",
+    "TensorBoard, every batch",
+    "TensorBoard, every 50 batches",
+    "TensorBoard, every epoch",
+    "PerplexityLogger, every 50 batches",
+)
+
+
+class Work(NamedTuple):
+    """One line of a table."""
+
+    row: str
+    case: dict
+    peers: dict[str, str]
+    unit: str = "milliseconds"
+
+
+def of_loss(loss: str, shape, dtype: str, smoothing: float = 0.0) -> dict:
+    """The case of a loss over logits."""
+    sizes = {"shape": shape.name, "rows": shape.rows, "classes": shape.classes}
+    return {"question": "loss", "loss": loss, **sizes, "dtype": dtype, "smoothing": smoothing}
+
+
+def of_head(head, valid: float = 1.0, **more) -> dict:
+    """The case of a head with its loss."""
+    sizes = {"shape": head.name, "rows": head.tokens, "features": head.features, "classes": head.classes}
+    return {"question": "linear", **sizes, "dtype": "float32", "valid": valid, **more}
+
+
+def losses(loss: str) -> Iterator[Work]:
+    """Forward and backward over logits that are there.
+
+    With smoothing too: everywhere for float32 logits and sparse labels, which elsewhere become dense for it; in the
+    other cases for the shape of a language model.
+    """
+    for shape in SHAPES:
+        for dtype in DTYPES:
+            yield Work(loss, of_loss(loss, shape, dtype), OF_LOSSES)
+            if shape == LANGUAGE_MODEL or (loss == "sparse" and dtype == "float32"):
+                yield Work(loss, of_loss(loss, shape, dtype, SMOOTHING), OF_LOSSES)
+
+
+def heads() -> Iterator[Work]:
+    """Forward and backward from hidden states, by the share of the labels that count."""
+    for head in HEADS:
+        for valid in VALID:
+            yield Work("linear", of_head(head, valid), OF_HEADS)
+
+
+def evaluation() -> Iterator[Work]:
+    """Forward alone, of a head and of a model."""
+    left_out = ("tokamax", "PyTorch linear, chunked")  # for the gradient's sake
+    peers = {name: library for name, library in OF_HEADS.items() if name not in left_out}
+    yield Work("evaluate", of_head(SMALL_MODEL, gradients=False), peers)
+    peers = dict.fromkeys(("ours, head, Perplexity, TokenAccuracy", "Keras"), "tensorflow")
+    yield Work("evaluate-model", _model("evaluate", "head_fit"), peers)
+
+
+MODELS = {
+    "transformer": {"batch": 8, "length": 128, "features": 128, "classes": 8192},
+    "head_fit": {"batch": 16, "length": 512, "features": 256, "classes": 32_000},
+    "metrics": {"batch": 8, "length": 512, "features": 256, "classes": 32_000},
+}
+
+
+def _model(question, model, **more):
+    case = {"question": question, "model": model, **MODELS[model], "dtype": "float32", **more}
+    return {"rows": case["batch"] * case["length"], **case}
+
+
+def transformer() -> Iterator[Work]:
+    """A step of `fit` of a small transformer: its losses with both metrics, and Keras' with none."""
+    peers = ("ours", "ours, Perplexity, TokenAccuracy", "ours, head, Perplexity, TokenAccuracy", "Keras")
+    for jit in (False, True):
+        yield Work("transformer", _model("train", "transformer", jit=jit), dict.fromkeys(peers, "tensorflow"))
+
+
+def fits() -> Iterator[Work]:
+    """A step of `fit` with a large vocabulary: its time, and its peak memory."""
+    peers = ("ours, head", "Keras")
+    for library, jit, valid in (
+        ("tensorflow", False, 1.0),
+        ("tensorflow", False, 0.15),
+        ("tensorflow", True, 1.0),
+        ("jax", False, 1.0),
+    ):
+        case = _model("train", "head_fit", jit=jit, valid=valid, backend=library)
+        yield Work("fit", case, dict.fromkeys(peers, library))
+        if valid == 1.0:
+            yield Work("fit-memory", {**case, "calls": 2}, dict.fromkeys(peers, library), "megabytes")
+
+
+def metrics() -> Iterator[Work]:
+    """What metrics add to a step with a fused head."""
+    peers = ("ours, head", "ours, head, Perplexity", "ours, head, Perplexity, TokenAccuracy")
+    for library in "tensorflow", "jax":
+        yield Work("metrics", _model("train", "metrics", backend=library), dict.fromkeys(peers, library))
+
+
+def callbacks() -> Iterator[Work]:
+    """What callbacks add to a step of a small model, so small that it is seen."""
+    case = {
+        "question": "callbacks",
+        "batch": 8,
+        "length": 64,
+        "rows": 512,
+        "features": 64,
+        "classes": 2000,
+        "steps": 50,
+    }
+    for library in "tensorflow", "jax":
+        yield Work("callbacks", case | {"dtype": "float32", "backend": library}, dict.fromkeys(OF_CALLBACKS, library))
+
+
+IN_STEPS = dict.fromkeys(("ours", "ours, XLA", "Keras, graph", "Keras, XLA"), "tensorflow")
+
+
+def first_steps() -> Iterator[Work]:
+    """A step with a number of rows that is new, compilation included."""
+    for loss in "sigmoid", "dense", "sparse":
+        case = {"question": "new_shape", "loss": loss, "rows": "new", "classes": 1000, "dtype": "float32"}
+        yield Work("first-step", case, IN_STEPS)
+
+
+def compilations() -> Iterator[Work]:
+    """How often something is compiled in 50 steps of varying length."""
+    lengths = list(range(32, 193, 32))
+    case = {"question": "lengths", "loss": "sparse", "classes": 1000, "dtype": "float32"}
+    yield Work("compilations", {**case, "rows": "varying", "lengths": lengths, "steps": 50}, IN_STEPS, "compilations")
+
+
+def memory() -> Iterator[Work]:
+    """Peak memory of the first steps of a loss, in fresh processes."""
+    peers = {name: library for name, library in OF_LOSSES.items() if name != "floor"}
+    for loss in "sparse", "dense", "sigmoid":
+        yield Work("memory", {**of_loss(loss, LANGUAGE_MODEL, "float32"), "calls": 2}, peers, "megabytes")
+        peers = IN_STEPS
+
+
+def vocabulary() -> Iterator[Work]:
+    """Peak memory of a head and its loss, by the size of the vocabulary."""
+    left_out = ("floor", "tf.nn", "ours, logits, XLA", "PyTorch linear", "torch.compile")
+    peers = {name: library for name, library in OF_HEADS.items() if name not in left_out}
+    for classes in VOCABULARIES:
+        head = SMALL_MODEL._replace(name="vocabulary", classes=classes)
+        if classes == SMALL_MODEL.classes:
+            yield Work("vocabulary", of_head(SMALL_MODEL, calls=2), peers | {"PyTorch linear": "pytorch"}, "megabytes")
+        else:
+            yield Work("vocabulary", of_head(head, calls=2), peers, "megabytes")
+
+
+def largest() -> Iterator[Work]:
+    """Peak memory of the largest head: its kernel and its gradient are 2.4 GB each."""
+    peers = {"ours": "tensorflow", "PyTorch linear, chunked": "pytorch"}
+    yield Work("gemma", of_head(GEMMA2, calls=1), peers, "megabytes")
+
+
+def imports() -> Iterator[Work]:
+    """Processes that import, and end."""
+    case = {"question": "import"}
+    yield Work("import", case, {"Keras and ours": "import keras, keras_xent", "Keras": "import keras"})
+
+
+ROWS = {
+    "sparse": lambda: losses("sparse"),
+    "dense": lambda: losses("dense"),
+    "sigmoid": lambda: losses("sigmoid"),
+    "linear": heads,
+    "transformer": transformer,
+    "fit": fits,
+    "evaluate": evaluation,
+    "metrics": metrics,
+    "callbacks": callbacks,
+    "first-step": first_steps,
+    "compilations": compilations,
+    "import": imports,
+    "memory": memory,
+    "vocabulary": vocabulary,
+    "gemma": largest,
+}
