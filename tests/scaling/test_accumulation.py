@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 import keras_xent as kx
-from tests.backend import BACKEND
 from tests.scaling.training import data
 
 tf = pytest.importorskip("tensorflow")
