@@ -26,7 +26,7 @@ TOKENS, FEATURES, CLASSES = 8192, 64, 65_536
 MESHES = ((1, 1), (1, 2), (1, 4), (2, 2), (4, 1))
 COLLECTIVES = "all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter"
 BYTES = {"f32": 4, "s32": 4, "u32": 4, "bf16": 2, "f16": 2, "pred": 1}
-# A language model of the size of Gemma 2 (2.6 billion weights) and a step of half a million tokens, in bfloat16.
+# A language model of the size of Gemma 2 (2.6 billion weights) and a step of half a million tokens.
 PAPER = {"tokens": 2**19, "features": 2304, "classes": 256_000}
 PAPER_MESHES = ((8, 1), (4, 2), (1, 8), (32, 1), (8, 4), (64, 4), (256, 1), (32, 8))
 

@@ -8,6 +8,9 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import keras
+from keras import ops
+
+from keras_xent.kernels._compile import is_eager
 
 if keras.backend.backend() == "jax":
     import jax
@@ -21,14 +24,19 @@ class Devices(NamedTuple):
     axis: str
 
 
-def of_batch(rows: Any) -> Devices | None:
-    """The devices over which Keras spreads a batch of so many rows, evenly; None if there are none."""
-    spread: Any = keras.distribution.distribution() if keras.backend.backend() == "jax" else None
-    axis = spread and spread.batch_dim_name
-    if not axis or axis not in spread.device_mesh.axis_names:
+def of_batch(array: Any) -> Devices | None:
+    """The devices over which Keras spreads the rows of an array, evenly; None if there are none.
+
+    None too for values at hand, which may be one device's or one process's own, and inside `jax.shard_map`, where each
+    device has its own rows already.
+    """
+    spread = keras.distribution.distribution() if keras.backend.backend() == "jax" else None
+    if spread is None or is_eager(array) or jax.sharding.get_abstract_mesh().manual_axes:
         return None
-    mesh = spread.device_mesh.backend_mesh
-    count = mesh.shape[axis]
+    mesh, axis = spread.device_mesh.backend_mesh, spread.batch_dim_name
+    if axis not in mesh.axis_names:
+        return None
+    rows, count = ops.shape(array)[0], mesh.shape[axis]
     return Devices(mesh, axis) if count > 1 and isinstance(rows, int) and rows % count == 0 else None
 
 

@@ -248,21 +248,22 @@ def _checked_labels(labels, hidden):
 
 
 def _forward_losses(inputs, others, wanted, **static):
-    losses, nll, found, _ = _run(*inputs, None, *others, wanted=(False,) * 3, **static)
+    losses, nll, found, _ = _run(inputs, None, others, wanted=(False,) * 3, **static)
     return losses, (nll, found), None
 
 
 def _backward_losses(upstream, saved, inputs, others, wanted, **static):
     labels, class_weights, counts = others
     counts = ops.not_equal(upstream, 0) if counts is None else ops.logical_and(counts, ops.not_equal(upstream, 0))
-    *_, gradients = _run(*inputs, upstream, labels, class_weights, counts, wanted=wanted, **{**static, "ranks": False})
+    others = labels, class_weights, counts
+    *_, gradients = _run(inputs, upstream, others, wanted=wanted, **{**static, "ranks": False})
     return [None if g is None else ops.cast(g, x.dtype) for g, x in zip(gradients, inputs, strict=True)]
 
 
 def _forward_total(inputs, others, wanted, **static):
     *matrices, share = inputs
     losses, nll, found, gradients = _run(
-        *matrices, share if any(wanted[:3]) else None, *others, wanted=wanted[:3], **static
+        matrices, share if any(wanted[:3]) else None, others, wanted=wanted[:3], **static
     )
     total = _reduction.total(ops.where(ops.equal(share, 0), 0.0, losses) * share)
     return total, (nll, found), (gradients, losses)
@@ -272,7 +273,7 @@ def _backward_total(upstream, saved, inputs, others, wanted, **static):
     gradients, losses = saved
     if any(want and x is not None and g is None for want, x, g in zip(wanted, inputs, gradients, strict=False)):
         *matrices, share = inputs
-        *_, gradients = _run(*matrices, share, *others, wanted=wanted[:3], **{**static, "ranks": False})
+        *_, gradients = _run(matrices, share, others, wanted=wanted[:3], **{**static, "ranks": False})
     scaled = [None if g is None else ops.cast(upstream * g, x.dtype) for g, x in zip(gradients, inputs, strict=False)]
     return *scaled, upstream * losses
 
@@ -284,21 +285,24 @@ _total = differentiable_ahead(_forward_total, _backward_total)
 # One pass over the tokens.
 
 
-def _run(*arrays, **static):
-    """`_of_batch` on the devices of this step."""
-    return _of_batch(*arrays, devices=_devices.of_batch(ops.shape(arrays[0])[0]), **static)
+def _run(inputs, share, others, **static):
+    """Losses, their statistics, and the wanted gradients of `sum(share * losses)`.
+
+    `inputs` are hidden, kernel and bias, `others` labels, class_weights and counts. Shapes: hidden `[N, D]`; share,
+    labels and counts `[N, 1]`; class_weights `[1, V]`. Tokens of which `counts` is False have loss and gradient 0.
+    Gradients are not yet rounded to 16 bits.
+    """
+    hidden, kernel, bias = inputs
+    labels, class_weights, counts = others
+    devices = _devices.of_batch(hidden)
+    return _of_batch((hidden, share, labels, counts), (kernel, bias, class_weights), devices=devices, **static)
 
 
 @compiled
-def _of_batch(hidden, kernel, bias, share, labels, class_weights, counts, *, devices, **static):
-    """Losses, their statistics, and the wanted gradients of `sum(share * losses)`.
-
-    Shapes: hidden `[N, D]`; share, labels and counts `[N, 1]`; class_weights `[1, V]`. Tokens of which `counts` is
-    False have loss and gradient 0. Gradients are not yet rounded to 16 bits.
-    """
-    rows, others = (hidden, share, labels, counts), (kernel, bias, class_weights)
+def _of_batch(rows, others, *, devices, **static):
+    by_rows = (True, True, True, (True, False, False))
     of_device = functools.partial(_of_device, devices=devices, **static)
-    return _devices.each(devices, of_device, rows, others, by_rows=(True, True, True, (True, False, False)))
+    return _devices.each(devices, of_device, rows, others, by_rows=by_rows)
 
 
 def _of_device(rows, others, *, devices, wanted, transpose, ranks, **options):

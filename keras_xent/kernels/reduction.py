@@ -6,7 +6,7 @@ import keras
 from keras import ops
 
 from keras_xent.kernels import _devices
-from keras_xent.kernels._compile import is_eager
+from keras_xent.kernels._compile import compiled
 
 if keras.backend.backend() == "tensorflow":
     import tensorflow as tf
@@ -47,11 +47,11 @@ def reduce(losses: Any, *, reduction: str | None, **counting: Any) -> Any:
 def mean(total: Any, denominator: Any, reduction: str | None, normalizer: float | None = None) -> Any:
     """The sum of all shares' losses divided by the denominator that `weighting` gives.
 
-    On replicas each has the gradient of its own share of a mean over all of them. The value is the same on all: Keras
-    logs the mean of the replicas' values, weighted by how many rows each of them has.
+    On replicas each has the gradient of its own share of a mean or sum over all of them. The value is the same on all:
+    Keras logs the mean of the replicas' values, weighted by how many rows each of them has.
     """
     loss = ratio(total, denominator)
-    if _number_of_replicas() == 1 or not (normalizer or reduction in ("token_mean", "sequence_mean")):
+    if _replica() is None or not (normalizer or reduction in ("sum", "token_mean", "sequence_mean")):
         return loss
     everywhere = _over_replicas(loss) / _number_of_replicas()
 
@@ -117,7 +117,13 @@ def _finite(weights, values):
 def total(values: Any) -> Any:
     """The sum of all values."""
     values = ops.reshape(values, (-1,))
-    devices = None if is_eager(values) else _devices.of_batch(ops.shape(values)[0])
+    devices = _devices.of_batch(values)
+    return _halving(values) if devices is None else _over_devices(values, devices=devices)
+
+
+# Compiled for the derivatives that are asked for in eager mode: those of JAX do not take every layout of the values.
+@compiled
+def _over_devices(values, *, devices):
     return _devices.each(
         devices, lambda rows, _: _devices.sum_over(devices, _halving(rows)), values, None, by_rows=False
     )
@@ -146,8 +152,10 @@ def _number_of_replicas():
 
 def _over_replicas(value):
     """The sum over all replicas. JAX programs see all devices' data as one array, so there is nothing to add up."""
-    if _number_of_replicas() == 1:
-        return value
-    context = tf.distribute.get_replica_context()
-    # No context: Keras only asks for shapes.
-    return value if context is None else context.all_reduce(tf.distribute.ReduceOp.SUM, value)
+    replica = _replica()
+    return value if replica is None else replica.all_reduce(tf.distribute.ReduceOp.SUM, value)
+
+
+def _replica():
+    """The context of one of several replicas. None outside of them, where whoever calls has all the data."""
+    return tf.distribute.get_replica_context() if _number_of_replicas() > 1 else None

@@ -167,11 +167,17 @@ def on_replicas():
 
 @tensorflow_only(reason="tf.distribute is TensorFlow's")
 def test_a_sum_on_two_replicas_is_that_on_one_device(on_replicas):
-    """The means over tokens are in tests/scaling."""
+    """In the log too, where a replica has no rows of the last batch. The means over tokens are in tests/scaling."""
     one, two = (on_replicas["sum"][where] for where in ("one device", "two replicas"))
     assert_close(two["loss"], one["loss"], rtol=1e-5)
     for ours, theirs in zip(two["weights"], one["weights"], strict=True):
         assert_close(np.array(ours), np.array(theirs), scale=1e-5)
+
+
+@tensorflow_only(reason="tf.distribute is TensorFlow's")
+def test_in_the_scope_of_a_strategy_but_on_no_replica_a_token_mean_is_the_whole_one(on_replicas):
+    values = on_replicas["without replicas"]
+    assert_close(values["in the scope"], values["outside"], rtol=1e-6)
 
 
 @tensorflow_only(reason="tf.distribute is TensorFlow's")
