@@ -121,29 +121,6 @@ def test_fit_trains_the_same_in_every_mode(name, fit):
         assert_close(ours, theirs, scale=1e-5)
 
 
-def test_accumulated_gradients_are_those_of_the_whole_batch():
-    """Micro-batches of 12 and 2 tokens, added up by the optimizer: `normalizer` makes them one batch."""
-    tokens = np.ones((4, 6), "int32")
-    labels = np.random.default_rng(8).integers(0, CLASSES, (4, 6))
-    valid = np.zeros((4, 6), bool)
-    valid[:2], valid[2, :2] = True, True
-    labels[~valid] = -1
-
-    def weights_after(batch_size, loss, **optimizer):
-        keras.utils.set_random_seed(9)
-        model = keras.Sequential([keras.Input((6,)), keras.layers.Embedding(7, 4), keras.layers.Dense(CLASSES)])
-        model.compile(keras.optimizers.SGD(1.0, **optimizer), loss, jit_compile=False)
-        model.fit(tokens, labels, batch_size=batch_size, shuffle=False, verbose=0)
-        return model.get_weights()
-
-    Loss = functools.partial(kx.losses.MaskedSequenceCrossentropy, ignore_class=-1)
-    expected = weights_after(4, Loss())
-    # Keras' optimizer takes the mean of the accumulated gradients, so each of the two counts half.
-    accumulated = weights_after(2, Loss(normalizer=14 / 2), gradient_accumulation_steps=2)
-    for ours, theirs in zip(accumulated, expected, strict=True):
-        assert_close(ours, theirs, scale=1e-6)
-
-
 def test_class_weights_are_those_of_each_token_s_class():
     """What `fit(class_weight=...)` does to sequences is to weigh rows by one of their tokens."""
     labels = np.array([[4, 1, 2], [0, 1, 3]])
