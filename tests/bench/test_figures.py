@@ -96,11 +96,16 @@ def test_every_bar_can_be_worked_out_from_the_rows_that_the_command_measures():
             **record(work.row, work.case, work.unit),
             "peers": list(work.peers),
             "values": dict.fromkeys(work.peers, [1.0]),
+            "first": dict.fromkeys(work.peers, 1.0),
         }
         for works in rows.ROWS.values()
         for work in works()
     ]
     assert "not measured" not in bars.table({"machine": MACHINE, "rows": ones})
+    # What is said of all heads waits for all of them.
+    found = [one for one in ones if one["row"] != "linear"] + [one for one in ones if one["row"] == "linear"][1:]
+    (waiting,) = [line for line in bars.table({"machine": MACHINE, "rows": found}).splitlines() if "worst of 3" in line]
+    assert waiting.endswith("| not measured |")
 
 
 def test_cases_have_keys_of_their_own_and_ours_is_the_first_of_the_peers():
