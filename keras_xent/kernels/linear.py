@@ -31,7 +31,7 @@ from keras_xent.kernels._rows import in_blocks, rows_of_a_block
 # Bytes of one chunk of logits. Larger chunks add to the kernel's gradient less often (docs/performance.md).
 _CHUNK_BYTES = 2**26
 _CHUNK_BYTES_OF_AN_ACCELERATOR = 2**29
-_FEWEST_ROWS = 256
+_FEWEST_ROWS = 512
 # XLA:CPU makes a product in memory before adding it to the gradient. Larger gradients are made in strips of classes.
 _STRIP_BYTES = 2**26
 
@@ -431,7 +431,12 @@ def _of_logits(logits, labels, share=None, *, weights, ranks, **options):
             return statistics
         # The gradient takes the place of the logits. XLA:CPU would copy them for a reader that it does not wait for.
         share = _after(*share, losses, *rank)
-        return sparse_softmax.backward(share, saved, logits, labels, weights, **options), *statistics
+        masses = None
+        if by_xla_on_cpu():
+            # The terms of the sum in `forward`, which XLA:CPU has made in memory. What writes the gradient to its place
+            # runs on one thread, and should have no exponentials left to compute.
+            masses = sparse_softmax.masses_of_others(logits, row.classes(logits), label, top, options["softcap"])
+        return sparse_softmax.backward(share, saved, logits, labels, weights, masses, **options), *statistics
 
     arrays = (logits, labels) if share is None else (logits, labels, share)
     names = (*([] if share is None else ["logits"]), "losses", "nll", *(["rank"] if ranks else []))

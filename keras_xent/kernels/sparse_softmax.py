@@ -118,8 +118,7 @@ def forward(logits, labels, class_weight=None, *, smoothing, gamma, z_loss, soft
     at_label = row.accurate(ops.take_along_axis(logits, label, axis=1))
 
     def others(logits, classes):
-        mass = ops.exp(row.below(row.accurate(logits), top, softcap))
-        return ops.where(ops.equal(classes, label), ops.zeros_like(mass), mass)
+        return masses_of_others(logits, classes, label, top, softcap)
 
     own = ops.expm1(ops.minimum(row.below(at_label, top, softcap), 0.0))
     excess = row_sum(others, logits, row.classes(logits)) + own
@@ -147,8 +146,17 @@ def forward(logits, labels, class_weight=None, *, smoothing, gamma, z_loss, soft
     return row.plus_z_loss(loss, top, excess, z_loss, softcap), (top, excess)
 
 
-def backward(upstream, saved, logits, labels, class_weight=None, *, smoothing, gamma, z_loss, softcap):
-    """The gradient for the logits, `upstream` times that of each row's loss. Not compiled by itself."""
+def masses_of_others(logits, classes, label, top, softcap):
+    """`exp(x - top)` of each class, 0 for the label."""
+    mass = ops.exp(ops.minimum(row.below(row.accurate(logits), top, softcap), 0.0))
+    return ops.where(ops.equal(classes, label), ops.zeros_like(mass), mass)
+
+
+def backward(upstream, saved, logits, labels, class_weight=None, masses=None, *, smoothing, gamma, z_loss, softcap):
+    """The gradient for the logits, `upstream` times that of each row's loss. Not compiled by itself.
+
+    `masses` are those of the other classes, where they are still at hand.
+    """
     unasked = row.unasked(upstream, *saved)
     top, excess, x = row.without(unasked, *saved, logits)
     is_label = ops.equal(row.classes(logits), labels)
@@ -176,7 +184,9 @@ def backward(upstream, saved, logits, labels, class_weight=None, *, smoothing, g
     slope = total + 2.0 * z_loss * (row.capped(top, softcap) + ops.log1p(excess)) if z_loss else total
     at_label = upstream * ((total - target) + (slope - total) + slope * ops.expm1(-nll))
     share = upstream * slope / (1.0 + excess)
-    elsewhere = ops.exp(ops.minimum(row.below(row.accurate(x), top, softcap), 0.0)) * share
+    if masses is None:
+        masses = ops.exp(ops.minimum(row.below(row.accurate(x), top, softcap), 0.0))
+    elsewhere = masses * share
     if smoothing:
         elsewhere = elsewhere - upstream * spread
     return row.finished(ops.where(is_label, at_label, elsewhere), unasked, x, softcap)
