@@ -28,10 +28,13 @@ from keras_xent.kernels._compile import (
 )
 from keras_xent.kernels._rows import in_blocks, rows_of_a_block
 
-# Bytes of one chunk of logits. Larger chunks add to the kernel's gradient less often (docs/performance.md).
+# Bytes of one chunk of logits, and its fewest tokens: each chunk adds once to the kernel's gradient, which has to cost
+# little beside the matmuls of its tokens (docs/performance.md).
 _CHUNK_BYTES = 2**26
 _CHUNK_BYTES_OF_AN_ACCELERATOR = 2**29
 _FEWEST_ROWS = 512
+# What does not count is left out by whole chunks: where that may be some, there should be a few.
+_FEWEST_CHUNKS_TO_LEAVE_OUT = 4
 # XLA:CPU makes a product in memory before adding it to the gradient. Larger gradients are made in strips of classes.
 _STRIP_BYTES = 2**26
 
@@ -69,8 +72,8 @@ def linear_cross_entropy(
 ) -> Any:
     """Cross-entropy of integer labels under the softmax of `hidden @ kernel + bias`, without making these logits.
 
-    For language models and other large vocabularies. Memory is that of one chunk of logits (64 MB on a CPU, 512 MB on
-    an accelerator) and of the gradients. Tokens that do not count cost nothing.
+    For language models and other large vocabularies. Memory is that of the gradients and of one chunk of logits: 64 MB
+    on a CPU, 512 MB on an accelerator, or 512 tokens where these take more. Tokens that do not count cost nothing.
 
     Formula: that of `sparse_softmax_cross_entropy` with `x = hidden @ kernel + bias`.
 
@@ -318,7 +321,7 @@ def _of_device(rows, others, *, devices, wanted, transpose, ranks, **options):
         hidden = ops.where(counts, hidden, ops.zeros_like(hidden))
         share = None if share is None else ops.where(counts, share, ops.zeros_like(share))
     tokens, features = ops.shape(hidden)
-    size, chunks = _chunks(tokens, kernel.shape[0 if transpose else 1])
+    size, chunks = _chunks(tokens, kernel.shape[0 if transpose else 1], all_count=counts is None)
     is_one = isinstance(chunks, int) and chunks == 1
     order, place, needed = _counting_first(None if is_one else counts, size, chunks)
     # Devices that share the classes go through the loop together, and all wait for the last at its end.
@@ -378,11 +381,13 @@ def _of_device(rows, others, *, devices, wanted, transpose, ranks, **options):
     return back_in_place("losses"), back_in_place("nll"), back_in_place("rank"), gradients
 
 
-def _chunks(tokens, num_classes):
+def _chunks(tokens, num_classes, *, all_count):
     """Tokens of a chunk, and the number of chunks: as even as they can be, and a whole number of blocks each."""
     bytes_ = _CHUNK_BYTES_OF_AN_ACCELERATOR if accelerated() else _CHUNK_BYTES
     block = rows_of_a_block((1, num_classes))
     most = max(_FEWEST_ROWS, bytes_ // (4 * num_classes))
+    if isinstance(tokens, int) and not all_count:
+        most = min(most, max(1, _FEWEST_ROWS // 2, -(-tokens // _FEWEST_CHUNKS_TO_LEAVE_OUT)))
     chunks = -(-tokens // most)
     if isinstance(tokens, int):
         size = -(-tokens // max(chunks, 1))
