@@ -183,7 +183,7 @@ def _where_finite(saved, arrays):
     if not saved:
         return tuple(arrays)
     finite = functools.reduce(ops.logical_and, map(ops.isfinite, saved))
-    return tuple(ops.where(finite, a, ops.zeros_like(a)) if a.shape[0] == finite.shape[0] else a for a in arrays)
+    return tuple(ops.where(finite, a, ops.zeros((), a.dtype)) if a.shape[0] == finite.shape[0] else a for a in arrays)
 
 
 def differentiable_ahead(forward: Callable, backward: Callable) -> Callable:

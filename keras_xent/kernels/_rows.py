@@ -125,6 +125,14 @@ def _bits(array, dtype):
     return tf.bitcast(array, dtype) if _BACKEND == "tensorflow" else jax.lax.bitcast_convert_type(array, dtype)
 
 
+def selected(value: Any, where: Any) -> Any:
+    """`value` where it is True, elsewhere 0 whatever the value holds, NaN included; all of it for None."""
+    if where is None:
+        return value
+    # One zero: zeros of a known shape are a constant to TensorFlow, which inside `jit_compile=True` lies in memory.
+    return ops.where(where, value, ops.zeros((), value.dtype))
+
+
 def row_sum(term: Callable, *arrays: Any) -> Any:
     """`sum(term(*arrays), axis=1, keepdims=True)`, on TensorFlow's XLA:CPU without `term(*arrays)` in memory.
 

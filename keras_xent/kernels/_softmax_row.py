@@ -15,7 +15,7 @@ All arrays have the class axis second, and one column where they hold a number p
 from keras import ops
 
 from keras_xent.kernels import targets
-from keras_xent.kernels._rows import rounded, row_max, row_sum
+from keras_xent.kernels._rows import rounded, row_max, row_sum, selected
 
 
 def floating(logits):
@@ -27,12 +27,6 @@ def optional_class_weights(class_weight, num_classes, logits, rank):
     if class_weight is None:
         return ()
     return (targets.class_weights(class_weight, num_classes, targets.accumulator_dtype(logits), rank),)
-
-
-def selected(loss, valid):
-    # Mask last: whatever a masked row holds, NaN included, it is not selected. The backward pass sees an upstream
-    # gradient of exactly 0 there and selects in the same way.
-    return loss if valid is None else ops.where(valid, loss, ops.zeros_like(loss))
 
 
 def accurate(logits):
@@ -75,7 +69,7 @@ def with_infinities(excess, logits, top, softcap):
 
 def gap(x, top, softcap):
     """How far the logits `x` are below the top, both capped here; 0 for the top itself, even an infinite one."""
-    return ops.where(ops.equal(x, top), ops.zeros_like(x), capped(top, softcap) - capped(x, softcap))
+    return selected(capped(top, softcap) - capped(x, softcap), ops.not_equal(x, top))
 
 
 def below(x, top, softcap):
@@ -98,8 +92,9 @@ def focal(nll, gamma):
     u = ops.maximum(-ops.expm1(-nll), 0.0)
     # The power of 0 is not taken: its derivative is infinite for gamma < 1.
     some = u > 0
-    safe = ops.where(some, u, ops.ones_like(u))
-    ratio = ops.where(some, nll / safe, ops.ones_like(u))
+    one = ops.ones((), u.dtype)
+    safe = ops.where(some, u, one)
+    ratio = ops.where(some, nll / safe, one)
     factor = ops.where(some, safe**gamma, u)
     return factor, factor * (1.0 + gamma * ops.where(p > 0, p * ratio, 0.0))
 
@@ -115,10 +110,10 @@ def sum_of_losses(weight, total, logits, arrays, top, excess, *, gamma, softcap)
             loss = loss + common
             loss = loss * focal(loss, gamma)[0]
         # 0 times an infinite loss is 0.
-        return ops.where(ops.equal(a, 0.0), ops.zeros_like(loss), a * loss)
+        return selected(a * loss, ops.not_equal(a, 0.0))
 
     loss = row_sum(term, logits, *arrays)
-    return loss if gamma else loss + ops.where(ops.equal(total, 0.0), ops.zeros_like(loss), total * common)
+    return loss if gamma else loss + selected(total * common, ops.not_equal(total, 0.0))
 
 
 def plus_z_loss(loss, top, excess, z_loss, softcap):
@@ -160,7 +155,7 @@ def unasked(upstream, top, excess):
 
 def without(rows, *arrays):
     """The arrays, 0 in these rows; what is computed from them there, derivatives included, is a number."""
-    return tuple(ops.where(rows, ops.zeros_like(array), array) for array in arrays)
+    return tuple(selected(array, ops.logical_not(rows)) for array in arrays)
 
 
 def number_of_classes(logits):
@@ -186,4 +181,4 @@ def rank(logits, labels):
 
 
 def times(weight, loss):
-    return ops.where(ops.equal(weight, 0.0), ops.zeros_like(loss), weight * loss)
+    return selected(weight * loss, ops.not_equal(weight, 0.0))

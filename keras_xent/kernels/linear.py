@@ -26,7 +26,7 @@ from keras_xent.kernels._compile import (
     loop,
     with_rows,
 )
-from keras_xent.kernels._rows import in_blocks, rows_of_a_block
+from keras_xent.kernels._rows import in_blocks, rows_of_a_block, selected
 
 # Bytes of one chunk of logits, and its fewest tokens: each chunk adds once to the kernel's gradient, which has to cost
 # little beside the matmuls of its tokens (docs/performance.md).
@@ -204,7 +204,7 @@ def with_statistics(
     if denominator is None:
         losses, aside = _losses(inputs, others, wanted, False, **static)
         losses = ops.reshape(losses, ops.shape(labels))
-        loss = losses if weights is None else row.selected(losses, ops.not_equal(share, 0)) * share
+        loss = losses if weights is None else selected(losses, ops.not_equal(share, 0)) * share
     else:
         total, aside = _total((*inputs, column), others, (*wanted, True), bool(training), **static)
         loss = _reduction.mean(total, denominator, reduction, normalizer)
@@ -318,8 +318,8 @@ def _of_device(rows, others, *, devices, wanted, transpose, ranks, **options):
     kernel = ops.cast(kernel, hidden.dtype)
     if counts is not None:
         # What does not count may hold NaN, which 0 times it would bring into the kernel's gradient.
-        hidden = ops.where(counts, hidden, ops.zeros_like(hidden))
-        share = None if share is None else ops.where(counts, share, ops.zeros_like(share))
+        hidden = selected(hidden, counts)
+        share = None if share is None else selected(share, counts)
     tokens, features = ops.shape(hidden)
     size, chunks = _chunks(tokens, kernel.shape[0 if transpose else 1], all_count=counts is None)
     is_one = isinstance(chunks, int) and chunks == 1
@@ -374,7 +374,7 @@ def _of_device(rows, others, *, devices, wanted, transpose, ranks, **options):
         if array is None:
             return None
         array = array[:tokens] if place is None else ops.take(array, place, axis=0)
-        return array if counts is None else row.selected(array, counts)
+        return array if counts is None else selected(array, counts)
 
     over_all = (_devices.sum_over(devices, results.get(name)) for name in ("kernel", "bias"))
     gradients = back_in_place("hidden"), *over_all
@@ -454,7 +454,7 @@ def _of_logits(logits, labels, share=None, *, weights, ranks, **options):
 def _after(value, *others):
     """`value`, made to depend on the others in a way that XLA does not see through."""
     for other in others:
-        value = value + 0.0 * ops.where(ops.isfinite(other), other, ops.zeros_like(other))
+        value = value + 0.0 * selected(other, ops.isfinite(other))
     return value
 
 

@@ -11,7 +11,7 @@ from keras import ops
 
 from keras_xent.kernels import targets as _targets
 from keras_xent.kernels._compile import as_written, compiled, differentiable
-from keras_xent.kernels._rows import compiled_by_rows
+from keras_xent.kernels._rows import compiled_by_rows, selected
 
 
 @as_written
@@ -157,7 +157,7 @@ def _is_present(labels, mask, missing):
 
 def _times(weight, value):
     # 0 times an infinite loss is 0.
-    return ops.where(ops.equal(weight, 0.0), ops.zeros_like(value), weight * value)
+    return selected(weight * value, ops.not_equal(weight, 0.0))
 
 
 class _Terms:
@@ -168,8 +168,7 @@ class _Terms:
         self.gamma, self.alpha, self.smoothing = gamma, alpha, smoothing
         self.there = _is_present(labels, mask, missing)
         x, y = ops.cast(logits, dtype), ops.cast(labels, dtype)
-        if self.there is not None:
-            x, y = (ops.where(self.there, t, ops.zeros_like(t)) for t in (x, y))
+        x, y = selected(x, self.there), selected(y, self.there)
         self.y = y * (1.0 - smoothing) + 0.5 * smoothing if smoothing else y
         self.weight = weight
         # Branches rather than abs and maximum, whose derivatives at 0 are not those of the sum they are parts of.
@@ -200,15 +199,15 @@ class _Terms:
         # is infinite for gamma < 1.
         u = self.y * self.q + (1.0 - self.y) * self.p
         some = u > 0
-        safe = ops.where(some, u, ops.ones_like(u))
-        ratio = ops.where(some, self.plain() / safe, ops.zeros_like(u))
+        safe = ops.where(some, u, ops.ones((), u.dtype))
+        ratio = selected(self.plain() / safe, some)
         return ops.where(some, safe**self.gamma, u), ratio
 
     def loss(self):
         loss = self.plain()
         if self.gamma:
             loss = self._focus()[0] * loss
-        return self._selected(self.balanced(loss))
+        return selected(self.balanced(loss), self.there)
 
     def for_logits(self):
         slope = self.plain_slope()
@@ -216,7 +215,7 @@ class _Terms:
             focus, ratio = self._focus()
             turn = (1.0 - 2.0 * self.y) * self.p * self.q
             slope = focus * (slope + self.gamma * _times(turn, ratio))
-        return self._selected(self.balanced(slope))
+        return selected(self.balanced(slope), self.there)
 
     def for_labels(self):
         plain, slope = self.plain(), self.weight * self.positive - self.negative
@@ -227,10 +226,7 @@ class _Terms:
         slope = self.balanced(slope)
         if self.alpha is not None:
             slope = slope + _times(2.0 * self.alpha - 1.0, focus * plain)
-        return self._selected((1.0 - self.smoothing) * slope)
-
-    def _selected(self, value):
-        return value if self.there is None else ops.where(self.there, value, ops.zeros_like(value))
+        return selected((1.0 - self.smoothing) * slope, self.there)
 
 
 @compiled_by_rows(outputs=2, blocked=lambda *, reduced, **others: reduced)
@@ -248,7 +244,7 @@ def _gradient(upstream, saved, logits, labels, weight, mask, slope, like, *, red
     # NaN and infinities that nobody asked for are taken out. Others are not: they are the derivative for upstream.
     finite = ops.logical_and(ops.isfinite(logits), ops.isfinite(labels))
     used = ops.logical_or(ops.not_equal(upstream, 0.0), finite)
-    logits, labels = (ops.where(used, t, ops.zeros_like(t)) for t in (logits, labels))
+    logits, labels = selected(logits, used), selected(labels, used)
     terms = _Terms(logits, labels, weight, mask, missing=missing, **options)
     if reduced:
         (count,) = saved

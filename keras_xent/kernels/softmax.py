@@ -7,7 +7,7 @@ from keras import ops
 from keras_xent.kernels import _softmax_row as row
 from keras_xent.kernels import targets as _targets
 from keras_xent.kernels._compile import as_written, compiled, differentiable
-from keras_xent.kernels._rows import compiled_by_rows, row_sum
+from keras_xent.kernels._rows import compiled_by_rows, row_sum, selected
 
 
 @as_written
@@ -84,7 +84,7 @@ def softmax_cross_entropy(
     if learned:
         loss = loss + _for_targets(target_rows, rows, *weights, **options)
     valid = None if mask is None else ops.cast(_targets.to_tensor(mask), "bool")
-    return row.selected(ops.reshape(loss, shape), valid)
+    return selected(ops.reshape(loss, shape), valid)
 
 
 def _smoothed(targets, class_weight, some, dtype, smoothing):

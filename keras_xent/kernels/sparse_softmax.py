@@ -8,7 +8,7 @@ from keras import ops
 from keras_xent.kernels import _softmax_row as row
 from keras_xent.kernels import targets as _targets
 from keras_xent.kernels._compile import as_written, compiled, differentiable
-from keras_xent.kernels._rows import compiled_by_rows, row_sum
+from keras_xent.kernels._rows import compiled_by_rows, row_sum, selected
 
 
 @as_written
@@ -88,7 +88,7 @@ def sparse_softmax_cross_entropy(
         z_loss=float(z_loss),
         softcap=None if logit_softcap is None else float(logit_softcap),
     )
-    return row.selected(ops.reshape(loss, ops.shape(labels)), valid)
+    return selected(ops.reshape(loss, ops.shape(labels)), valid)
 
 
 def label_ranks(labels: Any, logits: Any, *, axis: int = -1) -> Any:
@@ -133,7 +133,7 @@ def forward(logits, labels, class_weight=None, *, smoothing, gamma, z_loss, soft
     loss = row.times(label_weight, nll)
     if smoothing:
         spread = row.sum_of_losses(
-            lambda logits, weights: weights + ops.zeros_like(row.accurate(logits)),
+            lambda logits, weights: weights,
             ops.sum(weights),
             logits,
             (weights,),
@@ -149,7 +149,7 @@ def forward(logits, labels, class_weight=None, *, smoothing, gamma, z_loss, soft
 def masses_of_others(logits, classes, label, top, softcap):
     """`exp(x - top)` of each class, 0 for the label."""
     mass = ops.exp(ops.minimum(row.below(row.accurate(logits), top, softcap), 0.0))
-    return ops.where(ops.equal(classes, label), ops.zeros_like(mass), mass)
+    return selected(mass, ops.not_equal(classes, label))
 
 
 def backward(upstream, saved, logits, labels, class_weight=None, masses=None, *, smoothing, gamma, z_loss, softcap):

@@ -123,6 +123,31 @@ if BACKEND == "jax":
 
 else:
 
+    @pytest.mark.parametrize("options", [{}, {"focal_gamma": 2.0, "label_smoothing": 0.1}], ids=["plain", "options"])
+    @pytest.mark.parametrize("name", ["sigmoid", "softmax", "sparse_softmax"])
+    def test_no_graph_holds_zeros_of_the_logits_shape(name, options):
+        # TensorFlow takes them for constants, which inside `jit_compile=True` lie in memory.
+        kernel = getattr(kernels, f"{name}_cross_entropy")
+        shape = (7, 4507)
+
+        @tf.function(autograph=False)
+        def gradient(logits, labels):
+            with tf.GradientTape() as tape:
+                tape.watch(logits)
+                loss = kernel(labels, logits, **options)
+            return tape.gradient(loss, logits)
+
+        labels = tf.TensorSpec(shape[:1], "int32") if name == "sparse_softmax" else tf.TensorSpec(shape)
+        graph = gradient.get_concrete_function(tf.TensorSpec(shape), labels).graph.as_graph_def(add_shapes=True)
+        made = {
+            node.op
+            for function in graph.library.function
+            for node in function.node_def
+            if shape in [tuple(d.size for d in s.dim) for s in node.attr["_output_shapes"].list.shape]
+        }
+        assert "Exp" in made
+        assert made.isdisjoint({"Fill", "Const", "ZerosLike", "OnesLike"})
+
     def test_one_trace_for_each_shape():
         from keras_xent.kernels import sparse_softmax_cross_entropy
 
