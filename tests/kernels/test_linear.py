@@ -327,13 +327,6 @@ else:
         assert products((0, 1)) > products(0)
 
 
-@pytest.mark.parametrize("tokens, classes", [(512, 50_257), (2048, 8192)])
-def test_where_tokens_may_not_count_there_are_chunks_to_leave_out(tokens, classes):
-    assert linear._chunks(tokens, classes, all_count=True)[1] == 1
-    size, chunks = linear._chunks(tokens, classes, all_count=False)
-    assert chunks > 1 and size * (chunks - 1) < tokens <= size * chunks
-
-
 @pytest.mark.parametrize("wanted", [("hidden",), ("kernel",), ("bias",), ("hidden", "bias")])
 def test_inputs_whose_gradient_is_not_asked_for_have_none(wanted):
     hidden, kernel, bias, labels = example()
