@@ -139,7 +139,7 @@ def main(output, smoke, epochs):
     length = 128 if smoke else 512
     training, validation, vocabulary = read_tokens(length, documents=80 if smoke else None)
     limit = physical_memory()
-    batch_size = 32 if smoke else -(-limit // (4 * length * vocabulary))
+    batch_size = 16 if smoke else -(-limit // (4 * length * vocabulary))
     if smoke:
         training, validation = training[: 2 * batch_size], validation[:batch_size]
     np.save(output / "training.npy", training)

@@ -46,9 +46,9 @@ def test_two_processes_train_as_one_does():
     child = subprocess.run(command, env=environment(), capture_output=True, text=True)
     assert child.returncode == 0, child.stderr
     uneven = [int(n) for n in re.findall(r"^process \d of 2: (\d+) tokens", child.stdout, re.MULTILINE)]
-    assert max(uneven) > 2 * min(uneven)
+    assert max(uneven) > 2 * min(uneven), child.stdout
     apart = re.search(r"difference: loss (\S+), perplexity (\S+), weights (\S+)$", child.stdout, re.MULTILINE)
-    assert all(float(one) < 1e-5 for one in apart.groups())
+    assert all(float(one) < 1e-5 for one in apart.groups()), child.stdout
 
 
 @pytest.mark.parametrize(
