@@ -133,6 +133,11 @@ def selected(value: Any, where: Any) -> Any:
     return ops.where(where, value, ops.zeros((), value.dtype))
 
 
+def times(weight: Any, value: Any) -> Any:
+    """`weight * value`, where 0 times an infinite loss is 0."""
+    return selected(weight * value, ops.not_equal(weight, 0.0))
+
+
 def row_sum(term: Callable, *arrays: Any) -> Any:
     """`sum(term(*arrays), axis=1, keepdims=True)`, on TensorFlow's XLA:CPU without `term(*arrays)` in memory.
 

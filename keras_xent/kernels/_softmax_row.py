@@ -15,7 +15,7 @@ All arrays have the class axis second, and one column where they hold a number p
 from keras import ops
 
 from keras_xent.kernels import targets
-from keras_xent.kernels._rows import rounded, row_max, row_sum, selected
+from keras_xent.kernels._rows import rounded, row_max, row_sum, selected, times
 
 
 def floating(logits):
@@ -77,6 +77,11 @@ def below(x, top, softcap):
     return x - finite(top) if softcap is None else -gap(x, top, softcap)
 
 
+def mass(logits, top, softcap):
+    """`exp(x - top)`, 1 for the top itself, even an infinite one."""
+    return ops.exp(ops.minimum(below(accurate(logits), top, softcap), 0.0))
+
+
 def nll(x, top, excess, softcap):
     """`lse - x` for some logits of each row."""
     return gap(accurate(x), top, softcap) + ops.log1p(excess)
@@ -100,20 +105,19 @@ def focal(nll, gamma):
 
 
 def sum_of_losses(weight, total, logits, arrays, top, excess, *, gamma, softcap):
-    """`sum_c a_c nll_c`, focal if asked; `weight(logits, *arrays)` gives `a_c` and `total` its sum over the row."""
+    """`sum_c a_c nll_c`, focal if asked; `weight(*arrays)` gives `a_c` and `total` its sum over the row."""
     common = ops.log1p(excess)
 
     def term(logits, *arrays):
-        a = weight(logits, *arrays)
+        a = weight(*arrays)
         loss = gap(accurate(logits), top, softcap)
         if gamma:
             loss = loss + common
             loss = loss * focal(loss, gamma)[0]
-        # 0 times an infinite loss is 0.
-        return selected(a * loss, ops.not_equal(a, 0.0))
+        return times(a, loss)
 
     loss = row_sum(term, logits, *arrays)
-    return loss if gamma else loss + selected(total * common, ops.not_equal(total, 0.0))
+    return loss if gamma else loss + times(total, common)
 
 
 def plus_z_loss(loss, top, excess, z_loss, softcap):
@@ -131,7 +135,7 @@ def gradient(upstream, unasked, logits, a, total, top, excess, *, gamma, z_loss,
     share = slope / (1.0 + excess)
     # p of the top is 1 - excess / (1 + excess); a is taken off before anything passes through a p rounded to 1.
     at_top = (total - a) + (slope - total) - excess * share
-    elsewhere = ops.exp(ops.minimum(below(x, top, softcap), 0.0)) * share - a
+    elsewhere = mass(logits, top, softcap) * share - a
     return finished(upstream * ops.where(ops.equal(x, top), at_top, elsewhere), unasked, logits, softcap)
 
 
@@ -178,7 +182,3 @@ def rank(logits, labels):
     behind = ops.where(indices < label, logits < at_label, logits <= at_label)
     ahead = ops.sum(ops.cast(ops.logical_not(behind), logits.dtype), axis=1, keepdims=True)
     return ops.where(labels < 0, ops.full_like(ahead, float("nan")), ahead)
-
-
-def times(weight, loss):
-    return selected(weight * loss, ops.not_equal(weight, 0.0))

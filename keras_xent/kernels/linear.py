@@ -374,7 +374,7 @@ def _of_device(rows, others, *, devices, wanted, transpose, ranks, **options):
         if array is None:
             return None
         array = array[:tokens] if place is None else ops.take(array, place, axis=0)
-        return array if counts is None else selected(array, counts)
+        return selected(array, counts)
 
     over_all = (_devices.sum_over(devices, results.get(name)) for name in ("kernel", "bias"))
     gradients = back_in_place("hidden"), *over_all

@@ -11,7 +11,7 @@ from keras import ops
 
 from keras_xent.kernels import targets as _targets
 from keras_xent.kernels._compile import as_written, compiled, differentiable
-from keras_xent.kernels._rows import compiled_by_rows, selected
+from keras_xent.kernels._rows import compiled_by_rows, selected, times
 
 
 @as_written
@@ -155,11 +155,6 @@ def _is_present(labels, mask, missing):
     return mask if there is None else ops.logical_and(mask, there)
 
 
-def _times(weight, value):
-    # 0 times an infinite loss is 0.
-    return selected(weight * value, ops.not_equal(weight, 0.0))
-
-
 class _Terms:
     """The parts of one label's loss, of which XLA computes those that are used."""
 
@@ -184,7 +179,7 @@ class _Terms:
         self.q = ops.where(right, small * big, big)
 
     def plain(self):
-        return _times(self.weight * self.y, self.positive) + _times(1.0 - self.y, self.negative)
+        return times(self.weight * self.y, self.positive) + times(1.0 - self.y, self.negative)
 
     def plain_slope(self):
         return (1.0 - self.y) * self.p - self.weight * self.y * self.q
@@ -192,7 +187,7 @@ class _Terms:
     def balanced(self, value):
         if self.alpha is None:
             return value
-        return _times(self.y * self.alpha + (1.0 - self.y) * (1.0 - self.alpha), value)
+        return times(self.y * self.alpha + (1.0 - self.y) * (1.0 - self.alpha), value)
 
     def _focus(self):
         # u^gamma, and plain / u, which stays finite where both tend to 0. The power of 0 is not taken: its derivative
@@ -214,7 +209,7 @@ class _Terms:
         if self.gamma:
             focus, ratio = self._focus()
             turn = (1.0 - 2.0 * self.y) * self.p * self.q
-            slope = focus * (slope + self.gamma * _times(turn, ratio))
+            slope = focus * (slope + self.gamma * times(turn, ratio))
         return selected(self.balanced(slope), self.there)
 
     def for_labels(self):
@@ -222,10 +217,10 @@ class _Terms:
         focus = 1.0
         if self.gamma:
             focus, ratio = self._focus()
-            slope = focus * (slope + self.gamma * _times(self.q - self.p, ratio))
+            slope = focus * (slope + self.gamma * times(self.q - self.p, ratio))
         slope = self.balanced(slope)
         if self.alpha is not None:
-            slope = slope + _times(2.0 * self.alpha - 1.0, focus * plain)
+            slope = slope + times(2.0 * self.alpha - 1.0, focus * plain)
         return selected((1.0 - self.smoothing) * slope, self.there)
 
 

@@ -7,7 +7,7 @@ from keras import ops
 from keras_xent.kernels import _softmax_row as row
 from keras_xent.kernels import targets as _targets
 from keras_xent.kernels._compile import as_written, compiled, differentiable
-from keras_xent.kernels._rows import compiled_by_rows, row_sum, selected
+from keras_xent.kernels._rows import compiled_by_rows, row_sum, selected, times
 
 
 @as_written
@@ -123,7 +123,7 @@ def _dense_forward(logits, targets, class_weight=None, *, smoothing, gamma, z_lo
     excess = row.with_infinities(excess, logits, top, softcap)
     arrays = (targets,) if class_weight is None else (targets, class_weight)
     loss = row.sum_of_losses(
-        lambda logits, q, w=None: _smoothed(q, w, some, top.dtype, smoothing),
+        lambda q, w=None: _smoothed(q, w, some, top.dtype, smoothing),
         total,
         logits,
         arrays,
@@ -162,7 +162,7 @@ def _dense_backward_for_targets(upstream, saved, targets, logits, class_weight=N
     if gamma:
         loss = loss * row.focal(loss, gamma)[0]
     weight = (1.0 - smoothing) * upstream * (1.0 if class_weight is None else class_weight)
-    return ops.cast(row.times(weight, loss), targets.dtype)
+    return ops.cast(times(weight, loss), targets.dtype)
 
 
 _for_targets = differentiable(_no_loss, _dense_backward_for_targets)

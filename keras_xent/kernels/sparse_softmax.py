@@ -8,7 +8,7 @@ from keras import ops
 from keras_xent.kernels import _softmax_row as row
 from keras_xent.kernels import targets as _targets
 from keras_xent.kernels._compile import as_written, compiled, differentiable
-from keras_xent.kernels._rows import compiled_by_rows, row_sum, selected
+from keras_xent.kernels._rows import compiled_by_rows, row_sum, selected, times
 
 
 @as_written
@@ -130,10 +130,10 @@ def forward(logits, labels, class_weight=None, *, smoothing, gamma, z_loss, soft
     nll = row.nll(at_label, top, excess, softcap)
     if gamma:
         nll = nll * row.focal(nll, gamma)[0]
-    loss = row.times(label_weight, nll)
+    loss = times(label_weight, nll)
     if smoothing:
         spread = row.sum_of_losses(
-            lambda logits, weights: weights,
+            lambda weights: weights,
             ops.sum(weights),
             logits,
             (weights,),
@@ -142,14 +142,13 @@ def forward(logits, labels, class_weight=None, *, smoothing, gamma, z_loss, soft
             gamma=gamma,
             softcap=softcap,
         )
-        loss = row.times(1.0 - smoothing, loss) + smoothing / num_classes * spread
+        loss = times(1.0 - smoothing, loss) + smoothing / num_classes * spread
     return row.plus_z_loss(loss, top, excess, z_loss, softcap), (top, excess)
 
 
 def masses_of_others(logits, classes, label, top, softcap):
     """`exp(x - top)` of each class, 0 for the label."""
-    mass = ops.exp(ops.minimum(row.below(row.accurate(logits), top, softcap), 0.0))
-    return selected(mass, ops.not_equal(classes, label))
+    return selected(row.mass(logits, top, softcap), ops.not_equal(classes, label))
 
 
 def backward(upstream, saved, logits, labels, class_weight=None, masses=None, *, smoothing, gamma, z_loss, softcap):
@@ -184,9 +183,7 @@ def backward(upstream, saved, logits, labels, class_weight=None, masses=None, *,
     slope = total + 2.0 * z_loss * (row.capped(top, softcap) + ops.log1p(excess)) if z_loss else total
     at_label = upstream * ((total - target) + (slope - total) + slope * ops.expm1(-nll))
     share = upstream * slope / (1.0 + excess)
-    if masses is None:
-        masses = ops.exp(ops.minimum(row.below(row.accurate(x), top, softcap), 0.0))
-    elsewhere = masses * share
+    elsewhere = (row.mass(x, top, softcap) if masses is None else masses) * share
     if smoothing:
         elsewhere = elsewhere - upstream * spread
     return row.finished(ops.where(is_label, at_label, elsewhere), unasked, x, softcap)
