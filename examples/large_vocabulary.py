@@ -61,8 +61,8 @@ def train(head, output, batch_size, epochs, vocabulary):
     import resource
 
     # An error, before the system has to end something.
-    free = int(0.9 * free_memory())
-    resource.setrlimit(resource.RLIMIT_DATA, (free, free))
+    limit = int(memory_of_process("data") + 0.9 * free_memory())
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
     keras.utils.set_random_seed(0)
     training, validation = np.load(output / "training.npy"), np.load(output / "validation.npy")
     model = build_model(head, vocabulary, training.shape[1] - 1, width=64, heads=4)
@@ -72,11 +72,11 @@ def train(head, output, batch_size, epochs, vocabulary):
         loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     model.compile(keras.optimizers.Adam(3e-3), loss, metrics=[kx.metrics.Perplexity()] if head == "fused" else [])
     samples, done = [], threading.Event()
-    begin, start = time.perf_counter(), resident_memory()
+    begin, start = time.perf_counter(), memory_of_process("resident")
 
     def sample():
         while not done.wait(0.02):
-            samples.append((time.perf_counter() - begin, resident_memory() - start))
+            samples.append((time.perf_counter() - begin, memory_of_process("resident") - start))
 
     threading.Thread(target=sample, daemon=True).start()
     try:
@@ -107,13 +107,15 @@ def physical_memory():
 
 
 def free_memory():
-    """Bytes of it that nobody uses."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
+    """Bytes of it that a process can get; what keeps files at hand is given away for it."""
+    available = next(line for line in Path("/proc/meminfo").read_text().splitlines() if line.startswith("MemAvailable"))
+    return 1024 * int(available.split()[1])
 
 
-def resident_memory():
-    """Bytes of memory that this process uses."""
-    return os.sysconf("SC_PAGE_SIZE") * int(Path("/proc/self/statm").read_text().split()[1])
+def memory_of_process(kind):
+    """Bytes of memory that this process uses ("resident"), or has asked for to write into ("data")."""
+    names = ("size", "resident", "shared", "text", "library", "data", "dirty")
+    return os.sysconf("SC_PAGE_SIZE") * int(Path("/proc/self/statm").read_text().split()[names.index(kind)])
 
 
 def draw(results, limit, path):

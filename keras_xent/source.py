@@ -16,6 +16,7 @@ from keras.src.backend.common.tensor_attributes import get_tensor_attr, set_tens
 
 from keras_xent.kernels import linear
 from keras_xent.kernels._compile import differentiable, is_eager
+from keras_xent.kernels._rows import selected
 from keras_xent.kernels.targets import accumulator_dtype, dtype_of, is_float, to_tensor
 
 _ACTIVATIONS = ("Softmax", "Sigmoid")
@@ -267,8 +268,8 @@ def _odds_backward(upstream, saved, probabilities, *, smallest):
 def _slope(upstream, divisor, p, outside, like):
     # NaN that nobody asked for goes nowhere. It is taken out of the divisor too, for the derivative of this gradient.
     none = ops.logical_or(outside, ops.logical_and(ops.equal(upstream, 0.0), ops.isnan(p)))
-    slope = upstream / ops.where(none, ops.ones_like(divisor), divisor)
-    return _rounded(ops.where(none, ops.zeros_like(slope), slope), like)
+    slope = upstream / ops.where(none, ops.ones((), divisor.dtype), divisor)
+    return _rounded(selected(slope, ops.logical_not(none)), like)
 
 
 def _rounded(gradient, like):

@@ -83,7 +83,7 @@ class PerplexityLogger(keras.callbacks.Callback):
         if self._evaluated_inside:
             return
         super().set_model(model)
-        self._readings, self._in_fit, self._last_batches = Readings(model), False, 0
+        self._readings, self._in_fit = Readings(model), False
         self._names: list[Perplexed] = []
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
@@ -102,7 +102,6 @@ class PerplexityLogger(keras.callbacks.Callback):
         self._readings.restart()
         self._train: dict[str, Totals] = {}
         self._validation: dict[str, Totals] = {}
-        self._batches_ended, self._last_batches = False, 0
 
     def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         """Writes what the batches before have brought."""
@@ -113,7 +112,7 @@ class PerplexityLogger(keras.callbacks.Callback):
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         """Adds to what the progress bar shows."""
-        self._last_batches = batch + 1
+        self._timeline.end_batch(batch)
         self._add_bits(logs)
 
     def on_test_begin(self, logs: dict[str, Any] | None = None) -> None:
@@ -207,11 +206,10 @@ class PerplexityLogger(keras.callbacks.Callback):
 
     def _end_batches(self):
         """The batches of an epoch have ended, and their metrics are still there."""
-        if self._batches_ended:
+        if self._timeline.batches_ended:
             return
-        self._batches_ended = True
         self._names = self._readings.perplexed()
-        if self._timeline.end_batches(self._last_batches, self.update_freq):
+        if self._timeline.end_batches(self.update_freq):
             self._write("batches", self._new_values())
         self._train = self._readings.totals()
 

@@ -152,7 +152,6 @@ class TensorBoard(Runs):
         self._readings.restart()
         self._train_totals: dict[str, Totals] = {}
         self._validation_totals: dict[str, Totals] = {}
-        self._batches_ended, self._last_batches = False, 0
         self._clock = time.perf_counter()
 
     def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
@@ -166,7 +165,7 @@ class TensorBoard(Runs):
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         """See `keras.callbacks.TensorBoard`."""
-        self._last_batches = batch + 1
+        self._timeline.end_batch(batch)
         if not self.async_safe:
             super().on_train_batch_end(batch, None)
 
@@ -193,11 +192,10 @@ class TensorBoard(Runs):
 
     def _end_batches(self):
         """The batches of an epoch have ended, and their metrics are still there."""
-        if self._batches_ended:
+        if self._timeline.batches_ended:
             return
-        self._batches_ended = True
         self._readings.wait()
-        if self._timeline.end_batches(self._last_batches, self.update_freq):
+        if self._timeline.end_batches(self.update_freq):
             self._write_batches()
         if self._begins:
             self._write_dashboards()

@@ -34,6 +34,8 @@ class Timeline:
         self._steps_before_epoch = 0
         # Steps that have begun, and after `end_batches` all of them; and those of which something was written.
         self.steps = self._written = 0
+        # Whether the batches of the epoch have ended, and how many have at least.
+        self.batches_ended, self._last_batches = False, 0
 
     def begin_fit(self, model: Any) -> None:
         """`fit` begins, with a model that may have been trained before."""
@@ -49,6 +51,7 @@ class Timeline:
 
     def begin_epoch(self, epoch: int, log: Callable[[], Iterable[Epoch]]) -> None:
         """An epoch begins. `log` gives what an earlier process has written of the training that goes on."""
+        self.batches_ended, self._last_batches = False, 0
         # Not when `fit` begins: another callback may read a backup there.
         self.steps = self._written = self._steps_before_epoch = self._counted(otherwise=self.steps)
         if self._begins:
@@ -71,14 +74,18 @@ class Timeline:
         self.steps = self._steps_before_epoch + batch
         return every != "epoch" and self._written // every != self.steps // every and self._write()
 
-    def end_batches(self, batches: int, every: Any) -> bool:
-        """The batches of the epoch have ended, `batches` if the optimizer does not know better. Waits for the device.
+    def end_batch(self, batch: int) -> None:
+        """A batch has ended; where several steps are executed at once, the last of those."""
+        self._last_batches = batch + 1
 
-        Whether some of them are still to be written.
+    def end_batches(self, every: Any) -> bool:
+        """The batches of the epoch have ended. Whether some are still to be written. Waits for the device.
 
-        Where several steps are executed at once, Keras reports as many of them at the end of an epoch as ever.
+        The optimizer knows best how many they were: where several steps are executed at once, Keras reports as many of
+        them at the end of an epoch as ever.
         """
-        self.steps = max(self.steps, self._counted(otherwise=self._steps_before_epoch + batches))
+        self.batches_ended = True
+        self.steps = max(self.steps, self._counted(otherwise=self._steps_before_epoch + self._last_batches))
         return every != "epoch" and self.steps > self._written and self._write()
 
     def end_epoch(self, epoch: int) -> Epoch:

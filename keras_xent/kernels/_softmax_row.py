@@ -39,12 +39,14 @@ def capped(logits, softcap):
 
 
 def top(logits):
-    return row_max(accurate, logits)
+    # No result depends on what is taken off all logits, so that it is a constant to every derivative. The maximum's own
+    # would be divided among logits that are equally large.
+    return ops.stop_gradient(row_max(accurate, logits))
 
 
-def finite(top):
+def finite(x):
     # With a logit of +inf, all others are infinitely far below: exp(x - largest number) is 0 for them.
-    return ops.minimum(top, targets.largest(top))
+    return ops.minimum(x, targets.largest(x))
 
 
 def infinite_logits(logits, top):
@@ -69,17 +71,24 @@ def with_infinities(excess, logits, top, softcap):
 
 def gap(x, top, softcap):
     """How far the logits `x` are below the top, both capped here; 0 for the top itself, even an infinite one."""
-    return selected(capped(top, softcap) - capped(x, softcap), ops.not_equal(x, top))
+    apart = capped(top, softcap) - capped(x, softcap)
+    if softcap is None:
+        return selected(apart, ops.logical_or(ops.not_equal(x, top), ops.isfinite(top)))
+    return ops.where(ops.equal(x, top), apart - ops.stop_gradient(apart), apart)
 
 
 def below(x, top, softcap):
-    """`x - top`, both capped here: exactly 0 for the top itself, if it is finite."""
-    return x - finite(top) if softcap is None else -gap(x, top, softcap)
+    """`x - top`, both capped here, and never above 0: exactly 0 for the top itself, even an infinite one."""
+    if softcap is None:
+        return finite(x) - finite(top)
+    apart = -gap(x, top, softcap)
+    # Of a minimum of equals, JAX divides the derivative.
+    return selected(apart, ops.logical_not(apart > 0))
 
 
 def mass(logits, top, softcap):
     """`exp(x - top)`, 1 for the top itself, even an infinite one."""
-    return ops.exp(ops.minimum(below(accurate(logits), top, softcap), 0.0))
+    return ops.exp(below(accurate(logits), top, softcap))
 
 
 def nll(x, top, excess, softcap):
@@ -134,8 +143,10 @@ def gradient(upstream, unasked, logits, a, total, top, excess, *, gamma, z_loss,
     slope = total + 2.0 * z_loss * (capped(top, softcap) + common) if z_loss else total
     share = slope / (1.0 + excess)
     # p of the top is 1 - excess / (1 + excess); a is taken off before anything passes through a p rounded to 1.
-    at_top = (total - a) + (slope - total) - excess * share
-    elsewhere = mass(logits, top, softcap) * share - a
+    # The mass of the top is 1, and has the derivative.
+    masses = mass(logits, top, softcap)
+    at_top = (total - a) + (slope - total) + ((masses - 1.0) - excess) * share
+    elsewhere = masses * share - a
     return finished(upstream * ops.where(ops.equal(x, top), at_top, elsewhere), unasked, logits, softcap)
 
 

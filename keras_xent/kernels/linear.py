@@ -277,8 +277,14 @@ def _backward_total(upstream, saved, inputs, others, wanted, **static):
     if any(want and x is not None and g is None for want, x, g in zip(wanted, inputs, gradients, strict=False)):
         *matrices, share = inputs
         *_, gradients = _run(matrices, share, others, wanted=wanted[:3], **{**static, "ranks": False})
-    scaled = [None if g is None else ops.cast(upstream * g, x.dtype) for g, x in zip(gradients, inputs, strict=False)]
+    scaled = [None if g is None else _scaled(upstream, g, x.dtype) for g, x in zip(gradients, inputs, strict=False)]
     return *scaled, upstream * losses
+
+
+def _scaled(upstream, gradient, dtype):
+    # A gradient that nobody asks for may be NaN.
+    asked = ops.logical_or(ops.not_equal(upstream, 0.0), ops.isfinite(gradient))
+    return ops.cast(selected(upstream * gradient, asked), dtype)
 
 
 _losses = differentiable_ahead(_forward_losses, _backward_losses)

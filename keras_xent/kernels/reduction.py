@@ -89,7 +89,7 @@ def weighting(
         return weights, None
     if reduction == "sequence_mean":
         axes = tuple(range(1, len(ones.shape)))
-        mass = ops.sum(_times(weights, label_weights), axis=axes, keepdims=True)
+        mass = ops.sum(_weighted(weights, label_weights), axis=axes, keepdims=True)
         share = weights * ratio(ops.ones_like(mass), mass)
         if normalizer is not None:
             return share, normalizer
@@ -99,12 +99,12 @@ def weighting(
     if reduction == "sum":
         return weights, 1.0
     if reduction == "token_mean":
-        return weights, _over_replicas(total(_times(weights, label_weights)))
+        return weights, _over_replicas(total(_weighted(weights, label_weights)))
     count = total(weights if reduction == "mean_with_sample_weight" else there)
     return weights, count * _number_of_replicas()
 
 
-def _times(weights, label_weights):
+def _weighted(weights, label_weights):
     return weights if label_weights is None else weights * _finite(weights, label_weights)
 
 

@@ -116,7 +116,7 @@ def _dense_forward(logits, targets, class_weight=None, *, smoothing, gamma, z_lo
     scale = 1.0 / ops.maximum(mass, 1.0)
 
     def others(logits, targets):
-        mass = ops.exp(row.below(row.accurate(logits), top, softcap))
+        mass = row.mass(logits, top, softcap)
         return mass - ops.cast(targets, mass.dtype) * scale
 
     excess = row_sum(others, logits, targets) + (mass * scale - 1.0)

@@ -120,7 +120,7 @@ def forward(logits, labels, class_weight=None, *, smoothing, gamma, z_loss, soft
     def others(logits, classes):
         return masses_of_others(logits, classes, label, top, softcap)
 
-    own = ops.expm1(ops.minimum(row.below(at_label, top, softcap), 0.0))
+    own = ops.expm1(row.below(at_label, top, softcap))
     excess = row_sum(others, logits, row.classes(logits)) + own
     excess = row.with_infinities(excess, logits, top, softcap)
     excess = ops.where(is_class, excess, ops.full_like(excess, float("nan")))

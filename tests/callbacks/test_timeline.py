@@ -28,8 +28,9 @@ def trained(timeline, model, epoch, batches):
     timeline.begin_epoch(epoch, list)
     for batch in range(batches):
         timeline.begin_batch(batch, "epoch")
+        timeline.end_batch(batch)
     model.optimizer.iterations += batches
-    timeline.end_batches(batches, "epoch")
+    timeline.end_batches("epoch")
     return timeline.end_epoch(epoch)
 
 
@@ -90,7 +91,10 @@ def test_a_model_without_an_optimizer_is_counted_from_outside():
     for epoch in (0, 1):
         timeline.begin_epoch(epoch, list)
         timeline.begin_batch(2, "epoch")
-        timeline.end_batches(3, "epoch")
+        timeline.end_batch(2)
+        assert not timeline.batches_ended
+        timeline.end_batches("epoch")
+        assert timeline.batches_ended
         assert timeline.end_epoch(epoch) == Epoch(epoch, 3 * (epoch + 1))
 
 
@@ -103,7 +107,8 @@ def test_it_is_time_to_write_after_so_many_steps_and_at_the_end_of_an_epoch(ever
         for batch in range(3):
             if timeline.begin_batch(batch, every):
                 steps.append(timeline.steps)
+            timeline.end_batch(batch)
         trainee.optimizer.iterations += 3
-        if timeline.end_batches(3, every):
+        if timeline.end_batches(every):
             steps.append(timeline.steps)
     assert steps == written

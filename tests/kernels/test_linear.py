@@ -316,6 +316,19 @@ else:
         dense = along(lambda h: sparse_softmax_cross_entropy(labels, h @ kernel).sum())
         np.testing.assert_allclose(ours, dense, atol=2e-6 * np.abs(dense).max())
 
+    @pytest.mark.parametrize("reduction", ["sum", "none"])
+    def test_second_derivatives_of_a_new_head_of_zeros_are_right(reduction):
+        hidden, kernel, _, labels = example(tokens=9)
+        zeros, vector = np.zeros(kernel.shape, "float32"), kernel.astype("float32")
+        got = jax.jvp(
+            jax.grad(lambda k: linear_cross_entropy(hidden.astype("float32"), k, labels, reduction=reduction).sum()),
+            (zeros,),
+            (vector,),
+        )[1]
+        slopes = hidden @ kernel
+        expected = hidden.T @ (slopes - slopes.mean(axis=1, keepdims=True)) / CLASSES
+        np.testing.assert_allclose(got, expected, atol=2e-6 * np.abs(expected).max())
+
     def test_only_what_is_asked_for_is_computed():
         hidden, kernel, _, labels = example()
         hidden, kernel = hidden.astype("float32"), kernel.astype("float32")
@@ -325,6 +338,16 @@ else:
             return str(jax.make_jaxpr(jax.grad(f, argument))(hidden, kernel)).count("dot_general")
 
         assert products((0, 1)) > products(0)
+
+
+@pytest.mark.parametrize("reduction", ["sum", "none"])
+def test_gradients_that_nobody_asks_for_are_0_whatever_they_hold(reduction):
+    """Two logits of +inf have no gradient."""
+    inputs = [[1e20, 0.0], [0.0, 1.0]], [[1e30, 1e30], [0.3, 0.2]], [0.0, 0.0]
+    f = cross_entropy(np.array([0, 1]), reduction=reduction)
+    for upstream in 0.0, 1.0:
+        _, gradients = run(lambda *arrays: upstream * ops.sum(f(*arrays)), inputs, dtype="float32")  # noqa: B023
+        assert all((np.isfinite(g).all() and not g.any()) == (upstream == 0) for g in gradients)
 
 
 @pytest.mark.parametrize("wanted", [("hidden",), ("kernel",), ("bias",), ("hidden", "bias")])

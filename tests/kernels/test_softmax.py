@@ -405,6 +405,9 @@ def test_second_derivatives(options, mode):
     """Hessian-vector products against central differences of the oracle's gradient."""
     options = OPTIONS[options]
     labels, logits, upstream = example(rows=4)
+    # Logits that are equally large: all of them, as those of a new head with a kernel of zeros, and two.
+    logits[0] = 0.0
+    logits[1, [labels[1], labels[1] - 1]] = logits[1].max() + 0.25
     targets = soft_targets(1, logits.shape)
     vector = np.random.default_rng(5).standard_normal(logits.shape)
     dtype = "float64" if "float64" in DTYPES else "float32"
