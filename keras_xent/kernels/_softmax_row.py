@@ -44,9 +44,9 @@ def top(logits):
     return ops.stop_gradient(row_max(accurate, logits))
 
 
-def finite(x):
+def finite(top):
     # With a logit of +inf, all others are infinitely far below: exp(x - largest number) is 0 for them.
-    return ops.minimum(x, targets.largest(x))
+    return ops.minimum(top, targets.largest(top))
 
 
 def infinite_logits(logits, top):
@@ -79,10 +79,8 @@ def gap(x, top, softcap):
 
 def below(x, top, softcap):
     """`x - top`, both capped here, and never above 0: exactly 0 for the top itself, even an infinite one."""
-    if softcap is None:
-        return finite(x) - finite(top)
-    apart = -gap(x, top, softcap)
-    # Of a minimum of equals, JAX divides the derivative.
+    apart = x - finite(top) if softcap is None else -gap(x, top, softcap)
+    # Not a minimum: of equals, JAX divides the derivative, and XLA:CPU may take the number of NaN and a number.
     return selected(apart, ops.logical_not(apart > 0))
 
 
