@@ -78,15 +78,22 @@ def gap(x, top, softcap):
 
 
 def below(x, top, softcap):
-    """`x - top`, both capped here, and never above 0: exactly 0 for the top itself, even an infinite one."""
-    apart = x - finite(top) if softcap is None else -gap(x, top, softcap)
-    # Not a minimum: of equals, JAX divides the derivative, and XLA:CPU may take the number of NaN and a number.
+    """`x - top`, both capped here: exactly 0 for the top itself, if it is finite, and never above 0 with a cap."""
+    if softcap is None:
+        return x - finite(top)
+    apart = -gap(x, top, softcap)
+    # Not a minimum, here and below: of equals, JAX divides the derivative, and of NaN and a number XLA:CPU may take
+    # the number.
     return selected(apart, ops.logical_not(apart > 0))
 
 
 def mass(logits, top, softcap):
-    """`exp(x - top)`, 1 for the top itself, even an infinite one."""
+    """`exp(x - top)`; infinite for a logit of +inf."""
     return ops.exp(below(accurate(logits), top, softcap))
+
+
+def at_most_1(mass):
+    return ops.where(mass > 1.0, ops.ones((), mass.dtype), mass)
 
 
 def nll(x, top, excess, softcap):
@@ -142,7 +149,7 @@ def gradient(upstream, unasked, logits, a, total, top, excess, *, gamma, z_loss,
     share = slope / (1.0 + excess)
     # p of the top is 1 - excess / (1 + excess); a is taken off before anything passes through a p rounded to 1.
     # The mass of the top is 1, and has the derivative.
-    masses = mass(logits, top, softcap)
+    masses = at_most_1(mass(logits, top, softcap))
     at_top = (total - a) + (slope - total) + ((masses - 1.0) - excess) * share
     elsewhere = masses * share - a
     return finished(upstream * ops.where(ops.equal(x, top), at_top, elsewhere), unasked, logits, softcap)

@@ -183,7 +183,7 @@ def backward(upstream, saved, logits, labels, class_weight=None, masses=None, *,
     slope = total + 2.0 * z_loss * (row.capped(top, softcap) + ops.log1p(excess)) if z_loss else total
     at_label = upstream * ((total - target) + (slope - total) + slope * ops.expm1(-nll))
     share = upstream * slope / (1.0 + excess)
-    elsewhere = (row.mass(x, top, softcap) if masses is None else masses) * share
+    elsewhere = row.at_most_1(row.mass(x, top, softcap) if masses is None else masses) * share
     if smoothing:
         elsewhere = elsewhere - upstream * spread
     return row.finished(ops.where(is_label, at_label, elsewhere), unasked, x, softcap)
