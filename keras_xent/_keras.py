@@ -60,6 +60,45 @@ def batches_seen(optimizer: Any) -> Any:
     return getattr(optimizer, "_iterations", getattr(optimizer, "iterations", None))
 
 
+class Step(NamedTuple):
+    """What a step of Keras on JAX computes its loss from, as flat lists."""
+
+    y_true: list[Any]
+    y_pred: list[Any]
+    sample_weight: list[Any]
+
+
+def data_of_step() -> Step | None:
+    """Labels, predictions and weights of the step of Keras that calls this on JAX (`compute_loss_and_updates`)."""
+    frame = _frame_of("keras.src.backend.jax.trainer", "compute_loss_and_updates")
+    if frame is None:
+        return None
+    given = frame.f_locals
+    return Step(*(keras.tree.flatten(given.get(name)) for name in ("y", "y_pred", "sample_weight")))
+
+
+def output_mask_is_lost(predictions: Tensor) -> bool:
+    """Whether metrics are updated outside the gradient of a step on JAX, for a model whose output has a mask there."""
+    frame = _frame_of("keras.src.backend.jax.trainer", "_update_metrics_variables")
+    outputs = [] if frame is None else getattr(frame.f_locals.get("self"), "outputs", None) or []
+    return any(mask_of(output) is not None and len(output.shape) == len(predictions.shape) for output in outputs)
+
+
+def is_given_as_loss() -> bool:
+    """Whether Keras calls this as the function of a loss (`LossFunctionWrapper`)."""
+    return _frame_of("keras.src.losses.losses", "call") is not None
+
+
+def _frame_of(module: str, function: str) -> types.FrameType | None:
+    """The innermost frame of a function of Keras that calls this."""
+    frame: types.FrameType | None = sys._getframe()
+    while frame is not None:
+        if frame.f_code.co_name == function and frame.f_globals.get("__name__") == module:
+            return frame
+        frame = frame.f_back
+    return None
+
+
 def model_of_step() -> Any:
     """The Keras model whose `fit` or `evaluate` calls this, or None.
 
@@ -73,6 +112,12 @@ def model_of_step() -> Any:
                 return model
         frame = frame.f_back
     return None
+
+
+def is_loss_scaled() -> bool | None:
+    """Whether the optimizer of the step that calls this scales the loss and skips steps of infinity; None: unknown."""
+    optimizer = getattr(model_of_step(), "optimizer", None)
+    return None if optimizer is None else isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
 
 
 def stacklevel_of_user() -> int:

@@ -4,6 +4,7 @@ Keras leaves the logits of an activation on its output. That is lost when the ou
 activation it was; in a TensorFlow graph both can be read from the operation that made the tensor.
 """
 
+import math
 import re
 import weakref
 from typing import Any, NamedTuple
@@ -12,10 +13,10 @@ import keras
 from keras import ops
 
 from keras_xent import _keras
-from keras_xent._backend import get_attribute, is_eager, operation_of, program_of, set_attribute
+from keras_xent._backend import constant_of, get_attribute, is_eager, operation_of, program_of, set_attribute
 from keras_xent._types import Tensor
 from keras_xent.kernels import linear
-from keras_xent.kernels._dtypes import is_float, to_tensor
+from keras_xent.kernels._dtypes import dtype_of, is_float, to_tensor
 from keras_xent.kernels._options import SoftmaxOptions
 from keras_xent.kernels.probabilities import ROUNDING, log_odds, log_probabilities
 
@@ -81,7 +82,7 @@ def fusible_logits(predictions: Tensor, *, axis: int, from_logits: bool = True) 
     if from_logits:
         return predictions
     activation, logits = activation_and_logits(predictions)
-    return logits if activation in (None, "softmax") else None
+    return logits if activation == "softmax" else None
 
 
 def detached_head(logits: Tensor) -> Head | None:
@@ -117,23 +118,65 @@ def read_variable(predictions: Tensor) -> Tensor:
     return to_tensor(predictions) if hasattr(predictions, "assign") else predictions
 
 
-def activation_and_logits(predictions: Tensor, activation: str = "softmax") -> tuple[str | None, Any]:
-    """The activation ("softmax", "sigmoid" or None for unknown) that made `predictions`, and the logits before it.
+def activation_and_logits(predictions: Tensor, activation: str = "softmax", axis: int = -1) -> tuple[str | None, Any]:
+    """The activation ("softmax" over `axis`, "sigmoid", "other") that made `predictions`, and the logits before it.
 
     `(None, None)` where no activation is known. Activations are known in eager mode and in TensorFlow graphs, through
     the casts of mixed precision, but not of tensors that JAX traces: there a model should end in logits. Where both
     activations give the same values, it was `activation`.
     """
-    operation = operation_of(predictions)
-    if operation is not None and operation.type in _ACTIVATIONS:
-        return operation.type.lower(), operation.inputs[0]
+    operation, over = _activation_operation(predictions)
+    if operation is not None:
+        # The logits that Keras leaves lie as the predictions do, those of the operation may be transposed.
+        is_last = over == len(operation.inputs[0].shape) - 1
+        logits = operation.inputs[0] if is_last else _keras.logits_of(predictions)
+        if operation.type == "Sigmoid":
+            return "sigmoid", operation.inputs[0]
+        same_axis = over == axis % len(predictions.shape)
+        return ("softmax" if same_axis and logits is not None else "other"), logits
     logits = _keras.logits_of(predictions)
     if logits is None or not is_eager(logits):
-        return None, logits
+        return None, None
     # An eager tensor does not know its operation, but its values do.
+    rank = len(logits.shape)
     sigmoid = _distance(ops.sigmoid(logits), predictions)
-    softmax = min(_distance(_softmax(logits, axis), predictions) for axis in range(len(logits.shape)))
-    return activation if sigmoid == softmax else "sigmoid" if sigmoid < softmax else "softmax", logits
+    softmaxes = [_distance(_softmax(logits, a), predictions) for a in range(rank)]
+    softmax = min(softmaxes, default=math.inf)
+    if sigmoid == softmax and activation == "sigmoid" or sigmoid < softmax:
+        return "sigmoid", logits
+    return ("softmax" if softmaxes[axis % rank] == softmax else "other"), logits
+
+
+def _activation_operation(predictions):
+    """The operation of an activation that made `predictions`, and the axis of a softmax; `(None, None)` if unknown."""
+    operation = operation_of(predictions)
+    axis = len(predictions.shape) - 1 if operation is not None else None
+    if operation is not None and operation.type == "Transpose":
+        # What a softmax over another axis than the last one ends in.
+        order = constant_of(operation.inputs[1])
+        if order is None:
+            return None, None
+        axis, operation = list(order).index(axis), operation_of(operation.inputs[0])
+        if operation is None or operation.type != "Softmax":
+            return None, None
+    return (operation, axis) if operation is not None and operation.type in _ACTIVATIONS else (None, None)
+
+
+def reading(predictions: Tensor, *, axis: int, from_logits: bool) -> str:
+    """What a loss or metric of classes takes predictions for: "logits", "probabilities", or what a softmax was given.
+
+    The latter does not depend on `from_logits`. No values are read.
+    """
+    if _is_softmax(predictions, axis):
+        return "logits before a softmax"
+    return "logits" if from_logits else "probabilities"
+
+
+def _is_softmax(predictions, axis):
+    if is_eager(predictions):
+        return _keras.logits_of(predictions) is not None
+    operation, over = _activation_operation(predictions)
+    return operation is not None and operation.type == "Softmax" and over == axis % len(predictions.shape)
 
 
 def _softmax(logits, axis):
@@ -146,22 +189,25 @@ def _distance(one, other):
     return float(ops.max(ops.where(ops.isnan(apart), ops.zeros_like(apart), apart), initial=0.0))
 
 
-def as_logits(predictions: Tensor, *, from_logits: bool, activation: str, dtype: str | None = None) -> Any:
+def as_logits(
+    predictions: Tensor, *, from_logits: bool, activation: str, axis: int = -1, dtype: str | None = None
+) -> Any:
     """Logits of the given activation for `predictions`: themselves, those before it, or made from probabilities.
 
     With a `dtype` they are cast to it, probabilities before their logarithm is taken.
     """
     predictions = read_variable(predictions)
-    made_by, pre_activation = activation_and_logits(predictions, activation)
+    made_by, pre_activation = activation_and_logits(predictions, activation, axis)
     known = from_logits
-    if pre_activation is not None and made_by in (None, activation):
+    if pre_activation is not None and made_by == activation:
         predictions, known = pre_activation, True
     predictions = to_tensor(predictions)
     if dtype is not None or not is_float(predictions):
         predictions = ops.cast(predictions, dtype or keras.config.floatx())
     if known:
         return predictions
-    return log_probabilities(predictions) if activation == "softmax" else log_odds(predictions)
+    log = log_probabilities if activation == "softmax" else log_odds
+    return log(predictions, is_loss_scaled=_keras.is_loss_scaled() if dtype_of(predictions) == "float16" else None)
 
 
 def describe_invalid_probabilities(predictions: Tensor) -> str | None:

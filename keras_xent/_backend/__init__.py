@@ -53,6 +53,7 @@ all_reduce_sum = _module.all_reduce_sum
 with_value_of_all_replicas = _module.with_value_of_all_replicas
 # Where tensors came from.
 operation_of = _module.operation_of
+constant_of = _module.constant_of
 program_of = _module.program_of
 
 

@@ -104,8 +104,11 @@ def clear_programs() -> None:
 
 
 def is_eager(tensor: Tensor) -> bool:
-    """Whether the values of `tensor` can be read now."""
-    return not isinstance(tensor, jax.core.Tracer)
+    """Whether the values of `tensor` can be read now: not while a program is traced, even of what it closes over."""
+    if isinstance(tensor, jax.core.Tracer):
+        return False
+    # Under `jit`, operations on concrete arrays are part of the program; under `grad` alone they are not.
+    return jax.core.trace_state_clean() or not isinstance(jax.numpy.zeros(()), jax.core.Tracer)
 
 
 def snapshot(variable: Tensor) -> Tensor:
@@ -229,6 +232,11 @@ def with_value_of_all_replicas(value: Tensor) -> Tensor:
 
 def operation_of(tensor: Tensor) -> None:
     """None: tensors of JAX do not know what made them."""
+    return None
+
+
+def constant_of(tensor: Tensor) -> None:
+    """None: programs of JAX are not looked into."""
     return None
 
 

@@ -279,6 +279,11 @@ def operation_of(tensor: Tensor) -> Any:
     return operation
 
 
+def constant_of(tensor: Tensor) -> Any:
+    """The value of a tensor that a graph holds as a constant; None where it does not."""
+    return tf.get_static_value(tensor)
+
+
 def program_of(tensor: Tensor) -> Any:
     """The graph that a tensor belongs to; None for a variable, which belongs to none."""
     return getattr(tensor, "graph", None)

@@ -115,20 +115,28 @@ def _assert_in_range(labels, bad, num_classes):
     )
 
 
+# Soft labels may be rounded, and may be noisy: "1 + 0.05 u" and "0.7 to 1.2" are used to train adversarial networks.
+# -1, 2 and 255, which mark something else, are far away.
+SOFT_LABELS = (-0.25, 1.25)
+
+
+def is_soft_label(labels: Tensor) -> Tensor:
+    """True for binary labels that count as a number from 0 to 1, False for NaN."""
+    return ops.logical_and(labels >= SOFT_LABELS[0], labels <= SOFT_LABELS[1])
+
+
 def check_binary(labels: Tensor, valid: Tensor) -> None:
-    """Raises an error for labels outside [0, 1] where `valid` (None: all), wherever `class_indices` does."""
+    """Raises an error for labels outside [0, 1] where `valid` (None: all), wherever `class_indices` does.
+
+    Elsewhere the kernel makes NaN of their row. `SOFT_LABELS` says how far outside a label may be that is a float.
+    """
     # JAX has no minimum of nothing.
     if dtype_of(labels) == "bool" or 0 in labels.shape:
         return
     if valid is not None:
         labels = ops.where(valid, labels, ops.zeros_like(labels))
     name, _ = arguments.names()
-    low: float = 0
-    high: float = 1
-    if is_float(labels):
-        # Soft labels have been computed, and rounded.
-        tolerance = 1e-2 if "16" in dtype_of(labels) else 1e-6
-        low, high = -tolerance, 1 + tolerance
+    low, high = SOFT_LABELS if is_float(labels) else (0, 1)
     if is_eager(labels):
         bad = ops.logical_not(ops.logical_and(labels >= low, labels <= high))
         if bool(ops.any(bad)):

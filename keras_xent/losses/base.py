@@ -1,15 +1,17 @@
 """What every loss shares: labels left as they are, masks and weights, reduction, complete configuration."""
 
 import abc
-import inspect
+import contextvars
+import functools
 from typing import Any, NamedTuple
 
 import keras
 from keras import ops
 
 from keras_xent import _keras, arguments, provenance
-from keras_xent._backend import no_autograph
+from keras_xent._backend import is_eager, no_autograph
 from keras_xent._types import DType, Tensor
+from keras_xent._named_arguments import NamedArguments
 from keras_xent.kernels._dtypes import to_tensor
 from keras_xent.kernels._shapes import align_weights, checked_axis, same_shape
 from keras_xent.kernels.reduction import REDUCTIONS, reduce
@@ -41,10 +43,24 @@ class Alignment(NamedTuple):
         return None if self.weights is None else ops.not_equal(self.weights, 0)
 
 
-class Crossentropy(keras.losses.Loss):
+class _Given(NamedTuple):
+    """What the `call` of a user's subclass was given, as it was before the casts of Keras."""
+
+    y_true: Tensor
+    y_pred: Tensor
+    cast: tuple[Tensor, Tensor]
+    mask: Tensor
+    sample_weight: Tensor
+
+
+_given: contextvars.ContextVar[_Given | None] = contextvars.ContextVar("_given", default=None)
+
+
+class Crossentropy(NamedArguments, keras.losses.Loss):
     """Base of the losses. A subclass has `_unreduced`, the losses before reduction, and its arguments as attributes.
 
-    It does not use `keras.losses.Loss.__call__`, which casts labels to a float type and logits to a float32 copy.
+    It does not use `keras.losses.Loss.__call__`, which casts labels to a float type and logits to a float32 copy; only
+    the `call` of a user's subclass gets what Keras would give it.
     """
 
     _activation = "softmax"
@@ -58,7 +74,8 @@ class Crossentropy(keras.losses.Loss):
     def __init__(self, *, from_logits: bool, reduction: str | None, name: str | None, dtype: DType) -> None:
         if reduction not in REDUCTIONS:
             raise ValueError(
-                f"`reduction` must be one of {', '.join(map(repr, REDUCTIONS))}. Received: reduction={reduction!r}."
+                f"Invalid value for argument: `reduction` must be one of {', '.join(map(repr, REDUCTIONS))}. "
+                f"Received: reduction={reduction!r}."
             )
         self._given_dtype = arguments.dtype_or_none("dtype", dtype)
         super().__init__(name=name, reduction=None, dtype=self._given_dtype)
@@ -69,6 +86,8 @@ class Crossentropy(keras.losses.Loss):
     @no_autograph
     def __call__(self, y_true: Tensor, y_pred: Tensor, sample_weight: Tensor = None) -> Tensor:
         """The reduced loss, a scalar of the loss's dtype (of the shape of the losses for reduction None)."""
+        if self._overrides_call():
+            return self._reduce_overridden(y_true, y_pred, sample_weight)
         given = (y_true, y_pred, sample_weight)
         mask = _keras.mask_of(y_pred)
         with keras.name_scope(self.name), arguments.named("y_true", "y_pred"):
@@ -79,22 +98,74 @@ class Crossentropy(keras.losses.Loss):
             if unreduced.has_label is not None:
                 valid = unreduced.has_label if valid is None else ops.logical_and(valid, unreduced.has_label)
             self._publish_statistics(given, unreduced.losses, valid, logits)
-            loss = reduce(
-                unreduced.losses,
-                reduction=self.reduction,
-                valid=valid,
-                weights=aligned.weights,
-                label_weights=unreduced.label_weights,
-                normalizer=self.normalizer,
-            )
-            return ops.cast(loss, self.dtype)
+            return self._reduce(unreduced.losses, valid, aligned.weights, unreduced.label_weights)
+
+    def _reduce(self, losses: Tensor, valid: Tensor, weights: Tensor, label_weights: Tensor) -> Tensor:
+        loss = reduce(
+            losses,
+            reduction=self.reduction,
+            valid=valid,
+            weights=weights,
+            label_weights=label_weights,
+            normalizer=self.normalizer,
+        )
+        return ops.cast(loss, self.dtype)
 
     @no_autograph
     def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
-        """The losses before masks, weights and reduction."""
+        """The losses before masks, weights and reduction. A subclass may override it, as any `call` of Keras."""
+        given, aligned = _given.get(), Alignment()
+        if given is not None:
+            # What Keras has cast is read as it was: integers as integers, 16-bit logits where they came from.
+            y_true = given.y_true if y_true is given.cast[0] else y_true
+            y_pred = given.y_pred if y_pred is given.cast[1] else y_pred
         with arguments.named("y_true", "y_pred"):
             y_true, logits = self._labels_and_logits(y_true, y_pred)
-            return ops.cast(self._unreduced(y_true, logits, Alignment()).losses, self.dtype)
+            if given is not None and y_pred is given.y_pred:
+                aligned = self._align(logits, given.mask, given.sample_weight)
+            return ops.cast(self._unreduced(y_true, logits, aligned).losses, self.dtype)
+
+    def _overrides_call(self) -> bool:
+        return getattr(self.call, "__func__", None) is not Crossentropy.call
+
+    def _reduce_overridden(self, y_true: Tensor, y_pred: Tensor, sample_weight: Tensor) -> Tensor:
+        """What a user's `call` returns, with the masks, weights and reduction of this class around it."""
+        arguments.tensor("y_true", y_true)
+        arguments.tensor("y_pred", y_pred)
+        head = provenance.head_of(y_pred)
+        if head is not None and not is_eager(y_pred):
+            self._warn_once(
+                "call",
+                f"{type(self).__name__} overrides `call`, which gets the logits of layer '{head.layer}': they are "
+                "materialized, and the fused computation of the loss is not used.",
+            )
+        mask, y_pred = _keras.mask_of(y_pred), provenance.read_variable(y_pred)
+        cast = tuple(ops.convert_to_tensor(tensor, dtype=self.dtype) for tensor in (y_true, y_pred))
+        token = _given.set(_Given(y_true, y_pred, cast, mask, sample_weight))
+        try:
+            with keras.name_scope(self.name):
+                losses = self.call(*cast)
+        finally:
+            _given.reset(token)
+        masks = [one for one in (mask, _keras.mask_of(losses)) if one is not None]
+        losses = ops.convert_to_tensor(losses, dtype="float64" if self.dtype == "float64" else "float32")
+        if not len(losses.shape):
+            # Keras gives the weights of a loss that is one number to that number.
+            weights = 1.0 if sample_weight is None else ops.cast(to_tensor(sample_weight), losses.dtype)
+            losses, sample_weight = losses * weights, None
+            return self._reduce(losses, None, None, None) if len(losses.shape) else ops.cast(losses, self.dtype)
+        with arguments.named("y_true", "y_pred"):
+            masks = [align_weights(ops.cast(one, "bool"), losses.shape, "mask") for one in masks]
+            has_label, label_weights = self._labels_of_losses(to_tensor(y_true), to_tensor(y_pred), losses)
+            valid = functools.reduce(ops.logical_and, [*masks, *([] if has_label is None else [has_label])] or [None])
+            weights = None
+            if sample_weight is not None:
+                weights = align_weights(to_tensor(arguments.tensor("sample_weight", sample_weight)), losses.shape)
+        return self._reduce(losses, valid, weights, label_weights)
+
+    def _labels_of_losses(self, y_true: Tensor, y_pred: Tensor, losses: Tensor) -> tuple[Tensor, Tensor]:
+        """Which losses have a label, and the weight of its class, for losses that have one each; else None."""
+        return None, None
 
     @abc.abstractmethod
     def _unreduced(self, y_true: Tensor, logits: Tensor, aligned: Alignment) -> Unreduced:
@@ -127,12 +198,14 @@ class Crossentropy(keras.losses.Loss):
         return to_tensor(y_true), self._logits(provenance.read_variable(y_pred))
 
     def _logits(self, y_pred: Tensor) -> Tensor:
-        activation, logits = provenance.activation_and_logits(y_pred, self._activation)
+        axis = self.axis if isinstance(self.axis, int) and y_pred.shape else -1
+        checked_axis(axis, len(y_pred.shape), "predictions") if self._activation == "softmax" else None
+        activation, logits = provenance.activation_and_logits(y_pred, self._activation, axis)
         if self.from_logits and logits is not None:
-            self._warn_of_activation(y_pred, activation or self._activation)
+            self._warn_of_activation(y_pred, activation)
         if not self.from_logits and logits is None:
             self._warn_of_logits(y_pred)
-        known = self.from_logits or (logits is not None and activation in (None, self._activation))
+        known = self.from_logits or (logits is not None and activation == self._activation)
         if not known and (self.z_loss or self.logit_softcap):
             raise ValueError(
                 "`z_loss` and `logit_softcap` need logits, and `y_pred` holds probabilities of which the logits are "
@@ -142,14 +215,16 @@ class Crossentropy(keras.losses.Loss):
             y_pred,
             from_logits=self.from_logits,
             activation=self._activation,
+            axis=axis,
             dtype="float64" if self.dtype == "float64" else None,
         )
 
     def _warn_of_activation(self, y_pred: Tensor, activation: str) -> None:
         use = "uses the logits before it" if activation == self._activation else "takes its output as logits"
+        ends_in = "a softmax over another axis" if activation == "other" else f"a {activation}"
         self._warn_once(
             "from_logits",
-            f"{type(self).__name__} has from_logits=True, but {provenance.layer_of(y_pred)} ends in a {activation}. "
+            f"{type(self).__name__} has from_logits=True, but {provenance.layer_of(y_pred)} ends in {ends_in}. "
             f"The loss {use}. Remove the activation, or set from_logits=False.",
         )
 
@@ -169,6 +244,4 @@ class Crossentropy(keras.losses.Loss):
 
     def get_config(self) -> dict[str, Any]:
         """Every argument of the constructor, at the value given."""
-        names = [name for name in inspect.signature(type(self).__init__).parameters if name != "self"]
-        config = {name: getattr(self, name) for name in names if name != "dtype"}
-        return {**config, "dtype": self._given_dtype}
+        return self._given_arguments()

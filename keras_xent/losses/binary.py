@@ -92,6 +92,14 @@ class BinaryCrossentropy(Crossentropy):
             )
         return y_true, logits
 
+    def _labels_of_losses(self, y_true: Tensor, y_pred: Tensor, losses: Tensor) -> tuple[Tensor, Tensor]:
+        has_label = valid_mask(y_true, None, self.ignore_class)
+        if has_label is None or same_shape(y_true.shape, losses.shape):
+            return has_label, None
+        axis = checked_axis(self.axis, len(y_pred.shape))
+        has_label = ops.any(has_label, axis=axis) if len(has_label.shape) > axis else has_label
+        return has_label if same_shape(has_label.shape, losses.shape) else None, None
+
     def _unreduced(self, y_true: Tensor, logits: Tensor, aligned: Alignment) -> Unreduced:
         axis = checked_axis(self.axis, len(logits.shape))
         has_label = valid_mask(y_true, aligned.label_mask, self.ignore_class)

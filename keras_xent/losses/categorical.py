@@ -94,6 +94,12 @@ class CategoricalCrossentropy(Crossentropy):
         )
         return Unreduced(losses, label_weights=self._label_weights(y_true, logits))
 
+    def _labels_of_losses(self, y_true: Tensor, y_pred: Tensor, losses: Tensor) -> tuple[Tensor, Tensor]:
+        axis = checked_axis(self.axis, len(y_pred.shape))
+        shape = tuple(size for i, size in enumerate(y_pred.shape) if i != axis)
+        fits = same_shape(y_true.shape, y_pred.shape) and same_shape(losses.shape, shape)
+        return None, self._label_weights(y_true, y_pred) if fits else None
+
     def _label_weights(self, y_true: Tensor, logits: Tensor) -> Tensor:
         """`sum_c w_c q_c`: a row of targets weighs as much as its sum, an all-zero one nothing."""
         if self.class_weight is None and self.reduction not in ("token_mean", "sequence_mean"):

@@ -12,7 +12,7 @@ from keras_xent.kernels import linear, sparse_softmax, sparse_softmax_cross_entr
 from keras_xent.kernels._dtypes import accumulator_dtype, to_tensor
 from keras_xent.kernels._labels import class_weights, gather_class_weights, in_range, valid_mask
 from keras_xent.kernels._options import SoftmaxOptions
-from keras_xent.kernels._shapes import align_weights, checked_axis, squeeze_class_axis
+from keras_xent.kernels._shapes import align_weights, checked_axis, same_shape, squeeze_class_axis
 from keras_xent.losses.base import Alignment, Crossentropy, Unreduced
 
 
@@ -88,7 +88,7 @@ class SparseCategoricalCrossentropy(Crossentropy):
     @no_autograph
     def __call__(self, y_true: Tensor, y_pred: Tensor, sample_weight: Tensor = None) -> Tensor:
         """The reduced loss; without the logits, where their head is known."""
-        head = self._head(arguments.tensor("y_pred", y_pred))
+        head = None if self._overrides_call() else self._head(arguments.tensor("y_pred", y_pred))
         if head is None:
             return super().__call__(y_true, y_pred, sample_weight)
         with keras.name_scope(self.name), arguments.named("y_true", "y_pred"):
@@ -166,12 +166,18 @@ class SparseCategoricalCrossentropy(Crossentropy):
         )
         return Unreduced(losses, valid_mask(labels, None, self.ignore_class), self._label_weights(labels, logits))
 
+    def _labels_of_losses(self, y_true: Tensor, y_pred: Tensor, losses: Tensor) -> tuple[Tensor, Tensor]:
+        axis = checked_axis(self.axis, len(y_pred.shape))
+        if len(y_true.shape) == len(y_pred.shape) and y_true.shape[axis] == 1:
+            y_true = ops.squeeze(y_true, axis=axis)
+        if not same_shape(y_true.shape, losses.shape):
+            return None, None
+        return valid_mask(y_true, None, self.ignore_class), self._label_weights(y_true, y_pred)
+
     def _publish_statistics(self, given: tuple, losses: Tensor, valid: Tensor, logits: Tensor) -> None:
         y_true, y_pred, sample_weight = given
-        if is_eager(y_pred):
-            return
         statistics = None
-        if not (self.label_smoothing or self.class_weight is not None or self.focal_gamma or self.z_loss):
+        if not is_eager(y_pred) and not (self.label_smoothing or self.class_weight is not None or self.focal_gamma or self.z_loss):
             ranks = None
             if _loss_statistics.needs_ranks():
                 labels = ops.reshape(to_tensor(y_true), ops.shape(losses))
@@ -182,8 +188,14 @@ class SparseCategoricalCrossentropy(Crossentropy):
     def _record(
         self, statistics: linear.LossStatistics | None, y_true: Tensor, y_pred: Tensor, sample_weight: Tensor
     ) -> _loss_statistics.LossRecord:
-        softcap = self.logit_softcap
-        return _loss_statistics.LossRecord(statistics, y_true, y_pred, sample_weight, self.ignore_class, softcap)
+        settings = _loss_statistics.Settings(
+            owner=type(self).__name__,
+            reading=provenance.reading(y_pred, axis=self.axis, from_logits=self.from_logits),
+            axis=checked_axis(self.axis, len(y_pred.shape), "predictions"),
+            ignore_class=self.ignore_class,
+            logit_softcap=self.logit_softcap,
+        )
+        return _loss_statistics.LossRecord(statistics, y_true, y_pred, sample_weight, settings)
 
     def _options(self, logit_softcap: float | None) -> SoftmaxOptions:
         return SoftmaxOptions(self.label_smoothing, self.focal_gamma, self.z_loss, logit_softcap)

@@ -69,7 +69,6 @@ class TokenCrossentropy(TokenMean):
         self.logit_softcap = arguments.positive("logit_softcap", logit_softcap)
         # Lets EarlyStopping and ModelCheckpoint know that less is better.
         _keras.set_direction(self, "down")
-        self._has_warned = False
 
     @no_autograph
     def result(self) -> Tensor:
@@ -84,9 +83,9 @@ class TokenCrossentropy(TokenMean):
         return statistics.nll
 
     def _values_from_predictions(self, labels: Tensor, y_pred: Tensor, mask: Tensor) -> Tensor:
-        if self.from_logits and not self._has_warned and provenance.activation_and_logits(y_pred)[1] is None:
+        if self.from_logits and "from_logits" not in self._warned and provenance.activation_and_logits(y_pred, axis=self.axis)[1] is None:
             self._warn_of_softmax(y_pred)
-        logits = provenance.as_logits(y_pred, from_logits=self.from_logits, activation="softmax")
+        logits = provenance.as_logits(y_pred, from_logits=self.from_logits, activation="softmax", axis=self.axis)
         return sparse_softmax_cross_entropy(labels, logits, axis=self.axis, mask=mask, logit_softcap=self.logit_softcap)
 
     def _warn_of_softmax(self, y_pred: Tensor) -> None:
@@ -99,8 +98,8 @@ class TokenCrossentropy(TokenMean):
             layer = provenance.softmax_layer_of(_keras.model_of_step())
             reason = layer and f"the layer '{layer}' makes probabilities of them by a softmax"
         if reason:
-            self._has_warned = True
-            arguments.warn(
+            self._warn_once(
+                "from_logits",
                 f"{type(self).__name__} has from_logits=True, but {reason}. Set from_logits=False, or end the model in "
-                "logits."
+                "logits.",
             )
