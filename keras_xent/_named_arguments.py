@@ -1,4 +1,4 @@
-"""Constructors whose arguments can be named again: in a configuration, in a `repr`, and in an error about wrong names."""
+"""Constructors whose arguments can be named again: in a configuration, in a `repr`, and in an error."""
 
 import inspect
 from typing import Any
@@ -48,7 +48,8 @@ class NamedArguments:
         shown = [
             f"{name}={value!r}"
             for name, value in self._given_arguments().items()
-            if name in ("from_logits", "reduction") or value != parameters[name].default
+            if name in ("from_logits", "reduction")
+            or value not in (parameters[name].default, getattr(self, f"_default_{name}", None))
         ]
         return f"{type(self).__name__}({', '.join(shown)})"
 

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import keras
+import numpy
 
 from keras_xent._backend._finite import where_finite
 from keras_xent._types import Tensor
@@ -108,7 +109,7 @@ def is_eager(tensor: Tensor) -> bool:
     if isinstance(tensor, jax.core.Tracer):
         return False
     # Under `jit`, operations on concrete arrays are part of the program; under `grad` alone they are not.
-    return jax.core.trace_state_clean() or not isinstance(jax.numpy.zeros(()), jax.core.Tracer)
+    return not isinstance(jax.lax.neg(numpy.float32(0)), jax.core.Tracer)
 
 
 def snapshot(variable: Tensor) -> Tensor:

@@ -88,6 +88,8 @@ def _describe_bad_label(labels, bad, num_classes, valid):
     elif label != int(label):
         rule = f"`{name}` must be whole numbers, the index of one class each"
         fix = "For soft targets use the categorical loss."
+    elif num_classes == 1:
+        fix = "For a yes-or-no answer of one unit use the binary loss, BinaryCrossentropy."
     else:
         fix = f"If it marks padding, say so with `ignore_class={int(label)}`."
         zeros = ops.equal(labels, 0)

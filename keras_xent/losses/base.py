@@ -8,12 +8,13 @@ from typing import Any, NamedTuple
 import keras
 from keras import ops
 
-from keras_xent import _keras, arguments, provenance
+from keras_xent import _endings, _keras, arguments, provenance
 from keras_xent._backend import is_eager, no_autograph
-from keras_xent._types import DType, Tensor
 from keras_xent._named_arguments import NamedArguments
-from keras_xent.kernels._dtypes import to_tensor
-from keras_xent.kernels._shapes import align_weights, checked_axis, same_shape
+from keras_xent._types import DType, Tensor
+from keras_xent.kernels._dtypes import dtype_of, is_float, to_tensor
+from keras_xent.kernels._labels import is_soft_label
+from keras_xent.kernels._shapes import align_weights, checked_axis, ensure_shape, same_shape
 from keras_xent.kernels.reduction import REDUCTIONS, reduce
 
 
@@ -25,6 +26,8 @@ class Unreduced(NamedTuple):
     has_label: Tensor = None
     # The class weight of each element's label; None if all are 1.
     label_weights: Tensor = None
+    # Sample weights of the shape of these losses, in place of those of the alignment; `has_label` has the mask in it.
+    weights: Tensor = None
 
 
 class Alignment(NamedTuple):
@@ -36,6 +39,8 @@ class Alignment(NamedTuple):
     label_mask: Tensor = None
     # Numbers that broadcast against the losses.
     weights: Tensor = None
+    # Numbers of the shape of the logits, for losses whose elements have several labels.
+    weights_of_labels: Tensor = None
 
     @property
     def nonzero_weight(self) -> Tensor:
@@ -64,7 +69,11 @@ class Crossentropy(NamedArguments, keras.losses.Loss):
     """
 
     _activation = "softmax"
-    _labels_have_masks = False
+    # What to do instead of the `class_weight` of `fit` for several labels to an example; empty where that is right.
+    _instead_of_class_weight = ""
+    _elements_have_labels = False
+    # Whether labels are numbers from 0 to 1 rather than indices of classes.
+    _takes_probabilities = True
     # Defaults of arguments that not every loss has.
     axis = -1
     z_loss = 0.0
@@ -88,17 +97,21 @@ class Crossentropy(NamedArguments, keras.losses.Loss):
         """The reduced loss, a scalar of the loss's dtype (of the shape of the losses for reduction None)."""
         if self._overrides_call():
             return self._reduce_overridden(y_true, y_pred, sample_weight)
+        if self._instead_of_class_weight:
+            self._warn_of_class_weight(y_true, sample_weight)
         given = (y_true, y_pred, sample_weight)
         mask = _keras.mask_of(y_pred)
         with keras.name_scope(self.name), arguments.named("y_true", "y_pred"):
             y_true, logits = self._labels_and_logits(y_true, y_pred)
             aligned = self._align(logits, mask, sample_weight)
             unreduced = self._unreduced(y_true, logits, aligned)
-            valid = aligned.valid
-            if unreduced.has_label is not None:
+            valid, weights = aligned.valid, aligned.weights
+            if unreduced.weights is not None:
+                valid, weights = unreduced.has_label, unreduced.weights
+            elif unreduced.has_label is not None:
                 valid = unreduced.has_label if valid is None else ops.logical_and(valid, unreduced.has_label)
             self._publish_statistics(given, unreduced.losses, valid, logits)
-            return self._reduce(unreduced.losses, valid, aligned.weights, unreduced.label_weights)
+            return self._reduce(unreduced.losses, valid, weights, unreduced.label_weights)
 
     def _reduce(self, losses: Tensor, valid: Tensor, weights: Tensor, label_weights: Tensor) -> Tensor:
         loss = reduce(
@@ -180,27 +193,54 @@ class Crossentropy(NamedArguments, keras.losses.Loss):
     def _align(self, logits: Tensor, mask: Tensor, sample_weight: Tensor) -> Alignment:
         axis = checked_axis(self.axis, len(logits.shape), "predictions")
         shape = tuple(size for i, size in enumerate(logits.shape) if i != axis)
-        valid = label_mask = weights = None
+        valid = label_mask = weights = weights_of_labels = None
         if mask is not None:
             mask = ops.cast(mask, "bool")
-            if self._labels_have_masks and same_shape(mask.shape, logits.shape):
+            if self._elements_have_labels and same_shape(mask.shape, logits.shape):
                 label_mask = mask
             else:
                 valid = align_weights(mask, shape, "mask", like=logits, without=axis)
         if sample_weight is not None:
             sample_weight = to_tensor(arguments.tensor("sample_weight", sample_weight))
-            weights = align_weights(sample_weight, shape, like=logits, without=axis)
-        return Alignment(valid, label_mask, weights)
+            if self._elements_have_labels and logits.shape[axis] != 1 and same_shape(sample_weight.shape, logits.shape):
+                weights_of_labels = ensure_shape(
+                    sample_weight, logits, "`sample_weight` per label must have the shape of `y_pred`."
+                )
+            else:
+                weights = align_weights(sample_weight, shape, like=logits, without=axis)
+        return Alignment(valid, label_mask, weights, weights_of_labels)
 
     def _labels_and_logits(self, y_true: Tensor, y_pred: Tensor) -> tuple[Tensor, Tensor]:
         y_true = arguments.tensor("y_true", y_true)
         y_pred = arguments.tensor("y_pred", y_pred)
-        return to_tensor(y_true), self._logits(provenance.read_variable(y_pred))
+        y_true = to_tensor(y_true)
+        self._refuse_swapped(y_true, y_pred)
+        return y_true, self._logits(provenance.read_variable(y_pred))
+
+    def _refuse_swapped(self, y_true: Tensor, y_pred: Tensor) -> None:
+        """Raises an error for PyTorch's order: logits where labels belong, and integers where predictions do."""
+        if hasattr(y_pred, "assign") or is_float(to_tensor(y_pred)) or not is_float(y_true):
+            return
+        # Labels have one axis less, or are no numbers from 0 to 1.
+        is_swapped = len(y_true.shape) == len(y_pred.shape) + 1
+        if not is_swapped and self._takes_probabilities and is_eager(y_true) and 0 not in y_true.shape:
+            is_swapped = not bool(ops.all(is_soft_label(y_true)))
+        if is_swapped:
+            raise ValueError(
+                "`y_true` and `y_pred` seem to be swapped: losses of Keras are called `loss(y_true, y_pred)`. "
+                f"Received: y_true of dtype {dtype_of(y_true)} and shape {tuple(y_true.shape)}, and y_pred of dtype "
+                f"{dtype_of(to_tensor(y_pred))} and shape {tuple(y_pred.shape)}."
+            )
 
     def _logits(self, y_pred: Tensor) -> Tensor:
         axis = self.axis if isinstance(self.axis, int) and y_pred.shape else -1
         checked_axis(axis, len(y_pred.shape), "predictions") if self._activation == "softmax" else None
         activation, logits = provenance.activation_and_logits(y_pred, self._activation, axis)
+        if self.from_logits and not is_eager(y_pred) and logits is None:
+            # Of what JAX traces only the layers of the model tell.
+            end = _endings.ending(y_pred)
+            if end is not None and end.kind in ("softmax", "sigmoid"):
+                self._warn_of_activation(y_pred, end.kind, is_known=False)
         if self.from_logits and logits is not None:
             self._warn_of_activation(y_pred, activation)
         if not self.from_logits and logits is None:
@@ -219,21 +259,34 @@ class Crossentropy(NamedArguments, keras.losses.Loss):
             dtype="float64" if self.dtype == "float64" else None,
         )
 
-    def _warn_of_activation(self, y_pred: Tensor, activation: str) -> None:
-        use = "uses the logits before it" if activation == self._activation else "takes its output as logits"
+    def _warn_of_class_weight(self, y_true: Tensor, sample_weight: Tensor) -> None:
+        """Says that the `class_weight` of `fit` is wrong for several labels to an example."""
+        shape = tuple(getattr(y_true, "shape", ()))
+        if sample_weight is None or "class_weight" in self._warned or len(shape) < 2 or shape[-1] == 1:
+            return
+        if _keras.class_weight_of_fit() is not None:
+            self._warn_once(
+                "class_weight",
+                f"`class_weight` of `fit` is wrong for labels of shape {shape}: Keras makes one weight per example of "
+                f"it, by the position of the example's largest label. {self._instead_of_class_weight}",
+            )
+
+    def _warn_of_activation(self, y_pred: Tensor, activation: str, *, is_known: bool = True) -> None:
+        is_undone = is_known and activation == self._activation
+        use = "uses the logits before it" if is_undone else "takes its output as logits"
         ends_in = "a softmax over another axis" if activation == "other" else f"a {activation}"
         self._warn_once(
             "from_logits",
-            f"{type(self).__name__} has from_logits=True, but {provenance.layer_of(y_pred)} ends in {ends_in}. "
+            f"{type(self).__name__} has from_logits=True, but {_endings.layer_of(y_pred)} ends in {ends_in}. "
             f"The loss {use}. Remove the activation, or set from_logits=False.",
         )
 
     def _warn_of_logits(self, y_pred: Tensor) -> None:
-        why = None if "from_logits" in self._warned else provenance.describe_invalid_probabilities(y_pred)
+        why = None if "from_logits" in self._warned else _endings.describe_invalid_probabilities(y_pred)
         if why is not None:
             self._warn_once(
                 "from_logits",
-                f"{type(self).__name__} has from_logits=False, but the output of {provenance.layer_of(y_pred)} {why}. "
+                f"{type(self).__name__} has from_logits=False, but the output of {_endings.layer_of(y_pred)} {why}. "
                 "The loss takes it for probabilities. If these are logits, set from_logits=True.",
             )
 

@@ -35,7 +35,7 @@ class MaskedSequenceCrossentropy(SparseCategoricalCrossentropy):
         from_logits: whether `y_pred` holds logits (the default here) or probabilities.
         ignore_class: the label of padding, if labels mark it.
         label_smoothing, class_weight, z_loss, logit_softcap: as in `SparseCategoricalCrossentropy`. **Never use the
-            `class_weight` of `fit` here**: Keras makes a wrong weight per sequence of it, which no loss can notice.
+            `class_weight` of `fit` here**: Keras makes a wrong weight per sequence of it; the loss then warns.
         normalizer: a number that takes the place of the denominator.
         reduction: `"token_mean"`, `"sequence_mean"`, or one of Keras' names.
         name: name of the loss.

@@ -68,6 +68,15 @@ class TokenMean(NamedArguments, keras.metrics.Metric):
         self._warned: set[str] = set()
         _loss_statistics.register(self)
 
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Updates the state, and returns the result so far."""
+        if _keras.is_given_as_loss(self):
+            raise TypeError(
+                f"{type(self).__name__} is a metric and has no gradient, and it was given as a loss. Give it to "
+                "`compile(metrics=[...])`, and a loss such as keras_xent.losses.MaskedSequenceCrossentropy to `loss=`."
+            )
+        return super().__call__(*args, **kwargs)
+
     @abc.abstractmethod
     def _values_from_predictions(self, labels: Tensor, y_pred: Tensor, mask: Tensor) -> Tensor:
         """The value of each token, from predictions."""
@@ -156,9 +165,7 @@ class TokenMean(NamedArguments, keras.metrics.Metric):
     def _settings(self, y_pred: Tensor) -> _loss_statistics.Settings:
         reading = provenance.reading(y_pred, axis=self.axis, from_logits=self.from_logits)
         axis = checked_axis(self.axis, len(y_pred.shape), "predictions")
-        return _loss_statistics.Settings(
-            type(self).__name__, reading, axis, self.ignore_class, self.logit_softcap
-        )
+        return _loss_statistics.Settings(type(self).__name__, reading, axis, self.ignore_class, self.logit_softcap)
 
     def _fits(self, record: _loss_statistics.LossRecord) -> bool:
         """Whether the record's statistics are of the same quantity."""
