@@ -10,23 +10,25 @@ from typing import Any, NamedTuple
 
 import keras
 import numpy
+from keras.src.backend import get_keras_mask, set_keras_mask
 from keras.src.backend.common.stateless_scope import get_stateless_scope
 
 from keras_xent._types import Tensor
 
-_TRAINERS = tuple(f"keras.src.backend.{backend}.trainer" for backend in ("tensorflow", "jax"))
+_TRAINERS = tuple(f"backend.{backend}.trainer" for backend in ("tensorflow", "jax"))
+_CORES = tuple(f"backend.{backend}.core" for backend in ("tensorflow", "jax"))
 _LOOPS = {"fit": True, "train_on_batch": True, "evaluate": False, "test_on_batch": False, "predict": False}
 _FRAMEWORKS = ("keras_xent", "keras", "tensorflow", "jax")
 
 
 def mask_of(tensor: Tensor) -> Tensor:
     """The mask that Keras left on a tensor (`_keras_mask`), or None."""
-    return keras.src.backend.get_keras_mask(tensor)
+    return get_keras_mask(tensor)
 
 
 def set_mask(tensor: Tensor, mask: Tensor) -> None:
     """Leaves a mask on a tensor, where `keras.losses.Loss` looks for it (`set_keras_mask`)."""
-    keras.src.backend.set_keras_mask(tensor, mask)
+    set_keras_mask(tensor, mask)
 
 
 def logits_of(tensor: Tensor) -> Tensor:
@@ -68,8 +70,9 @@ def ancestors(tensor: Any, limit: int = 30) -> Iterator[tuple[Any, Any]]:
 
 def symbolic_output(predictions: Tensor) -> Any:
     """The symbolic output of the model of this step that `predictions` are the value of; None if that is not known."""
-    frame = _frame_of("keras.src.trainers.trainer", "compute_loss")
-    if frame is None:
+    frame = _frame_of("trainers.trainer", "compute_loss")
+    # Before the first step Keras may compute a loss of tensors that nothing has made.
+    if frame is None or any(_frame_of(module, "compute_output_spec") for module in _CORES):
         return None
     leaves = keras.tree.flatten(frame.f_locals.get("y_pred"))
     outputs = getattr(frame.f_locals.get("self"), "outputs", None) or []
@@ -96,7 +99,8 @@ def is_training_step() -> bool:
     """Whether the nearest loop of Keras that calls this trains, for layers whose `call` is not told."""
     frame: types.FrameType | None = sys._getframe()
     while frame is not None:
-        if frame.f_globals.get("__name__") in _TRAINERS and frame.f_code.co_name in _LOOPS:
+        module = str(frame.f_globals.get("__name__")).removeprefix("keras.src.")
+        if module in _TRAINERS and frame.f_code.co_name in _LOOPS:
             return _LOOPS[frame.f_code.co_name]
         frame = frame.f_back
     return False
@@ -148,14 +152,14 @@ def _arguments_of_fit() -> Any:
 
 def output_mask_is_lost(predictions: Tensor) -> bool:
     """Whether metrics are updated outside the gradient of a step on JAX, for a model whose output has a mask there."""
-    frame = _frame_of(_TRAINERS[1], "_update_metrics_variables")
+    frame = _frame_of(_TRAINERS[1], "train_step")
     outputs = [] if frame is None else getattr(frame.f_locals.get("self"), "outputs", None) or []
     return any(mask_of(output) is not None and len(output.shape) == len(predictions.shape) for output in outputs)
 
 
 def is_given_as_loss(metric: Any) -> bool:
     """Whether Keras calls a metric as the function of a loss (`LossFunctionWrapper`)."""
-    frame = _frame_of("keras.src.losses.losses", "call")
+    frame = _frame_of("losses.losses", "call")
     return frame is not None and getattr(frame.f_locals.get("self"), "fn", None) is metric
 
 
@@ -163,7 +167,7 @@ def _frame_of(module: str, function: str) -> types.FrameType | None:
     """The innermost frame of a function of Keras that calls this."""
     frame: types.FrameType | None = sys._getframe()
     while frame is not None:
-        if frame.f_code.co_name == function and frame.f_globals.get("__name__") == module:
+        if frame.f_code.co_name == function and frame.f_globals.get("__name__") == f"keras.src.{module}":
             return frame
         frame = frame.f_back
     return None

@@ -44,12 +44,12 @@ class NamedArguments:
 
     def __repr__(self) -> str:
         """The class with its arguments, those left at their defaults left out."""
-        parameters = _parameters(type(self))
+        defaults = {name: parameter.default for name, parameter in _parameters(type(self)).items()}
+        defaults["name"] = getattr(self, "_default_name", defaults.get("name"))
         shown = [
             f"{name}={value!r}"
             for name, value in self._given_arguments().items()
-            if name in ("from_logits", "reduction")
-            or value not in (parameters[name].default, getattr(self, f"_default_{name}", None))
+            if name in ("from_logits", "reduction") or value != defaults[name]
         ]
         return f"{type(self).__name__}({', '.join(shown)})"
 

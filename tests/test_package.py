@@ -20,7 +20,7 @@ LAYERS = [
     {"_types"},
     {"_backend", "_keras"},
     {"arguments"},
-    {"_named_arguments", "_elsewhere"},
+    {"_elsewhere", "_named_arguments", "config"},
     {"kernels"},
     {"_endings", "_loss_statistics", "provenance"},
     {"layers", "losses", "metrics"},

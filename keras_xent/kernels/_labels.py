@@ -35,7 +35,7 @@ def equals_ignored(labels: Tensor, ignore_class: float) -> Tensor:
 
 
 def class_indices(labels: Tensor, num_classes: Any, valid: Tensor) -> Tensor:
-    """int32 labels in `[0, num_classes)`, or -1 where a label is out of range. Labels are never cast to a float type.
+    """int32 labels in `[0, num_classes)`, or -1 where a valid label is out of range. They are never cast to a float type.
 
     A valid label that is out of range is an error in eager mode and in a TensorFlow graph on the CPU. Where values
     cannot be read (inside XLA), or reading them would make an accelerator wait, the -1 becomes a NaN loss in the
@@ -48,8 +48,10 @@ def class_indices(labels: Tensor, num_classes: Any, valid: Tensor) -> Tensor:
             raise ValueError(_describe_bad_label(labels, bad, int(num_classes), valid))
     else:
         _assert_in_range(labels, bad, num_classes)
+    # Class 0 where the label does not count: a NaN that is selected away would alarm those who look for NaN.
+    out_of_range = ops.where(bad, ops.full_like(integers, -1), ops.zeros_like(integers))
     # The cast comes before any compiled function: int16 labels inside one abort XLA:CPU of TensorFlow 2.21.
-    return ops.cast(ops.where(is_class, integers, ops.full_like(integers, -1)), "int32")
+    return ops.cast(ops.where(is_class, integers, out_of_range), "int32")
 
 
 def in_range(labels: Tensor, num_classes: Any) -> Tensor:
