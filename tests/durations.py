@@ -72,7 +72,7 @@ class Durations:
 
     def pytest_terminal_summary(self, terminalreporter):
         if self.slow:
-            terminalreporter.write_line(f"Over {FAST:g} s of processor time; tools/test --durations-check repeats them:")
+            terminalreporter.write_line(f"Over {FAST:g} s of processor time (tools/test --durations-check):")
         for name, seconds in sorted(self.slow.items(), key=lambda pair: -pair[1]):
             terminalreporter.write_line(f"  {seconds:5.1f} s  {name}")
         if self.ran:
