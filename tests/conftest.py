@@ -91,9 +91,9 @@ def pytest_runtest_teardown(item, nextitem):
         return
     import keras
 
-    from keras_xent.kernels import _compile
+    from tests import internals
 
-    _compile.forget()
+    internals.clear_cache()
     keras.backend.clear_session()
     if BACKEND == "jax":
         import jax

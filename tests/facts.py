@@ -109,14 +109,17 @@ def assert_are(rows, losses, gradients, rtol=1e-6):
 
 
 # Labels that some type of number rounds, or holds as its last: bfloat16 counts to 256 in steps of 1, float16 to 2048
-# and no further than 65504. A row has logit 20 for its label and 0 for the other classes.
+# and no further than 65504.
 EDGE_LABELS = np.array([0, 1, 127, 128, 255, 256, 257, 599, 2047, 2049, 4099, 32767, 32768, 50257, 65535, 65536])
 EDGE_CLASSES = 65537
 
 
 def edge_labels():
-    """Labels `[16]`, float32 logits `[16, 65537]`, the one loss of all rows, and the gradient for a label's logit."""
-    logits = np.zeros((len(EDGE_LABELS), EDGE_CLASSES), "float32")
-    logits[np.arange(len(EDGE_LABELS)), EDGE_LABELS] = 20.0
-    others = (EDGE_CLASSES - 1) * np.exp(-20.0)
-    return EDGE_LABELS, logits, np.log1p(others), -others / (1 + others)
+    """Labels `[16]`, float32 logits `[16, 65537]`, the one loss of all rows, and the gradient for a label's logit.
+
+    Of two classes: the label has logit 1, one other class 0, and all others -1e4.
+    """
+    rows, labels = np.arange(len(EDGE_LABELS)), EDGE_LABELS
+    logits = np.full((len(labels), EDGE_CLASSES), -1e4, "float32")
+    logits[rows, labels], logits[rows, (labels + 12_345) % EDGE_CLASSES] = 1.0, 0.0
+    return labels, logits, np.log1p(np.exp(-1.0)), -1 / (1 + np.e)

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from keras_xent.kernels import linear, linear_cross_entropy, sparse_softmax_cross_entropy
+from keras_xent.kernels import linear_cross_entropy, sparse_softmax_cross_entropy
 from tests.backend import tensor, to_numpy, value_and_gradient
+from tests.internals import chunks
 from tools.bench.shapes import GPT2, HEADS, SHAPES, WORD_PIECES
 
 ROWS = 3
@@ -48,6 +49,6 @@ def test_the_head_of_a_real_shape(head):
 
 @pytest.mark.parametrize("tokens, classes", [(GPT2.tokens, GPT2.classes), (WORD_PIECES.tokens, WORD_PIECES.classes)])
 def test_where_tokens_may_not_count_there_are_chunks_to_leave_out(tokens, classes):
-    assert linear._chunks(tokens, classes, all_count=True)[1] == 1
-    size, chunks = linear._chunks(tokens, classes, all_count=False)
-    assert chunks > 1 and size * (chunks - 1) < tokens <= size * chunks
+    assert chunks(tokens, classes, all_count=True)[1] == 1
+    size, number = chunks(tokens, classes, all_count=False)
+    assert number > 1 and size * (number - 1) < tokens <= size * number

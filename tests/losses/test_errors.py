@@ -9,6 +9,7 @@ import pytest
 
 import keras_xent as kx
 from tests.backend import BACKEND, MODES, tensor
+from tests.internals import set_keras_mask
 from tests.losses.cases import ARGUMENTS, CLASSES, NAMES, SOFTMAX, SPARSE, example, make
 
 every_loss = pytest.mark.parametrize("name", NAMES)
@@ -57,7 +58,7 @@ def test_masks_that_fit_nothing_are_refused(name):
     labels, logits = example(name)
     sentence = ALIGNED.format(what="mask", shape=(4, 3), allowed=TWO, given=(3,), fix=STEPS)
     logits = tensor(logits)
-    keras.src.backend.set_keras_mask(logits, tensor(np.ones((3,), bool)))
+    set_keras_mask(logits, tensor(np.ones((3,), bool)))
     with pytest.raises(ValueError, match=exactly(sentence)):
         make(name, from_logits=True)(labels, logits)
 
@@ -298,7 +299,7 @@ def test_binary_labels_that_do_not_count_may_be_anything(mode):
         return kx.losses.BinaryCrossentropy(from_logits=True, **options)(labels, logits)
 
     def masked(logits):
-        keras.src.backend.set_keras_mask(logits, there)
+        set_keras_mask(logits, there)
         return call(logits)
 
     def weighted(logits):

@@ -8,6 +8,7 @@ from keras import ops
 import keras_xent as kx
 from tests import oracles
 from tests.backend import MODES, tensor, to_numpy
+from tests.internals import ExactSums, set_keras_mask
 
 
 def example(shape, seed=0, classes=11):
@@ -25,7 +26,7 @@ def result(metric):
 
 def with_mask(logits, mask):
     logits = ops.convert_to_tensor(logits)
-    keras.src.backend.set_keras_mask(logits, ops.convert_to_tensor(mask))
+    set_keras_mask(logits, ops.convert_to_tensor(mask))
     return logits
 
 
@@ -97,8 +98,6 @@ def test_past_the_largest_float_the_perplexity_is_infinite_and_the_nll_is_not():
 
 @pytest.mark.parametrize("mode", MODES)
 def test_counters_go_on_past_the_exact_integers_of_float32(mode):
-    from keras_xent.metrics.exact_sums import ExactSums
-
     metric = keras.metrics.Metric(name="holder")
     sums = ExactSums(metric, "sums", 2)
     if mode == "jit":
