@@ -5,11 +5,11 @@ import pytest
 whole = pytest.mark.whole
 
 
-def sample(cases, fast):
-    """The parameters of a sweep: the fast suite takes those in `fast`, the whole suite all of them."""
-    assert all(case in cases for case in fast), "the fast suite would miss a case that is not there"
-    return [pytest.param(*_each(case), marks=() if case in fast else whole) for case in cases]
+def sample(cases, fast, *, one_argument=False):
+    """The parameters of a sweep: the fast suite takes those in `fast`, the whole suite all of them.
 
-
-def _each(case):
-    return case if isinstance(case, tuple) else (case,)
+    Tuples hold several arguments, unless it is said that they are one.
+    """
+    assert all(case in cases for case in fast), "a case of the fast suite is not one of the sweep"
+    several = [case if isinstance(case, tuple) and not one_argument else (case,) for case in cases]
+    return [pytest.param(*each, marks=() if case in fast else whole) for case, each in zip(cases, several, strict=True)]

@@ -63,7 +63,7 @@ def names(dtype="float32"):
         [(name, "float32") for name in names() if "weighted" not in name and "plain" not in name],
     ),
 )
-def test_nothing_of_the_logits_size_is_made_but_the_gradient(name, dtype):
+def test_the_gradient_is_the_only_buffer_of_the_size_of_the_logits(name, dtype):
     _, function, inputs, options, outputs = next(p for p in programs(dtype) if p[0] == name)
     size = ROWS * CLASSES * (4 if dtype == "float32" else 2)
     if BACKEND == "jax":
@@ -101,7 +101,7 @@ def buffers_of_logits_size(text):
     return found
 
 
-def test_the_count_of_buffers_sees_one():
+def test_the_count_of_buffers_finds_one_of_the_size_of_the_logits():
     if BACKEND == "tensorflow":
         wasteful = optimized(lambda x: tf.linalg.matmul(x, tf.exp(x), transpose_b=True), arguments()[0])
         assert buffers_of_logits_size(wasteful) >= 1
@@ -173,7 +173,7 @@ else:
     }
 
     @pytest.mark.parametrize("name", KERNELS)
-    def test_plain_operations_give_the_same_and_ask_for_no_xla(name, monkeypatch):
+    def test_without_xla_the_kernels_give_the_same(name, monkeypatch):
         # Four chunks of tokens.
         internals.set_sizes(monkeypatch.setattr, fewest_rows=3, chunk_bytes=1)
         rng = np.random.default_rng(0)

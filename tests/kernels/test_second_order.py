@@ -53,7 +53,7 @@ def _gradient_penalty(function, x, mode):
         [("sparse", "ignore_class"), ("dense", "mask"), ("sigmoid", "weight 0")],
     ),
 )
-def test_gradient_penalties_see_nothing_of_rows_that_do_not_count(kernel, how, mode):
+def test_gradient_penalties_of_masked_rows_are_0(kernel, how, mode):
     options, weights = {}, np.array([[1.0], [0.0]], "float32")
     if how == "mask":
         options["mask"] = np.array([True, False]) if kernel != "sigmoid" else np.array([[True] * 3, [False] * 3])
@@ -78,7 +78,7 @@ def test_gradient_penalties_see_nothing_of_rows_that_do_not_count(kernel, how, m
 @every_mode
 @pytest.mark.parametrize("gamma", sample([0.5, 1.5], [0.5]))
 @every_kernel
-def test_focal_second_derivatives_are_0_where_the_model_is_right_beyond_float32(kernel, gamma, mode):
+def test_focal_second_derivatives_are_0_where_1_minus_p_underflows(kernel, gamma, mode):
     x = tensor([[150.0, -150.0, -150.0]] * 2, "float32")
     product = hessian_vector_product(
         lambda x: KERNELS[kernel](x, focal_gamma=gamma), x, tensor([[1.0, -2.0, 0.5]] * 2, "float32"), 1.0, mode

@@ -57,7 +57,7 @@ def test_edge_labels_have_their_losses_and_gradients(mode):
 
 @every_mode
 @pytest.mark.parametrize("options", ["positive weight", "focal", "focal below 1"])
-def test_infinite_logits_have_their_limits(options, mode):
+def test_options_have_their_limits_at_infinite_logits(options, mode):
     options = OPTIONS[options]
     logits = tensor([INF, -INF, INF, -INF], "float32")
     value, gradient = value_and_gradient(kernel(np.array([1, 0, 0, 1]), **options), logits, mode=mode)
@@ -92,7 +92,7 @@ def test_missing_labels_leave_no_trace(mode):
         np.testing.assert_allclose(gradient, (upstream[:, 0] / count)[:, None] * slope, rtol=2e-6, atol=1e-6)
 
 
-def test_nan_stays_where_it_is():
+def test_nan_stays_in_its_label():
     labels, logits, _ = example((3, 2500))
     logits[1, 7] = NAN
     value, gradient = value_and_gradient(kernel(labels), tensor(logits, "float32"))
@@ -102,7 +102,7 @@ def test_nan_stays_where_it_is():
     np.testing.assert_array_equal(np.isnan(value), [False, True, False])
 
 
-def test_shapes_that_do_not_fit_are_explained():
+def test_mismatched_shapes_are_refused_with_both_shapes():
     with pytest.raises(ValueError) as error:
         sigmoid_cross_entropy(np.zeros(3), np.zeros((3, 1), "float32"))
     assert str(error.value) == (

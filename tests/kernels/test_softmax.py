@@ -143,7 +143,7 @@ def test_confident_rows_keep_their_small_losses_and_gradients():
     "softcap, classes",
     sample([(cap, classes) for cap in (20.0, 30.0, 50.0) for classes in (2, 300, 4096)], [(20.0, 2), (50.0, 4096)]),
 )
-def test_a_soft_cap_is_exact_where_it_is_reached(softcap, classes):
+def test_a_saturated_softcap_is_exact(softcap, classes):
     """The loss to the rounding of the capped logits, never negative; the gradient to that of the cap's slope."""
     logits = np.zeros((64, classes))
     logits[:, 0] = np.linspace(20, 60, 64)
@@ -214,7 +214,7 @@ def test_float_labels_must_be_whole():
     )
 
 
-def test_shapes_that_do_not_fit_are_explained():
+def test_mismatched_shapes_are_refused_with_both_shapes():
     with pytest.raises(ValueError) as error:
         sparse_softmax_cross_entropy(np.zeros((2, 3), int), np.zeros((2, 4, 5), "float32"))
     assert str(error.value) == (
@@ -343,7 +343,7 @@ def test_sizes_that_no_block_divides(rows, classes, mode):
         [("plain", "eager"), ("all", "eager")],
     ),
 )
-def test_targets_have_a_gradient_too(options, mode):
+def test_the_gradient_for_the_targets_agrees_with_the_oracle(options, mode):
     options = {k: v for k, v in OPTIONS[options].items() if k != "z_loss"}
     labels, logits, upstream = example()
     targets = soft_targets(2, logits.shape)

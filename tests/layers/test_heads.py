@@ -219,7 +219,7 @@ def test_a_model_inside_a_model_and_one_of_two_outputs(calls):
 # What the metrics are told.
 
 
-def test_metrics_use_what_the_loss_has_found_and_make_no_logits(calls):
+def test_metrics_reuse_the_statistics_of_the_loss(calls):
     model = language_model(kx.layers.LogitsDense)
     trained(model, loss(), weighted_metrics=metrics())
     # One trace for each batch size in training and in validation: a metric with a pass of its own would double them.
@@ -232,7 +232,7 @@ def test_metrics_use_what_the_loss_has_found_and_make_no_logits(calls):
 @pytest.mark.parametrize(
     "metric", sample(["same weights", "other weights", "another ignored class"], ["another ignored class"])
 )
-def test_metrics_that_count_otherwise_are_right_too(metric):
+def test_metrics_with_other_weights_or_ignored_classes_are_right(metric):
     results = []
     for layer in (keras.layers.Dense, kx.layers.LogitsDense):
         own = kx.metrics.Perplexity(ignore_class=3 if metric == "another ignored class" else 0)
@@ -281,7 +281,7 @@ def compiled_step(model, tokens):
 if BACKEND == "tensorflow":
 
     @pytest.mark.parametrize("layer, expected", [(kx.layers.LogitsDense, False), (keras.layers.Dense, True)])
-    def test_a_graph_for_batches_of_any_size_does_not_ask_for_the_logits(layer, expected):
+    def test_a_graph_for_batches_of_any_size_does_not_read_the_logits(layer, expected):
         """Not for their shape either, which TensorFlow would make them for."""
         model = language_model(layer)
         model.compile("sgd", loss(), metrics=metrics() if layer is kx.layers.LogitsDense else [])
@@ -333,7 +333,7 @@ if BACKEND == "tensorflow":
             model.train_on_batch(tokens, {"a": following, "b": following})
 
 
-def test_logits_that_still_live_somewhere_do_not_matter():
+def test_live_logits_of_another_program_are_not_mistaken_for_the_source():
     """Eager ones belong to no program: neither to that of the next loss, nor to one another."""
     layer, hidden = kx.layers.LogitsDense(5), np.ones((2, 3, 4), "float32")
     alive, labels = layer(hidden), np.zeros((2, 3), int)

@@ -67,7 +67,7 @@ SIGNATURES = {
 
 
 @every_loss
-def test_signature(name):
+def test_the_signature_is_that_of_the_contract(name):
     plain = [p.replace(annotation=inspect.Parameter.empty) for p in parameters(name).values()]
     assert str(inspect.Signature(plain)) == SIGNATURES[name]
 
@@ -121,7 +121,7 @@ def test_a_dtype_policy_is_kept_by_its_name(name):
 
 
 @every_loss
-def test_is_registered_under_the_name_of_the_package(name):
+def test_every_loss_is_registered_under_the_name_of_the_package(name):
     assert keras.saving.get_registered_name(getattr(kx.losses, name)) == f"keras_xent>{name}"
 
 

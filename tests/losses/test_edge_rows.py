@@ -65,7 +65,7 @@ def test_rows_that_do_not_count_leave_no_trace(name, how, mode):
 
 @pytest.mark.parametrize("mode", [mode for mode in MODES if mode in ("xla", "jit")])
 @pytest.mark.parametrize("dtype", ["int32", "float32"])
-def test_an_out_of_range_label_is_nan_in_loss_and_gradient_where_values_cannot_be_seen(dtype, mode):
+def test_an_out_of_range_label_is_nan_in_loss_and_gradient_inside_xla(dtype, mode):
     """Inside XLA a row whose label is not a class is NaN, and the other rows are as without it."""
     labels = np.array([0, 7, 2, -1, 6, 100, -100, 1.5, 3])[: 9 if dtype == "float32" else 7].astype(dtype)
     logits = np.tile(np.arange(7, dtype="float32"), (len(labels), 1))

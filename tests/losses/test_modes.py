@@ -173,7 +173,7 @@ def test_a_sum_on_two_replicas_is_that_on_one_device(on_replicas):
 
 
 @tensorflow_only(reason="tf.distribute is TensorFlow's")
-def test_in_the_scope_of_a_strategy_but_on_no_replica_a_token_mean_is_the_whole_one(on_replicas):
+def test_outside_replicas_a_token_mean_in_the_scope_of_a_strategy_is_of_the_whole_batch(on_replicas):
     values = on_replicas["without replicas"]
     assert_close(values["in the scope"], values["outside"], rtol=1e-6)
 

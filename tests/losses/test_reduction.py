@@ -35,7 +35,7 @@ KERAS_SHAPES = [
 
 @pytest.mark.parametrize("reduction", KERAS_REDUCTIONS)
 @pytest.mark.parametrize("name", DROP_INS)
-def test_reductions_of_keras_give_what_keras_gives(name, reduction):
+def test_reductions_of_keras_agree_with_keras(name, reduction):
     """With all shapes of losses and weights, with and without a mask."""
     theirs = getattr(keras.losses, name)(from_logits=True, reduction=reduction)
     ours = getattr(kx.losses, name)(from_logits=True, reduction=reduction)
@@ -157,7 +157,7 @@ WAYS_NOT_TO_COUNT = [
 
 
 @pytest.mark.parametrize("name, how", WAYS_NOT_TO_COUNT)
-def test_what_lies_under_an_element_that_does_not_count_leaves_no_trace(name, how):
+def test_logits_of_masked_elements_leave_no_trace(name, how):
     labels, logits = example(name, missing=False)
     counts = np.ones((4, 3), bool)
     counts[0, 0] = counts[1, 2] = counts[3] = False
@@ -177,7 +177,7 @@ def test_what_lies_under_an_element_that_does_not_count_leaves_no_trace(name, ho
 
 
 @every_loss
-def test_labels_under_an_element_that_does_not_count_may_be_anything(name):
+def test_labels_of_masked_elements_may_be_anything(name):
     labels, logits = example(name, missing=False)
     mask = np.ones((4, 3), bool)
     mask[1] = False

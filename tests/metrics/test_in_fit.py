@@ -90,7 +90,7 @@ def expected(model, data):
     ),
 )
 @every_head
-def test_masks_weights_and_ignored_labels_count_as_in_float64(head, shapes, loss, mode):
+def test_fit_and_evaluate_agree_with_float64_under_masks_weights_and_ignored_labels(head, shapes, loss, mode):
     model, trained, evaluated = fitted(head, LOSSES[loss](), mode, shapes)
     all_batches = list(batches(shapes))
     for report, prefix, data in (
@@ -103,7 +103,7 @@ def test_masks_weights_and_ignored_labels_count_as_in_float64(head, shapes, loss
 
 
 @every_head
-def test_each_of_several_outputs_has_its_own(head):
+def test_each_of_several_outputs_has_its_own_statistics(head):
     """Also on JAX, where all losses hand what they know to all metrics; and other metrics that live do not matter."""
     strangers = [kx.metrics.BitsPerByte([1.0] * 4), kx.metrics.Perplexity(axis=1)]
     tokens, labels, _ = next(batches())
