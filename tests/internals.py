@@ -1,34 +1,43 @@
 """What the tests read of the package beyond its public names: the one file to change when an internal one moves."""
 
+import dataclasses
+
 from keras.src.backend import set_keras_mask
 
-from keras_xent import source
-from keras_xent.kernels import _compile, _rows, linear, reduction, sigmoid, softmax, sparse_softmax
-from keras_xent.metrics import exact_sums
+from keras_xent import _backend, _keras, provenance
+from keras_xent.kernels import _compiled, _linear_loop, _options, _xla_cpu, linear, reduction
+from keras_xent.kernels import sigmoid as _sigmoid
+from keras_xent.kernels import softmax as _softmax
+from keras_xent.kernels import sparse_softmax as _sparse
+from keras_xent.metrics import _exact_sums
 
 __all__ = ["set_keras_mask"]
 
 # How kernels are compiled.
-clear_cache = _compile.forget
-compiled = _compile.compiled
-on_accelerator = _compile.accelerated
-without_xla = _compile.as_operations
-cast_to_nearest_even = _rows.rounded
+clear_cache = _compiled.clear_cache
+CompiledKernel = _compiled.CompiledKernel
+SoftmaxOptions, SigmoidOptions = _options.SoftmaxOptions, _options.SigmoidOptions
+on_accelerator = _backend.on_accelerator
+without_xla = _backend.without_xla
+cast_to_nearest_even = _xla_cpu.cast_to_nearest_even
 
 # The compiled halves of the kernels.
-sparse_forward, sparse_backward = sparse_softmax._sparse_forward, sparse_softmax._sparse_backward
-dense_forward, dense_backward = softmax._dense_forward, softmax._dense_backward
-sigmoid_forward, sigmoid_backward = sigmoid._sigmoid_forward, sigmoid._sigmoid_backward
+sparse_forward, sparse_backward = _sparse._sparse_forward, _sparse._sparse_backward
+dense_forward, dense_backward = _softmax._dense_forward, _softmax._dense_backward
+sigmoid_forward, sigmoid_backward = _sigmoid._sigmoid_forward, _sigmoid._sigmoid_backward
 
 
-def linear_with_statistics(*arguments, **options):
-    """The linear cross-entropy, and the statistics that metrics use."""
-    return linear.with_statistics(*arguments, **options)
+def linear_with_ranks(*arrays, **options):
+    """The linear cross-entropy and its statistics, ranks included, as losses request them where a metric needs ranks."""
+    fields = {field.name for field in dataclasses.fields(SoftmaxOptions)}
+    softmax = SoftmaxOptions(**{name: value for name, value in options.items() if name in fields})
+    others = {name: value for name, value in options.items() if name not in fields}
+    return linear.with_statistics(*arrays, options=softmax, ranks=True, **others)
 
 
-def chunks(tokens, classes, all_count):
+def chunks(tokens, classes, is_masked):
     """The size of a chunk of tokens of the linear kernel, and their number."""
-    return linear._chunks(tokens, classes, all_count=all_count)
+    return _linear_loop._chunk_sizes(tokens, classes, is_masked=is_masked)
 
 
 def set_sizes(
@@ -42,11 +51,11 @@ def set_sizes(
 ):
     """Sets what the kernels read at once; `set_attribute` is `setattr`, or monkeypatch's, which undoes it."""
     sizes = {
-        (linear, "_CHUNK_BYTES"): chunk_bytes,
-        (linear, "_CHUNK_BYTES_OF_AN_ACCELERATOR"): accelerator_chunk_bytes,
-        (linear, "_FEWEST_ROWS"): fewest_rows,
-        (linear, "_STRIP_BYTES"): strip_bytes,
-        (_rows, "_BLOCK_BYTES"): block_bytes,
+        (_linear_loop, "CPU_CHUNK_BYTES"): chunk_bytes,
+        (_linear_loop, "ACCELERATOR_CHUNK_BYTES"): accelerator_chunk_bytes,
+        (_linear_loop, "MIN_CHUNK_TOKENS"): fewest_rows,
+        (_xla_cpu, "_STRIP_BYTES"): strip_bytes,
+        (_xla_cpu, "_BLOCK_BYTES"): block_bytes,
     }
     for (module, name), size in sizes.items():
         if size is not None:
@@ -69,8 +78,8 @@ def count_linear_calls(monkeypatch):
 # Reductions and sums.
 REDUCTIONS = reduction.REDUCTIONS
 reduce = reduction.reduce
-ExactSums = exact_sums.ExactSums
+ExactSums = _exact_sums.ExactSums
 
 # Where a tensor came from.
-head_of = source.head_of
-mask_of = source.keras_mask
+head_of = provenance.head_of
+mask_of = _keras.mask_of

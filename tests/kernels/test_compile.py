@@ -1,5 +1,6 @@
 """What the compiled programs hold in memory, where they can run, and how often they are compiled."""
 
+import dataclasses
 import functools
 import re
 
@@ -21,8 +22,8 @@ else:
 
 # No two sizes are alike, so that a buffer of logits' size can be told by its shape.
 ROWS, CLASSES = 4111, 4099
-SOFTMAX = {"gamma": 0.0, "z_loss": 1e-3, "softcap": None}
-SIGMOID = {"smoothing": 0.1, "gamma": 0.0, "alpha": None, "missing": "nan", "reduced": True}
+SOFTMAX = internals.SoftmaxOptions(z_loss=1e-3)
+SIGMOID = {"options": internals.SigmoidOptions(label_smoothing=0.1, ignore_class="nan", mean_over_labels=True)}
 
 
 def arguments(dtype="float32"):
@@ -40,7 +41,7 @@ def programs(dtype="float32"):
     one = ops.ones((ROWS, 1), "float32")
     saved, dense_saved = (one, one), (one, one, one, one)
     for smoothing in (0.0, 0.1):
-        options = {**SOFTMAX, "smoothing": smoothing}
+        options = {"options": dataclasses.replace(SOFTMAX, label_smoothing=smoothing)}
         name = "smoothed" if smoothing else "plain"
         yield f"sparse forward {name}", internals.sparse_forward, (logits, labels), options, 0
         yield f"sparse forward weighted {name}", internals.sparse_forward, (logits, labels, weights), options, 0
@@ -67,13 +68,13 @@ def test_the_gradient_is_the_only_buffer_of_the_size_of_the_logits(name, dtype):
     _, function, inputs, options, outputs = next(p for p in programs(dtype) if p[0] == name)
     size = ROWS * CLASSES * (4 if dtype == "float32" else 2)
     if BACKEND == "jax":
-        analysis = jax.jit(functools.partial(function, **options)).lower(*inputs).compile().memory_analysis()
+        analysis = jax.jit(functools.partial(function.__call__, **options)).lower(*inputs).compile().memory_analysis()
         assert analysis.output_size_in_bytes < (outputs + 0.1) * size
         # XLA:CPU takes 16-bit logits and targets for integers by a copy; what is computed from them is not kept.
         copies = sum(i.shape == inputs[0].shape for i in inputs) if dtype == "bfloat16" and outputs == 0 else 0
         assert analysis.temp_size_in_bytes < (copies + 0.3) * size
     else:
-        program, arguments = function.at(*inputs, **options)
+        program, arguments = function.lower(*inputs, **options)
         text = program.experimental_get_compiler_ir(*arguments)(stage="optimized_hlo")
         assert buffers_of_logits_size(text) == outputs
 
@@ -156,9 +157,9 @@ else:
         for rows in (3, 5, 3, 5, 3):
             f = lambda x: kernels.sparse_softmax_cross_entropy(np.zeros(len(x), int), x, z_loss=0.125)  # noqa: E731
             value_and_gradient(f, tf.zeros((rows, 11)))
-        options = {**SOFTMAX, "smoothing": 0.0, "z_loss": 0.125}
+        options = {"options": internals.SoftmaxOptions(z_loss=0.125)}
         for function, arity in (internals.sparse_forward, 2), (internals.sparse_backward, 4):
-            program, _ = function.at(*[tf.zeros((1, 1))] * arity, **options)
+            program, _ = function.lower(*[tf.zeros((1, 1))] * arity, **options)
             assert program.experimental_get_tracing_count() == 2
 
     def of_linear(x, labels, **options):
@@ -209,7 +210,7 @@ def test_rounding_to_bfloat16_is_to_nearest_even_and_keeps_nan():
     x = np.concatenate([bits, halves.reshape(-1), special])
     # Numbers too small to be normal are 0 to some compilers.
     x = x[((x & 0x7F800000) != 0) | (x & 0x7FFFFFFF == 0)].view("float32")
-    found = internals.compiled(lambda x: internals.cast_to_nearest_even(x, "bfloat16"))(tensor(x))
+    found = internals.CompiledKernel(lambda x: internals.cast_to_nearest_even(x, "bfloat16"))(tensor(x))
     with np.errstate(invalid="ignore"):
         expected = x.astype(ml_dtypes.bfloat16).astype("float64")
     np.testing.assert_array_equal(to_numpy(found), expected)
@@ -222,7 +223,7 @@ def test_one_compilation_for_each_shape_and_option():
         shapes.append(tuple(x.shape))
         return x * 0.5**times
 
-    program = internals.compiled(halved)
+    program = internals.CompiledKernel(halved)
     for rows in (3, 5, 3, 5, 3):
         np.testing.assert_array_equal(program(ops.ones((rows, 7)), times=1), np.full((rows, 7), 0.5))
     assert shapes == [(3, 7), (5, 7)]

@@ -12,7 +12,7 @@ from keras import ops
 from keras_xent.kernels import linear_cross_entropy, sparse_softmax_cross_entropy
 from tests import oracles
 from tests.backend import BACKEND, DTYPES, MODES, every_mode, tensor, to_numpy
-from tests.internals import REDUCTIONS, linear_with_statistics, set_sizes
+from tests.internals import REDUCTIONS, linear_with_ranks, set_sizes
 from tests.tiers import sample, whole
 
 if BACKEND == "tensorflow":
@@ -454,16 +454,14 @@ def test_statistics_are_the_plain_cross_entropy_and_the_rank_of_the_label():
     hidden, kernel, bias, labels = example()
     labels[:50] = (hidden @ kernel + bias)[:50].argmax(1)
     mask = np.random.default_rng(7).uniform(size=TOKENS) < 0.6
-    _, known = linear_with_statistics(
-        hidden, kernel, labels, bias, mask=mask, ranks=True, reduction="sum", **OPTIONS["all"]
-    )
+    _, known = linear_with_ranks(hidden, kernel, labels, bias, mask=mask, reduction="sum", **OPTIONS["all"])
     capped = 5.0 * np.tanh((hidden @ kernel + bias) / 5.0)
     np.testing.assert_allclose(to_numpy(known.nll), np.where(mask, oracles.sparse(labels, capped)[0], 0), rtol=1e-5)
     assert to_numpy(known.rank).tolist() == np.where(mask, ranks(hidden @ kernel + bias, labels), 0).tolist()
 
 
 def test_of_equal_logits_the_first_has_rank_0():
-    _, known = linear_with_statistics(np.zeros((3, 2)), np.ones((2, 4)), [0, 1, 3], ranks=True)
+    _, known = linear_with_ranks(np.zeros((3, 2)), np.ones((2, 4)), [0, 1, 3])
     assert to_numpy(known.rank).tolist() == [0, 1, 3]
 
 
@@ -482,12 +480,12 @@ def test_no_buffer_of_the_size_of_the_logits_is_made(monkeypatch, options, reduc
     set_sizes(monkeypatch.setattr, chunk_bytes=4 * classes * 50, block_bytes=4 * classes * 10)
     hidden, kernel, _, labels = example(0, tokens, features, classes)
     hidden, kernel = hidden.astype("float32"), kernel.astype("float32")
-    options = {**OPTIONS[options], "reduction": reduction, "ignore_class": 0, "ranks": True}
+    options = {**OPTIONS[options], "reduction": reduction, "ignore_class": 0}
     if "class_weight" in options:
         options["class_weight"] = np.linspace(0.5, 2.0, classes)
 
     def f(hidden, kernel):
-        loss, known = linear_with_statistics(hidden, kernel, labels, **options)
+        loss, known = linear_with_ranks(hidden, kernel, labels, **options)
         return ops.sum(loss), known
 
     if BACKEND == "jax":

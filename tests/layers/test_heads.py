@@ -1,4 +1,4 @@
-"""Heads whose logits know their source: the same model as with Keras' layers, and no logits in its training step."""
+"""Heads whose logits carry their provenance: the same model as with Keras' layers, without logits in training."""
 
 import json
 import subprocess
@@ -152,7 +152,7 @@ def test_mixed_precision_trains_alike(policy):
         np.testing.assert_allclose(results[1][0][name], results[0][0][name], rtol=0.01)
 
 
-def test_the_activation_softmax_keeps_the_source(calls):
+def test_the_softmax_activation_keeps_provenance(calls):
     loss = SparseCategoricalCrossentropy(ignore_class=0)
     results = [
         trained(language_model(layer, activation="softmax"), loss)
@@ -216,7 +216,7 @@ def test_a_model_inside_a_model_and_one_of_two_outputs(calls):
     assert_same_training(*results)
 
 
-# What the metrics are told.
+# What the metrics reuse.
 
 
 def test_metrics_reuse_the_statistics_of_the_loss(calls):
@@ -297,7 +297,7 @@ if BACKEND == "tensorflow":
         assert ([None, None, VOCABULARY] in shapes) == expected
 
 
-# A source that gets lost.
+# Provenance that gets lost.
 
 
 class Doubled(keras.layers.Layer):
@@ -305,23 +305,23 @@ class Doubled(keras.layers.Layer):
         return ops.multiply(inputs, 2.0)
 
 
-def test_a_lost_source_warns_once_with_the_layer_and_the_fix(calls):
+def test_a_detached_head_warns_once_with_the_layer_and_the_fix(calls):
     model = language_model(kx.layers.LogitsDense, name="vocabulary", after=[Doubled()])
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         trained(model, loss())
-    told = [str(w.message) for w in caught if "source" in str(w.message)]
-    assert told == [
-        "MaskedSequenceCrossentropy makes the logits of layer 'vocabulary' in memory: what came after the layer "
-        "returned a new tensor, which does not know its source. End the model in that layer. The loss reads 16-bit "
-        "logits as they are, so that a float32 Activation after it is not needed."
+    messages = [str(w.message) for w in caught if "provenance" in str(w.message)]
+    assert messages == [
+        "MaskedSequenceCrossentropy materializes the logits of layer 'vocabulary': what comes after the layer "
+        "returns a new tensor, which carries no provenance. End the model in that layer. The loss reads 16-bit logits "
+        "as they are, so that a float32 Activation after it is not needed."
     ]
     assert calls == []
 
 
 if BACKEND == "tensorflow":
 
-    def test_another_output_of_the_same_shape_has_not_lost_the_source():
+    def test_another_output_of_the_same_shape_is_not_a_detached_head():
         tokens, following, _ = data()
         inputs = keras.Input((LENGTH,))
         hidden = keras.layers.Embedding(VOCABULARY, FEATURES)(inputs)
@@ -333,7 +333,7 @@ if BACKEND == "tensorflow":
             model.train_on_batch(tokens, {"a": following, "b": following})
 
 
-def test_live_logits_of_another_program_are_not_mistaken_for_the_source():
+def test_live_logits_of_another_program_are_not_mistaken_for_these():
     """Eager ones belong to no program: neither to that of the next loss, nor to one another."""
     layer, hidden = kx.layers.LogitsDense(5), np.ones((2, 3, 4), "float32")
     alive, labels = layer(hidden), np.zeros((2, 3), int)
@@ -370,13 +370,13 @@ def test_a_metric_that_reads_logits_works_and_warns_once():
     assert told == [
         [],
         [
-            "The logits of layer 'vocabulary' are made in memory, since the metric 'accuracy' reads them; "
+            "The logits of layer 'vocabulary' are materialized, since the metric 'accuracy' reads them; "
             "MaskedSequenceCrossentropy alone would do without. keras_xent.metrics.TokenAccuracy and Perplexity do."
         ],
     ]
 
 
-def test_a_linear_activation_in_float32_keeps_the_source(calls):
+def test_a_linear_activation_in_float32_keeps_provenance(calls):
     """Keras' own advice for mixed precision."""
     keras.mixed_precision.set_global_policy("mixed_bfloat16")
     try:
