@@ -28,7 +28,7 @@ sigmoid_forward, sigmoid_backward = _sigmoid._sigmoid_forward, _sigmoid._sigmoid
 
 
 def linear_with_ranks(*arrays, **options):
-    """The linear cross-entropy and its statistics, ranks included, as losses request them where a metric needs ranks."""
+    """The linear cross-entropy and its statistics, as losses request them where a metric needs ranks."""
     fields = {field.name for field in dataclasses.fields(SoftmaxOptions)}
     softmax = SoftmaxOptions(**{name: value for name, value in options.items() if name in fields})
     others = {name: value for name, value in options.items() if name not in fields}
