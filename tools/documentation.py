@@ -1,7 +1,7 @@
 """A hook of MkDocs: pages that are made from other sources, links that leave docs/, and formulas.
 
-The site shows files from outside docs/ (README.md and others), the notebook, and a reference of every public name, which
-is read from the `__all__` of each package. Formulas become MathML, which browsers show without a script.
+The site shows files from outside docs/ (README.md and others), the notebook, and a reference of every public name,
+which is read from the `__all__` of each package. Formulas become MathML, which browsers show without a script.
 """
 
 import ast

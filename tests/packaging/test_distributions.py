@@ -83,7 +83,9 @@ def environment(folder, wheel, dependencies):
     (packages,) = folder.glob("**/site-packages")
     # Lines of a .pth file are folders; their own .pth files (an editable install of the checkout) are not read.
     (packages / "dependencies.pth").write_text("\n".join(map(str, dependencies)))
-    where = run(str(python), "-c", "import keras_xent; print(keras_xent.__file__)", cwd=folder).strip()
+    where = run(
+        str(python), "-c", "from importlib.util import find_spec; print(find_spec('keras_xent').origin)", cwd=folder
+    ).strip()
     assert Path(where).is_relative_to(folder)
     return str(python)
 
