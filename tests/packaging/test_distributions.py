@@ -139,6 +139,11 @@ def test_the_metadata_is_fit_for_the_page_of_an_index(wheel):
     assert "/raw/" in picture
 
 
+def test_the_citation_names_the_version_of_the_package(wheel):
+    (version,) = re.findall(r"^version: (\S+)$", (ROOT / "CITATION.cff").read_text(), re.MULTILINE)
+    assert wheel.name.startswith(f"keras_xent-{version}-")
+
+
 def test_the_code_of_the_readme_runs_from_the_wheel(python, tmp_path):
     classifier, language_model = versions(README, "+")
     assert last_number(run(python, "-c", classifier, cwd=tmp_path)) > 0.7
