@@ -22,7 +22,7 @@ LAYERS = [
     {"arguments"},
     {"kernels"},
     {"_loss_statistics", "provenance"},
-    {"layers", "losses", "metrics"},
+    {"layers", "losses", "metrics", "preference"},
     {"callbacks", "deploy"},
     {"__init__"},
 ]
