@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 
 from keras_xent.deploy import export_scorer, load_scorer
-from keras_xent.deploy.scorer import windows
+from keras_xent.deploy._windows import windows
 from tests.deploy.models import classifier, language_model
 
 TOKENS = np.random.default_rng(0).integers(1, 50, 41)
@@ -33,11 +33,11 @@ def scorer(folder):
 @pytest.mark.parametrize("length", [0, 1, 2, 8, 9, 10, 41])
 def test_each_token_but_the_first_is_new_in_one_window(length, context, stride):
     cut = list(windows(length, context, stride))
-    new = [i for window in cut for i in range(window.fresh, window.end)]
+    new = [i for window in cut for i in range(window.first_scored, window.end)]
     assert new == list(range(1, length))
     for window in cut:
         assert window.end - window.begin == min(length, context + 1)
-        for i in range(window.fresh, window.end):
+        for i in range(window.first_scored, window.end):
             assert i - window.begin >= min(i, context - stride + 1)
 
 
@@ -48,7 +48,9 @@ def test_a_document_is_scored_as_window_by_window(scorer, context, stride):
     assert np.isnan(found[0])
     for window in windows(len(TOKENS), context, stride):
         alone = scorer.score(TOKENS[None, window.begin : window.end])["token_log_likelihood"][0]
-        np.testing.assert_allclose(found[window.fresh : window.end], alone[window.fresh - window.end :], rtol=1e-5)
+        np.testing.assert_allclose(
+            found[window.first_scored : window.end], alone[window.first_scored - window.end :], rtol=1e-5
+        )
     assert sum(told) == len(TOKENS) - 1
 
 

@@ -1,16 +1,17 @@
-"""Scoring with a SavedModel of ours: single batches, and documents longer than what the model can be given."""
+"""Scoring with an exported SavedModel: single batches, and documents longer than the model's context."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from keras_xent.deploy.export import ABOUT, EXTRA, TOKENIZER
+from keras_xent.deploy._export import EXTRA_ASSETS, METADATA, TOKENIZER
+from keras_xent.deploy._windows import windows
 
 # Tokens of a window where neither the model nor the caller says how many.
-_CONTEXT = 512
+_DEFAULT_CONTEXT = 512
 
 
 def load_scorer(path: Any) -> "Scorer":
@@ -35,12 +36,12 @@ def load_scorer(path: Any) -> "Scorer":
         if folder.suffix in (".keras", ".h5"):
             what = "a file of Keras: load it with `keras.models.load_model`, and export the model"
         raise ValueError(f"`path` must be a folder that `export_scorer` has written. Received: '{path}', {what}.")
-    # On JAX, TensorFlow is imported by nobody else.
+    # On JAX, nothing else imports TensorFlow.
     import tensorflow as tf
 
     try:
         loaded = tf.saved_model.load(str(folder))
-    # Nobody says what the loader raises.
+    # What the loader raises is not documented.
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ValueError(
@@ -56,20 +57,14 @@ def load_scorer(path: Any) -> "Scorer":
     return Scorer(loaded, folder)
 
 
-class Window(NamedTuple):
-    """A part of a document that is scored at once: `ids[begin:end]`, of which those from `fresh` on are new."""
-
-    begin: int
-    fresh: int
-    end: int
-
-
 class Scorer:
     """A loaded SavedModel. Made by `load_scorer`.
 
     Attributes:
         causal: whether it scores tokens, given those before them.
         num_classes, ignore_class, start_token, context: as it was exported; None where that is not known.
+        batch, length: how many texts, and how many tokens of each, the model takes; None if any number. Fewer are
+            padded.
         tokenizer: the path of the tokenizer's file; None if there is none.
     """
 
@@ -77,7 +72,6 @@ class Scorer:
         # Functions of a SavedModel need it alive.
         self._loaded = loaded
         self._score = loaded.signatures["score"]
-        about = _read_json(folder / EXTRA / ABOUT)
         self._inputs = self._score.structured_input_signature[1]
         self.causal: bool = set(self._inputs) == {"token_ids", "mask"}
         if not self.causal and set(self._inputs) != {"inputs", "labels"}:
@@ -85,31 +79,38 @@ class Scorer:
                 f"The signature 'score' of the SavedModel '{folder}' takes {sorted(self._inputs)}, and that of "
                 "`export_scorer` takes token_ids and mask, or inputs and labels. Export the model with it."
             )
-        self.num_classes: int | None = about.get("num_classes")
-        self.ignore_class: int | None = about.get("ignore_class")
-        self.start_token: int | None = about.get("start_token")
-        self.context: int | None = about.get("context")
-        beside = folder / EXTRA / TOKENIZER
-        self.tokenizer: Path | None = beside if beside.is_file() else None
+        if self.causal and "token_mask" not in self._score.structured_outputs:
+            raise ValueError(
+                f"The signature 'score' of the SavedModel '{folder}' does not tell which tokens it has scored "
+                "(`token_mask`). Export the model again."
+            )
+        metadata = _read_metadata(folder / EXTRA_ASSETS / METADATA)
+        self.num_classes: int | None = metadata.get("num_classes")
+        self.ignore_class: int | None = metadata.get("ignore_class")
+        self.start_token: int | None = metadata.get("start_token")
+        self.context: int | None = metadata.get("context")
+        self.batch: int | None = None
+        self.length: int | None = None
+        if self.causal:
+            self.batch, length = self._inputs["token_ids"].shape
+            self.length = None if length is None else length - 1
+        tokenizer_path = folder / EXTRA_ASSETS / TOKENIZER
+        self.tokenizer: Path | None = tokenizer_path if tokenizer_path.is_file() else None
 
     def score(self, inputs: Any, labels: Any = None, *, mask: Any = None) -> dict[str, np.ndarray]:
         """The outputs of the signature `score`: of `token_ids [B, T]` and a mask, or of inputs and their labels."""
         first, second = ("token_ids", "mask") if self.causal else ("inputs", "labels")
-        other, unknown = (mask, labels) if self.causal else (labels, mask)
-        if unknown is not None:
+        other, unexpected = (mask, labels) if self.causal else (labels, mask)
+        if unexpected is not None:
             raise ValueError(f"`score` of this model takes `{first}` and `{second}`.")
-        given = {first: self._checked(first, inputs)}
-        if self.causal:
-            other = np.ones(given[first].shape, bool) if mask is None else mask
-        given[second] = self._checked(second, other)
-        if self.causal:
-            if given["mask"].shape != given["token_ids"].shape:
-                raise ValueError(
-                    f"`mask` must have the shape of `token_ids`. Received: {given['mask'].shape} and "
-                    f"{given['token_ids'].shape}."
-                )
-            self._check_tokens(given["token_ids"], given["mask"])
-        return self._run(given)
+        inputs = self._checked(first, inputs)
+        if not self.causal:
+            return self._run({first: inputs, second: self._checked(second, other)})
+        mask = self._checked(second, np.ones(inputs.shape, bool) if mask is None else mask)
+        if mask.shape != inputs.shape:
+            raise ValueError(f"`mask` must have the shape of `token_ids`. Received: {mask.shape} and {inputs.shape}.")
+        self._check_tokens(inputs, mask)
+        return self._score_padded(inputs, mask)
 
     def score_document(
         self,
@@ -118,11 +119,13 @@ class Scorer:
         context: int | None = None,
         stride: int | None = None,
         batch_size: int = 8,
+        start_in_every_window: bool = False,
         progress: Callable[[int], Any] | None = None,
     ) -> np.ndarray:
         """The log-likelihood of each token of one document of any length, `[T]`, in float64.
 
-        It is nan for tokens that are not scored: the first, unless a start token comes before it, and `ignore_class`.
+        It is nan for tokens that are not scored: the first, unless a start token comes before it, `ignore_class`, and
+        those that the model's own Keras mask leaves out.
 
         The document is scored in windows of `context + 1` tokens that move on by `stride` tokens. Each token is scored
         once, in the first window that holds it, given at least `context - stride + 1` tokens where there are as many.
@@ -132,6 +135,8 @@ class Scorer:
             context: the most tokens that are given; by default what the export says, else 512.
             stride: from 1, the most context and the most work, to `context`, the least; by default half of `context`.
             batch_size: how many windows are scored at once.
+            start_in_every_window: whether each window begins with the start token, in place of its first token, for
+                models that expect it there.
             progress: is called with the number of tokens that have been scored since the last call.
 
         Raises:
@@ -139,37 +144,72 @@ class Scorer:
         """
         if not self.causal:
             raise ValueError("`score_document` needs a language model, and this one scores inputs with labels.")
-        context = context or self.context or _CONTEXT
+        context, stride, batch_size = self._checked_windows(context, stride, batch_size)
+        if start_in_every_window and self.start_token is None:
+            raise ValueError(
+                "`start_in_every_window` needs a start token. Export the model with `start_token`, if it was trained "
+                "with one."
+            )
+        tokens = self._with_start(ids)
+        result = np.full(len(tokens), np.nan)
+        all_windows = list(windows(len(tokens), context, stride))
+        for first in range(0, len(all_windows), batch_size):
+            batch = all_windows[first : first + batch_size]
+            token_ids = np.stack([tokens[w.begin : w.end] for w in batch])
+            if start_in_every_window:
+                token_ids[:, 0] = self.start_token
+            mask = np.stack([np.arange(w.begin, w.end) >= w.first_scored for w in batch])
+            scored = self._score_padded(token_ids, mask)
+            for window, values, valid in zip(batch, scored["token_log_likelihood"], scored["token_mask"], strict=True):
+                if np.isnan(values[valid]).any():
+                    place = window.begin + 1 + int(np.flatnonzero(valid & np.isnan(values))[0])
+                    raise ValueError(
+                        f"The model's log-likelihood of token {place - (self.start_token is not None)} is not a "
+                        "number: look for NaN in its weights."
+                    )
+                new = window.end - window.first_scored
+                result[window.first_scored : window.end] = np.where(valid, values, np.nan)[-new:]
+            if progress is not None:
+                progress(sum(w.end - w.first_scored for w in batch))
+        return result if self.start_token is None else result[1:]
+
+    def _checked_windows(self, context, stride, batch_size):
+        if context is not None and self.length is not None and context > self.length:
+            raise ValueError(
+                f"`context` must be at most {self.length}, the number of tokens that the model takes. "
+                f"Received: context={context}."
+            )
+        context = context or self.context or self.length or _DEFAULT_CONTEXT
         stride = stride or max(1, context // 2)
         if not 1 <= stride <= context or batch_size < 1:
             raise ValueError(
                 "`context`, `stride` and `batch_size` must be at least 1, and `stride` at most `context`. Received: "
                 f"context={context}, stride={stride} and batch_size={batch_size}."
             )
-        tokens = self._checked("token_ids", np.asarray(ids).reshape(1, -1) if len(ids) else np.zeros((1, 0), "int32"))
-        self._check_tokens(tokens, np.ones(tokens.shape, bool))
-        if self.start_token is not None:
-            tokens = np.insert(tokens, 0, self.start_token, axis=1)
-        tokens = tokens[0]
-        result, wanted = np.full(len(tokens), np.nan), np.arange(len(tokens)) > 0
-        if self.ignore_class is not None:
-            wanted &= tokens != self.ignore_class
-        all_windows = list(windows(len(tokens), context, stride))
-        for first in range(0, len(all_windows), batch_size):
-            batch = all_windows[first : first + batch_size]
-            mask = np.stack([np.arange(w.begin, w.end) >= w.fresh for w in batch])
-            scored = self._run({"token_ids": np.stack([tokens[w.begin : w.end] for w in batch]), "mask": mask})
-            for window, values in zip(batch, scored["token_log_likelihood"], strict=True):
-                result[window.fresh : window.end] = values[window.fresh - window.end :]
-            if progress is not None:
-                progress(sum(w.end - w.fresh for w in batch))
-        if np.isnan(result[wanted]).any():
-            place = int(np.flatnonzero(wanted & np.isnan(result))[0]) - (self.start_token is not None)
+        return context, stride, min(batch_size, self.batch or batch_size)
+
+    def _with_start(self, ids):
+        """The tokens of a document after the start token, if there is one."""
+        ids = np.asarray(ids) if len(ids) else np.zeros(0, "int32")
+        if ids.ndim != 1:
             raise ValueError(
-                f"The model's log-likelihood of token {place} is not a number: look for NaN in its weights."
+                f"`ids` must be the tokens of one document, of shape [T]. Received: shape {ids.shape}. Score several "
+                "documents one after the other."
             )
-        result[~wanted] = np.nan
-        return result if self.start_token is None else result[1:]
+        if ids.dtype.kind not in "iu":
+            raise ValueError(f"`ids` must be whole numbers. Received: dtype {ids.dtype}.")
+        self._check_tokens(ids[None], np.ones((1, len(ids)), bool))
+        ids = ids.astype("int64")
+        return ids if self.start_token is None else np.insert(ids, 0, self.start_token)
+
+    def _score_padded(self, token_ids, mask):
+        """The signature's outputs, computed with as many rows and tokens as a model of fixed size takes."""
+        rows, length = token_ids.shape
+        sizes = self._inputs["token_ids"].shape
+        padding = [(0, size - given if size else 0) for size, given in zip(sizes, token_ids.shape, strict=True)]
+        scored = self._run({"token_ids": np.pad(token_ids, padding), "mask": np.pad(mask, padding)})
+        kept = (slice(rows), slice(max(0, length - 1)))
+        return {name: value[kept[: value.ndim]] for name, value in scored.items()}
 
     def _run(self, given):
         import tensorflow as tf
@@ -186,19 +226,24 @@ class Scorer:
         return {name: value.numpy() for name, value in scored.items()}
 
     def _checked(self, name, value):
-        """The array, if the signature takes it."""
-        spec, fits = self._inputs[name], False
+        """The array, if the signature takes it, after padding where it is a language model's."""
+        spec = self._inputs[name]
         try:
             array = np.asarray(value)
         except ValueError:
             raise ValueError(f"`{name}` must be rows of one length. Received: rows of uneven length.") from None
         kinds = {"i": "iu", "b": "b"}.get(spec.dtype.as_numpy_dtype().dtype.kind, "fiu")
-        if array.dtype.kind in kinds or array.size == 0:
-            fits = spec.shape.is_compatible_with(array.shape)
+        fits = array.dtype.kind in kinds or array.size == 0
+        if self.causal:
+            sizes = zip(spec.shape, array.shape, strict=False)
+            fits &= array.ndim == 2 and all(size is None or given <= size for size, given in sizes)
+        else:
+            fits &= spec.shape.is_compatible_with(array.shape)
         if not fits:
-            shape = [size if size is not None else "any" for size in spec.shape]
+            at_most = "at most " if self.causal else ""
+            shape = ", ".join("any" if size is None else f"{at_most}{size}" for size in spec.shape)
             raise ValueError(
-                f"`{name}` must have dtype {spec.dtype.name} and shape ({', '.join(map(str, shape))}). "
+                f"`{name}` must have dtype {spec.dtype.name} and shape ({shape}). "
                 f"Received: dtype {array.dtype} and shape {array.shape}."
             )
         return array
@@ -218,22 +263,6 @@ class Scorer:
             )
 
 
-def windows(length: int, context: int, stride: int) -> Iterator[Window]:
-    """Windows of at most `context + 1` tokens that score each token but the first once.
-
-    Example:
-
-    >>> from keras_xent.deploy.scorer import windows
-    >>> [tuple(window) for window in windows(8, context=4, stride=2)]
-    [(0, 1, 5), (2, 5, 7), (3, 7, 8)]
-    """
-    fresh = 1
-    while fresh < length:
-        end = min(length, fresh + (context if fresh == 1 else stride))
-        yield Window(max(0, end - context - 1), fresh, end)
-        fresh = end
-
-
 def _reason(error):
     """What an error of a graph says, without where the graph was."""
     others = ("Graph execution error", "Detected at", "<stack traces", "\t")
@@ -241,15 +270,15 @@ def _reason(error):
     return lines[0].partition(" [[")[0].rstrip(".") if lines else type(error).__name__
 
 
-def _read_json(path):
+def _read_metadata(path):
     """What is known of the model; nothing, if it comes from elsewhere."""
     if not path.is_file():
         return {}
     try:
-        about = json.loads(path.read_text(encoding="utf-8"))
-        known = {name: about[name] for name in ("num_classes", "ignore_class", "start_token", "context")}
+        content = json.loads(path.read_text(encoding="utf-8"))
+        metadata = {name: content[name] for name in ("num_classes", "ignore_class", "start_token", "context")}
     except (ValueError, TypeError, KeyError):
-        known = None
-    if known is None or not all(value is None or type(value) is int for value in known.values()):
+        metadata = None
+    if metadata is None or not all(value is None or type(value) is int for value in metadata.values()):
         raise ValueError(f"'{path}' is not what `export_scorer` writes. Export the model again.")
-    return known
+    return metadata
