@@ -75,6 +75,20 @@ def test_scores_are_those_of_evaluate(exported, name, shape):
 
 
 @pytest.mark.parametrize("name", ["operations", "xla"])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_scores_say_which_tokens_are_valid_and_how_many_are_more_likely(exported, name, shape):
+    _, model, results, scored, _ = exported
+    result, valid = results[name, "score", str(shape)], scored[shape][1]
+    np.testing.assert_array_equal(result["token_mask"], valid)
+    tokens = sequences(*shape)
+    if not tokens[:, 1:].size:
+        return
+    logits = model.predict(tokens[:, :-1], verbose=0)
+    of_label = np.take_along_axis(logits, tokens[:, 1:, None], -1)
+    np.testing.assert_array_equal(result["token_rank"], np.where(valid, (logits > of_label).sum(-1), 0))
+
+
+@pytest.mark.parametrize("name", ["operations", "xla"])
 def test_the_perplexity_of_nothing_is_nan(exported, name):
     for shape in [(64, 9), (5, 1)]:
         result = exported[2][name, "score", str(shape)]
@@ -265,6 +279,38 @@ def test_what_lay_beside_an_earlier_model_does_not_stay(tmp_path):
     scorer = load_scorer(tmp_path / "model")
     assert (scorer.tokenizer, scorer.start_token, scorer.context) == (None, None, None)
     assert json.loads((tmp_path / "model/assets.extra/scorer.json").read_text())["causal"] is True
+
+
+def test_a_tokenizer_may_be_that_of_the_export_which_is_written_over(tmp_path):
+    tokenizer = tmp_path / "vocabulary.json"
+    tokenizer.write_text("{}")
+    export_scorer(language_model(), tmp_path / "model", tokenizer=tokenizer)
+    beside = load_scorer(tmp_path / "model").tokenizer
+    export_scorer(language_model(), tmp_path / "model", tokenizer=beside)
+    assert beside.read_text() == "{}"
+
+
+def test_a_model_of_fixed_length_is_exported_with_a_warning(tmp_path):
+    tokens = keras.Input((5,), dtype="int32")
+    model = keras.Model(tokens, kx.layers.LogitsDense(9)(keras.layers.Embedding(9, 4)(tokens)))
+    with pytest.warns(UserWarning) as caught:
+        export_scorer(model, tmp_path, endpoints=("serve", "score"))
+    [warning] = [w for w in caught if "exactly" in str(w.message)]
+    assert warning.filename == __file__
+    assert str(warning.message) == (
+        "`model` takes exactly 5 tokens, and so does what is exported: `score` takes token_ids of shape [B, 6]. "
+        "`load_scorer` pads shorter texts to that; other callers have to, with `mask` False. For texts of any length "
+        "make the model with `keras.Input([None])`."
+    )
+    loaded = tf.saved_model.load(str(tmp_path))
+    for name, length in (("serve", 5), ("score", 6)):
+        spec = loaded.signatures[name].structured_input_signature[1]["token_ids"]
+        assert spec.shape.as_list() == [None, length]
+    # The default of the mask is "all".
+    np.testing.assert_array_equal(loaded.score(np.ones((2, 6), "int32"))["num_tokens"], [5, 5])
+    with pytest.raises(ValueError) as error:
+        export_scorer(model, tmp_path, context=6)
+    assert str(error.value) == "`context` must be None or a whole number of at least 1 and below 6. Received: 6."
 
 
 # What cannot be exported
