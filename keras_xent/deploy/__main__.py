@@ -44,11 +44,9 @@ def main(arguments: argparse.Namespace) -> int:
 
 def _score_files(scorer, tokenizer, arguments, console, output):
     """Writes a line for each file. Returns name, figures and pieces of those that could be scored."""
-    columns = BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    columns = TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     scored = []
-    with Progress(
-        TextColumn("{task.description}", markup=False), *columns, console=console, transient=True
-    ) as progress:
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         for name in arguments.files:
             task = progress.add_task(name, total=None)
             try:
