@@ -1,13 +1,12 @@
 """Scoring with an exported SavedModel: single batches, and documents longer than the model's context."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from keras_xent.deploy._export import EXTRA_ASSETS, METADATA, TOKENIZER
+from keras_xent.deploy import _extra_assets
 from keras_xent.deploy._windows import windows
 
 # Tokens of a window where neither the model nor the caller says how many.
@@ -71,20 +70,20 @@ class Scorer:
     def __init__(self, loaded: Any, folder: Path) -> None:
         # Functions of a SavedModel need it alive.
         self._loaded = loaded
-        self._score = loaded.signatures["score"]
-        self._inputs = self._score.structured_input_signature[1]
+        self._signatures = loaded.signatures
+        self._inputs = loaded.signatures["score"].structured_input_signature[1]
         self.causal: bool = set(self._inputs) == {"token_ids", "mask"}
         if not self.causal and set(self._inputs) != {"inputs", "labels"}:
             raise ValueError(
                 f"The signature 'score' of the SavedModel '{folder}' takes {sorted(self._inputs)}, and that of "
                 "`export_scorer` takes token_ids and mask, or inputs and labels. Export the model with it."
             )
-        if self.causal and "token_mask" not in self._score.structured_outputs:
+        if self.causal and "token_mask" not in loaded.signatures["score"].structured_outputs:
             raise ValueError(
                 f"The signature 'score' of the SavedModel '{folder}' does not tell which tokens it has scored "
                 "(`token_mask`). Export the model again."
             )
-        metadata = _read_metadata(folder / EXTRA_ASSETS / METADATA)
+        metadata, self.tokenizer = _extra_assets.read(folder)
         self.num_classes: int | None = metadata.get("num_classes")
         self.ignore_class: int | None = metadata.get("ignore_class")
         self.start_token: int | None = metadata.get("start_token")
@@ -94,8 +93,6 @@ class Scorer:
         if self.causal:
             self.batch, length = self._inputs["token_ids"].shape
             self.length = None if length is None else length - 1
-        tokenizer_path = folder / EXTRA_ASSETS / TOKENIZER
-        self.tokenizer: Path | None = tokenizer_path if tokenizer_path.is_file() else None
 
     def score(self, inputs: Any, labels: Any = None, *, mask: Any = None) -> dict[str, np.ndarray]:
         """The outputs of the signature `score`: of `token_ids [B, T]` and a mask, or of inputs and their labels."""
@@ -103,14 +100,15 @@ class Scorer:
         other, unexpected = (mask, labels) if self.causal else (labels, mask)
         if unexpected is not None:
             raise ValueError(f"`score` of this model takes `{first}` and `{second}`.")
-        inputs = self._checked(first, inputs)
-        if not self.causal:
-            return self._run({first: inputs, second: self._checked(second, other)})
-        mask = self._checked(second, np.ones(inputs.shape, bool) if mask is None else mask)
-        if mask.shape != inputs.shape:
-            raise ValueError(f"`mask` must have the shape of `token_ids`. Received: {mask.shape} and {inputs.shape}.")
-        self._check_tokens(inputs, mask)
-        return self._score_padded(inputs, mask)
+        if self.causal:
+            return self._score_padded("score", *self._checked_tokens(inputs, mask))
+        return self._run("score", {first: self._checked(first, inputs), second: self._checked(second, other)})
+
+    def rank(self, token_ids: Any, *, mask: Any = None) -> dict[str, np.ndarray]:
+        """The outputs of the signature `rank`: how many tokens are more likely than each of `token_ids [B, T]`."""
+        if "rank" not in self._signatures:
+            raise ValueError("The SavedModel has no signature 'rank'. Export a language model with it in `endpoints`.")
+        return self._score_padded("rank", *self._checked_tokens(token_ids, mask))
 
     def score_document(
         self,
@@ -159,7 +157,7 @@ class Scorer:
             if start_in_every_window:
                 token_ids[:, 0] = self.start_token
             mask = np.stack([np.arange(w.begin, w.end) >= w.first_scored for w in batch])
-            scored = self._score_padded(token_ids, mask)
+            scored = self._score_padded("score", token_ids, mask)
             for window, values, valid in zip(batch, scored["token_log_likelihood"], scored["token_mask"], strict=True):
                 if np.isnan(values[valid]).any():
                     place = window.begin + 1 + int(np.flatnonzero(valid & np.isnan(values))[0])
@@ -198,25 +196,35 @@ class Scorer:
             )
         if ids.dtype.kind not in "iu":
             raise ValueError(f"`ids` must be whole numbers. Received: dtype {ids.dtype}.")
-        self._check_tokens(ids[None], np.ones((1, len(ids)), bool))
+        self._check_range(ids[None], np.ones((1, len(ids)), bool))
         ids = ids.astype("int64")
         return ids if self.start_token is None else np.insert(ids, 0, self.start_token)
 
-    def _score_padded(self, token_ids, mask):
+    def _checked_tokens(self, token_ids, mask):
+        token_ids = self._checked("token_ids", token_ids)
+        mask = self._checked("mask", np.ones(token_ids.shape, bool) if mask is None else mask)
+        if mask.shape != token_ids.shape:
+            raise ValueError(
+                f"`mask` must have the shape of `token_ids`. Received: {mask.shape} and {token_ids.shape}."
+            )
+        self._check_range(token_ids, mask)
+        return token_ids, mask
+
+    def _score_padded(self, signature, token_ids, mask):
         """The signature's outputs, computed with as many rows and tokens as a model of fixed size takes."""
         rows, length = token_ids.shape
         sizes = self._inputs["token_ids"].shape
         padding = [(0, size - given if size else 0) for size, given in zip(sizes, token_ids.shape, strict=True)]
-        scored = self._run({"token_ids": np.pad(token_ids, padding), "mask": np.pad(mask, padding)})
+        scored = self._run(signature, {"token_ids": np.pad(token_ids, padding), "mask": np.pad(mask, padding)})
         kept = (slice(rows), slice(max(0, length - 1)))
         return {name: value[kept[: value.ndim]] for name, value in scored.items()}
 
-    def _run(self, given):
+    def _run(self, signature, given):
         import tensorflow as tf
 
         tensors = {name: tf.constant(value, self._inputs[name].dtype) for name, value in given.items()}
         try:
-            scored = self._score(**tensors)
+            scored = self._signatures[signature](**tensors)
         except tf.errors.OpError as error:
             shape = next(iter(given.values())).shape
             raise ValueError(
@@ -248,7 +256,7 @@ class Scorer:
             )
         return array
 
-    def _check_tokens(self, token_ids, mask):
+    def _check_range(self, token_ids, mask):
         if self.num_classes is None:
             return
         bad = mask & ((token_ids < 0) | (token_ids >= self.num_classes))
@@ -268,17 +276,3 @@ def _reason(error):
     others = ("Graph execution error", "Detected at", "<stack traces", "\t")
     lines = [line for line in str(error.message).splitlines() if line.strip() and not line.startswith(others)]
     return lines[0].partition(" [[")[0].rstrip(".") if lines else type(error).__name__
-
-
-def _read_metadata(path):
-    """What is known of the model; nothing, if it comes from elsewhere."""
-    if not path.is_file():
-        return {}
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        metadata = {name: content[name] for name in ("num_classes", "ignore_class", "start_token", "context")}
-    except (ValueError, TypeError, KeyError):
-        metadata = None
-    if metadata is None or not all(value is None or type(value) is int for value in metadata.values()):
-        raise ValueError(f"'{path}' is not what `export_scorer` writes. Export the model again.")
-    return metadata

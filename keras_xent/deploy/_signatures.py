@@ -30,7 +30,7 @@ def causal_lm(model: Any, ignore_class: int | None) -> dict[str, Signature]:
     def serve(token_ids):
         return _predictions(model, token_ids)
 
-    def score(token_ids, mask=default_mask):
+    def statistics(token_ids, mask, ranks):
         valid = targets.counted(token_ids, ops.broadcast_to(mask, ops.shape(token_ids)), ignore_class)
         token_ids = _checked_tokens(token_ids, valid, model.outputs[0].shape[-1])
         labels, valid = token_ids[:, 1:], valid[:, 1:]
@@ -38,12 +38,14 @@ def causal_lm(model: Any, ignore_class: int | None) -> dict[str, Signature]:
         keras_mask = source.keras_mask(predictions)
         if keras_mask is not None:
             valid = ops.logical_and(valid, keras_mask)
-        nll, rank = _nll_and_rank(labels, predictions, valid, model.loss)
+        return *token_statistics(labels, predictions, valid, model.loss, ranks=ranks), valid
+
+    def score(token_ids, mask=default_mask):
+        nll, _, valid = statistics(token_ids, mask, ranks=False)
         log_likelihood, num_tokens = -ops.sum(nll, axis=1), ops.sum(ops.cast(valid, "int32"), axis=1)
         mean = log_likelihood / ops.cast(ops.maximum(num_tokens, 1), nll.dtype)
         return {
             "token_log_likelihood": -nll,
-            "token_rank": rank,
             "token_mask": valid,
             "log_likelihood": log_likelihood,
             "num_tokens": num_tokens,
@@ -51,14 +53,20 @@ def causal_lm(model: Any, ignore_class: int | None) -> dict[str, Signature]:
             "perplexity": ops.where(num_tokens > 0, ops.exp(-mean), float("nan")),
         }
 
+    def rank(token_ids, mask=default_mask):
+        nll, token_rank, valid = statistics(token_ids, mask, ranks=True)
+        return {"token_log_likelihood": -nll, "token_rank": token_rank, "token_mask": valid}
+
     def train_step(token_ids, targets, sample_weight):
         return _train(model, token_ids, targets, sample_weight)
 
     ids = _spec("token_ids", "int32", batch, length)
     train = [ids, _spec("targets", "int32", batch, length), _spec("sample_weight", "float32", batch, length)]
+    ids_and_mask = [_spec("token_ids", "int32", *scored), _spec("mask", "bool", *scored)]
     return {
         "serve": (serve, [ids]),
-        "score": (score, [_spec("token_ids", "int32", *scored), _spec("mask", "bool", *scored)]),
+        "score": (score, ids_and_mask),
+        "rank": (rank, ids_and_mask),
         "train_step": (train_step, train),
     }
 
@@ -118,8 +126,8 @@ def _checked_tokens(token_ids, valid, num_classes):
     return assert_in_graph(ops.all(ops.logical_or(in_range, ops.logical_not(valid))), message, token_ids)
 
 
-def _nll_and_rank(labels, predictions, valid, loss):
-    """Of each token the cross-entropy and how many classes have larger logits, 0 where not valid.
+def token_statistics(labels: Any, predictions: Any, valid: Any, loss: Any, *, ranks: bool) -> tuple[Any, Any]:
+    """Of each token the cross-entropy, and with `ranks` how many classes have larger logits; 0 where not valid.
 
     The logits are not materialized if the head that computes them is known.
     """
@@ -127,11 +135,13 @@ def _nll_and_rank(labels, predictions, valid, loss):
     head = source.head_of(predictions if logits is None else logits)
     softcap = getattr(loss, "logit_softcap", None)
     if head is not None:
-        statistics = head.statistics(labels, valid, softcap, ranks=True)
-        return statistics.nll, ops.cast(statistics.rank, "int32")
+        statistics = head.statistics(labels, valid, softcap, ranks=ranks)
+        return statistics.nll, ops.cast(statistics.rank, "int32") if ranks else None
     from_logits = getattr(loss, "from_logits", True)
     logits = source.as_logits(predictions, from_logits=from_logits, activation="softmax")
     nll = sparse_softmax_cross_entropy(labels, logits, mask=valid, logit_softcap=softcap)
+    if not ranks:
+        return nll, None
     rank = sparse_softmax.label_ranks(targets.class_indices(labels, logits.shape[-1], valid), logits)
     return nll, ops.where(valid, ops.cast(rank, "int32"), 0)
 

@@ -13,6 +13,7 @@ from keras_xent.deploy import export_scorer, load_scorer
 from tests.deploy.models import VOCABULARY, classifier, in_plain_tensorflow, language_model, sequences
 
 ALL = ("serve", "score", "train_step")
+OF_TOKENS = (*ALL, "rank")
 # Of batch 1 and 64, and of lengths that the model has never seen.
 SHAPES = [(1, 9), (64, 9), (6, 23), (5, 1), (2, 0), (0, 9)]
 STEPS = 5
@@ -32,10 +33,11 @@ def exported(tmp_path_factory):
     model.fit(*step(99)[:2], verbose=0)
     calls = {}
     for name, compiled in (("operations", False), ("xla", True)):
-        export_scorer(model, folder / name, endpoints=ALL, compiled=compiled)
+        export_scorer(model, folder / name, endpoints=OF_TOKENS, compiled=compiled)
         for shape in SHAPES:
             tokens = sequences(*shape)
-            calls[name, "score", shape] = {"token_ids": tokens, "mask": tokens != 3}
+            for signature in ("score", "rank"):
+                calls[name, signature, shape] = {"token_ids": tokens, "mask": tokens != 3}
         calls[name, "serve", 0] = {"token_ids": sequences(4, 9)}
         for i in range(STEPS):
             x, y, weights = step(i)
@@ -78,8 +80,10 @@ def test_scores_are_those_of_evaluate(exported, name, shape):
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_scores_say_which_tokens_are_valid_and_how_many_are_more_likely(exported, name, shape):
     _, model, results, scored, _ = exported
-    result, valid = results[name, "score", str(shape)], scored[shape][1]
+    result, valid, score = results[name, "rank", str(shape)], scored[shape][1], results[name, "score", str(shape)]
     np.testing.assert_array_equal(result["token_mask"], valid)
+    np.testing.assert_array_equal(score["token_mask"], valid)
+    np.testing.assert_allclose(result["token_log_likelihood"], score["token_log_likelihood"], rtol=1e-6)
     tokens = sequences(*shape)
     if not tokens[:, 1:].size:
         return
@@ -321,9 +325,13 @@ def test_a_model_of_fixed_length_is_exported_with_a_warning(tmp_path):
     [
         (
             {"endpoints": ("serve", "loss")},
-            "`endpoints` must be some of 'serve', 'score', 'train_step', each once. Received: ('serve', 'loss').",
+            "`endpoints` must be some of 'serve', 'score', 'rank', 'train_step', each once. "
+            "Received: ('serve', 'loss').",
         ),
-        ({"endpoints": ()}, "`endpoints` must be some of 'serve', 'score', 'train_step', each once. Received: ()."),
+        (
+            {"endpoints": ()},
+            "`endpoints` must be some of 'serve', 'score', 'rank', 'train_step', each once. Received: ().",
+        ),
         ({"compiled": 1}, "`compiled` must be True or False. Received: compiled=1."),
         (
             {"start_token": 50},
@@ -352,6 +360,10 @@ def test_models_that_cannot_be_exported(tmp_path):
             (bare, {}),
             "`model` must be compiled with one loss for the endpoints ('serve', 'score'). Received: loss=None. "
             "Compile it first, or export fewer `endpoints`.",
+        ),
+        (
+            (built, {"endpoints": ("score", "rank")}),
+            "`endpoints` may hold 'rank' for a language model only, and `model` has labels (causal=False).",
         ),
         (
             (unbuilt, {}),

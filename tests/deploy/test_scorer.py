@@ -80,6 +80,19 @@ def test_a_token_that_the_mask_of_the_model_leaves_out_is_not_scored(scorer, tmp
         np.testing.assert_allclose(np.exp(-np.nanmean(found)), whole["perplexity"][0], rtol=1e-6)
 
 
+def test_ranks_are_those_of_the_signature(scorer, tmp_path):
+    export_scorer(language_model(), tmp_path, endpoints=("score", "rank"))
+    ranked = load_scorer(tmp_path).rank(TOKENS[None])
+    score = scorer.score(TOKENS[None])
+    np.testing.assert_allclose(ranked["token_log_likelihood"], score["token_log_likelihood"], rtol=1e-6)
+    assert ranked["token_rank"].shape == (1, 40) and 0 <= ranked["token_rank"].min() < ranked["token_rank"].max() < 50
+    with pytest.raises(ValueError) as error:
+        scorer.rank(TOKENS[None])
+    assert str(error.value) == (
+        "The SavedModel has no signature 'rank'. Export a language model with it in `endpoints`."
+    )
+
+
 def test_a_start_token_in_every_window(tmp_path):
     export_scorer(language_model(), tmp_path, start_token=7)
     scorer = load_scorer(tmp_path)
