@@ -32,9 +32,9 @@ def programs_are_freed():
     yield
     import keras
 
-    from keras_xent.kernels import _compile
+    from keras_xent.kernels import _compiled
 
-    _compile.forget()
+    _compiled.clear_cache()
     keras.backend.clear_session()
     if keras.backend.backend() == "jax":
         import jax

@@ -16,7 +16,7 @@ import numpy as np
 from keras_xent import arguments
 from keras_xent.callbacks.readings import NO_PERPLEXITY, Perplexed, Readings, is_running
 from keras_xent.callbacks.timeline import Epoch, Timeline
-from keras_xent.metrics.token_mean import Totals
+from keras_xent.metrics._token_mean import Totals
 
 _UNITS = ("tokens", "nll", "perplexity", "bits_per_token")
 _COLUMNS = ("of", "epoch", "step", "seconds", *_UNITS, *(f"val_{unit}" for unit in _UNITS))

@@ -9,7 +9,7 @@ import numpy as np
 from keras import ops
 
 from keras_xent.metrics import Perplexity
-from keras_xent.metrics.token_mean import Totals
+from keras_xent.metrics._token_mean import Totals
 
 # All metrics of these packages are sums, or functions of sums: of two readings the difference is that of the batches
 # between them.
@@ -33,7 +33,7 @@ class Perplexed(NamedTuple):
 
     def values(self, totals: Totals) -> dict[str, float]:
         """The mean cross-entropy of these tokens in all its units, and their number."""
-        nll = totals.total / totals.units if totals.units else math.nan
+        nll = totals.total / totals.denominator if totals.denominator else math.nan
         values = {"nll": nll, "bits_per_token": nll / math.log(2), "tokens": totals.tokens}
         return {self.name: exponential(nll), **{self.named(unit): value for unit, value in values.items()}}
 

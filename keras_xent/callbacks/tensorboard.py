@@ -14,7 +14,7 @@ from keras_xent.callbacks.probe import Probe
 from keras_xent.callbacks.readings import NO_PERPLEXITY, Readings, in_units, is_running
 from keras_xent.callbacks.runs import Runs
 from keras_xent.callbacks.timeline import Timeline, epochs_in_events
-from keras_xent.metrics.token_mean import Totals
+from keras_xent.metrics._token_mean import Totals
 
 
 class TensorBoard(Runs):

@@ -6,9 +6,10 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_xent import losses, source
-from keras_xent.kernels import sparse_softmax, sparse_softmax_cross_entropy, targets
-from keras_xent.kernels._compile import assert_in_graph
+from keras_xent import _keras, losses, provenance
+from keras_xent._backend import assert_in_graph
+from keras_xent.kernels import sparse_softmax, sparse_softmax_cross_entropy
+from keras_xent.kernels._labels import class_indices, in_range, valid_mask
 
 if keras.backend.backend() == "tensorflow":
     import tensorflow as tf
@@ -31,11 +32,11 @@ def causal_lm(model: Any, ignore_class: int | None) -> dict[str, Signature]:
         return _predictions(model, token_ids)
 
     def statistics(token_ids, mask, ranks):
-        valid = targets.counted(token_ids, ops.broadcast_to(mask, ops.shape(token_ids)), ignore_class)
+        valid = valid_mask(token_ids, ops.broadcast_to(mask, ops.shape(token_ids)), ignore_class)
         token_ids = _checked_tokens(token_ids, valid, model.outputs[0].shape[-1])
         labels, valid = token_ids[:, 1:], valid[:, 1:]
         predictions = model(token_ids[:, :-1], training=False)
-        keras_mask = source.keras_mask(predictions)
+        keras_mask = _keras.mask_of(predictions)
         if keras_mask is not None:
             valid = ops.logical_and(valid, keras_mask)
         return *token_statistics(labels, predictions, valid, model.loss, ranks=ranks), valid
@@ -110,20 +111,20 @@ def _spec(name, dtype, *shape):
 
 def _predictions(model, inputs):
     predictions = model(inputs, training=False)
-    logits = source.origin(predictions)[1]
+    logits = provenance.activation_and_logits(predictions)[1]
     are_probabilities = logits is not None or getattr(model.loss, "from_logits", True) is False
     return {"probabilities" if are_probabilities else "logits": predictions}
 
 
 def _checked_tokens(token_ids, valid, num_classes):
     """The tokens, with 0 in place of masked ones that are out of range, such as padding with -1."""
-    in_range = targets.are_classes(token_ids, num_classes)
-    token_ids = ops.where(in_range, token_ids, ops.zeros_like(token_ids))
+    is_class = in_range(token_ids, num_classes)
+    token_ids = ops.where(is_class, token_ids, ops.zeros_like(token_ids))
     message = [
         f"`token_ids` must be numbers from 0 to {num_classes - 1}, for which the model has logits.",
         "Padding is marked by `mask`, or by the `ignore_class` of the export.",
     ]
-    return assert_in_graph(ops.all(ops.logical_or(in_range, ops.logical_not(valid))), message, token_ids)
+    return assert_in_graph(ops.all(ops.logical_or(is_class, ops.logical_not(valid))), message, token_ids)
 
 
 def token_statistics(labels: Any, predictions: Any, valid: Any, loss: Any, *, ranks: bool) -> tuple[Any, Any]:
@@ -131,18 +132,18 @@ def token_statistics(labels: Any, predictions: Any, valid: Any, loss: Any, *, ra
 
     The logits are not materialized if the head that computes them is known.
     """
-    _, logits = source.origin(predictions)
-    head = source.head_of(predictions if logits is None else logits)
+    _, logits = provenance.activation_and_logits(predictions)
+    head = provenance.head_of(predictions if logits is None else logits)
     softcap = getattr(loss, "logit_softcap", None)
     if head is not None:
         statistics = head.statistics(labels, valid, softcap, ranks=ranks)
         return statistics.nll, ops.cast(statistics.rank, "int32") if ranks else None
     from_logits = getattr(loss, "from_logits", True)
-    logits = source.as_logits(predictions, from_logits=from_logits, activation="softmax")
+    logits = provenance.as_logits(predictions, from_logits=from_logits, activation="softmax")
     nll = sparse_softmax_cross_entropy(labels, logits, mask=valid, logit_softcap=softcap)
     if not ranks:
         return nll, None
-    rank = sparse_softmax.label_ranks(targets.class_indices(labels, logits.shape[-1], valid), logits)
+    rank = sparse_softmax.label_ranks(class_indices(labels, logits.shape[-1], valid), logits)
     return nll, ops.where(valid, ops.cast(rank, "int32"), 0)
 
 

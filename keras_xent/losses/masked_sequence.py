@@ -5,6 +5,7 @@ from typing import Any
 import keras
 
 from keras_xent import arguments
+from keras_xent._types import DType, Reduction
 from keras_xent.losses.sparse_categorical import SparseCategoricalCrossentropy
 
 
@@ -68,9 +69,9 @@ class MaskedSequenceCrossentropy(SparseCategoricalCrossentropy):
         z_loss: float = 0.0,
         logit_softcap: float | None = None,
         normalizer: float | None = None,
-        reduction: str | None = "token_mean",
+        reduction: Reduction | None = "token_mean",
         name: str | None = "masked_sequence_crossentropy",
-        dtype: Any = None,
+        dtype: DType = None,
     ) -> None:
         super().__init__(
             from_logits=from_logits,

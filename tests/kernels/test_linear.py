@@ -1,5 +1,6 @@
 """Facts of the linear kernel, agreement with the oracle for every input's gradient, and what it keeps in memory."""
 
+import dataclasses
 import functools
 import re
 
@@ -9,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from keras import ops
 
-from keras_xent.kernels import _rows, linear, linear_cross_entropy, sparse_softmax_cross_entropy
+from keras_xent.kernels import _linear_loop, _xla_cpu, linear, linear_cross_entropy, sparse_softmax_cross_entropy
+from keras_xent.kernels._options import SoftmaxOptions
 from keras_xent.kernels.reduction import REDUCTIONS
 from tests import oracles
 from tests.backend import BACKEND, DTYPES, MODES, TWO_MODES, tensor, to_numpy
@@ -37,10 +39,10 @@ OPTIONS = {
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch):
     """Chunks of 8 tokens made of blocks of 2, and gradients in strips of 10 classes: nothing divides anything."""
-    monkeypatch.setattr(linear, "_FEWEST_ROWS", 1)
-    monkeypatch.setattr(linear, "_CHUNK_BYTES", 4 * CLASSES * 8)
-    monkeypatch.setattr(linear, "_STRIP_BYTES", 4 * FEATURES * 10)
-    monkeypatch.setattr(_rows, "_BLOCK_BYTES", 4 * CLASSES * 2)
+    monkeypatch.setattr(_linear_loop, "MIN_CHUNK_TOKENS", 1)
+    monkeypatch.setattr(_linear_loop, "CPU_CHUNK_BYTES", 4 * CLASSES * 8)
+    monkeypatch.setattr(_xla_cpu, "_STRIP_BYTES", 4 * FEATURES * 10)
+    monkeypatch.setattr(_xla_cpu, "_BLOCK_BYTES", 4 * CLASSES * 2)
 
 
 def example(seed=0, tokens=TOKENS, features=FEATURES, classes=CLASSES):
@@ -435,20 +437,26 @@ def ranks(logits, labels):
     return (np.argsort(-logits, axis=1, kind="stable") == labels[:, None]).argmax(1)
 
 
+def with_ranks(*arrays, **options):
+    """The loss and its statistics, ranks included, as the losses request them where a metric needs ranks."""
+    fields = {field.name for field in dataclasses.fields(SoftmaxOptions)}
+    softmax = SoftmaxOptions(**{name: value for name, value in options.items() if name in fields})
+    others = {name: value for name, value in options.items() if name not in fields}
+    return linear.with_statistics(*arrays, options=softmax, ranks=True, **others)
+
+
 def test_statistics_are_of_the_plain_cross_entropy_and_the_rank_of_the_label():
     hidden, kernel, bias, labels = example()
     labels[:50] = (hidden @ kernel + bias)[:50].argmax(1)
     mask = np.random.default_rng(7).uniform(size=TOKENS) < 0.6
-    _, known = linear.with_statistics(
-        hidden, kernel, labels, bias, mask=mask, ranks=True, reduction="sum", **OPTIONS["all"]
-    )
+    _, known = with_ranks(hidden, kernel, labels, bias, mask=mask, reduction="sum", **OPTIONS["all"])
     capped = 5.0 * np.tanh((hidden @ kernel + bias) / 5.0)
     np.testing.assert_allclose(to_numpy(known.nll), np.where(mask, oracles.sparse(labels, capped)[0], 0), rtol=1e-5)
     assert to_numpy(known.rank).tolist() == np.where(mask, ranks(hidden @ kernel + bias, labels), 0).tolist()
 
 
 def test_of_equal_logits_the_first_is_predicted_first():
-    _, known = linear.with_statistics(np.zeros((3, 2)), np.ones((2, 4)), [0, 1, 3], ranks=True)
+    _, known = with_ranks(np.zeros((3, 2)), np.ones((2, 4)), [0, 1, 3])
     assert to_numpy(known.rank).tolist() == [0, 1, 3]
 
 
@@ -459,16 +467,16 @@ def test_of_equal_logits_the_first_is_predicted_first():
 @pytest.mark.parametrize("options", [{}, {"label_smoothing": 0.1}, OPTIONS["all"]], ids=["plain", "smoothing", "all"])
 def test_nothing_of_the_size_of_the_logits_is_made(monkeypatch, reduction, options):
     tokens, features, classes = 1500, 8, 1009
-    monkeypatch.setattr(linear, "_CHUNK_BYTES", 4 * classes * 50)
-    monkeypatch.setattr(_rows, "_BLOCK_BYTES", 4 * classes * 10)
+    monkeypatch.setattr(_linear_loop, "CPU_CHUNK_BYTES", 4 * classes * 50)
+    monkeypatch.setattr(_xla_cpu, "_BLOCK_BYTES", 4 * classes * 10)
     hidden, kernel, _, labels = example(0, tokens, features, classes)
     hidden, kernel = hidden.astype("float32"), kernel.astype("float32")
-    options = {**options, "reduction": reduction, "ignore_class": 0, "ranks": True}
+    options = {**options, "reduction": reduction, "ignore_class": 0}
     if "class_weight" in options:
         options["class_weight"] = np.linspace(0.5, 2.0, classes)
 
     def f(hidden, kernel):
-        loss, known = linear.with_statistics(hidden, kernel, labels, **options)
+        loss, known = with_ranks(hidden, kernel, labels, **options)
         return ops.sum(loss), known
 
     if BACKEND == "jax":

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from keras_xent.kernels import linear, linear_cross_entropy, sparse_softmax_cross_entropy
+from keras_xent.kernels import _linear_loop, linear_cross_entropy, sparse_softmax_cross_entropy
 from tests.backend import tensor, to_numpy, value_and_gradient
 from tools.bench.shapes import GPT2, HEADS, SHAPES, WORD_PIECES
 
@@ -48,6 +48,6 @@ def test_the_head_of_a_real_shape(head):
 
 @pytest.mark.parametrize("tokens, classes", [(GPT2.tokens, GPT2.classes), (WORD_PIECES.tokens, WORD_PIECES.classes)])
 def test_where_tokens_may_not_count_there_are_chunks_to_leave_out(tokens, classes):
-    assert linear._chunks(tokens, classes, all_count=True)[1] == 1
-    size, chunks = linear._chunks(tokens, classes, all_count=False)
+    assert _linear_loop._chunk_sizes(tokens, classes, is_masked=False)[1] == 1
+    size, chunks = _linear_loop._chunk_sizes(tokens, classes, is_masked=True)
     assert chunks > 1 and size * (chunks - 1) < tokens <= size * chunks

@@ -1,4 +1,4 @@
-"""Heads whose logits know their source: the same model as with Keras' layers, and no logits in its training step."""
+"""Heads whose logits carry their provenance: the same model as with Keras' layers, without logits in training."""
 
 import json
 import subprocess
@@ -11,8 +11,8 @@ import pytest
 from keras import ops
 
 import keras_xent as kx
-from keras_xent import source
-from keras_xent.kernels import linear
+from keras_xent import _keras, provenance
+from keras_xent.kernels import _linear_loop, linear
 from keras_xent.losses import SparseCategoricalCrossentropy
 from tests.backend import BACKEND, environment, to_numpy
 
@@ -156,7 +156,7 @@ def test_mixed_precision_trains_alike(policy):
         np.testing.assert_allclose(results[1][0][name], results[0][0][name], rtol=0.01)
 
 
-def test_the_activation_softmax_keeps_the_source(calls):
+def test_the_softmax_activation_keeps_provenance(calls):
     loss = SparseCategoricalCrossentropy(ignore_class=0)
     results = [
         trained(language_model(layer, activation="softmax"), loss)
@@ -257,8 +257,8 @@ def test_keras_metrics_that_read_logits_still_do():
 def test_the_training_step_holds_no_logits(monkeypatch):
     """All buffers of the compiled step are smaller than the logits of its batch."""
     batch, length, classes = 16, 64, 4099
-    monkeypatch.setattr(linear, "_CHUNK_BYTES", 4 * classes * 64)
-    monkeypatch.setattr(linear, "_FEWEST_ROWS", 64)
+    monkeypatch.setattr(_linear_loop, "CPU_CHUNK_BYTES", 4 * classes * 64)
+    monkeypatch.setattr(_linear_loop, "MIN_CHUNK_TOKENS", 64)
     tokens = np.random.default_rng(0).integers(1, classes, (batch, length))
     for layer, expected in (kx.layers.LogitsDense, False), (keras.layers.Dense, True):
         model = keras.Sequential([keras.layers.Embedding(classes, 4), layer(classes)])
@@ -300,7 +300,7 @@ if BACKEND == "tensorflow":
         assert ([None, None, VOCABULARY] in shapes) == expected
 
 
-# A source that gets lost.
+# Provenance that gets lost.
 
 
 class Doubled(keras.layers.Layer):
@@ -308,23 +308,23 @@ class Doubled(keras.layers.Layer):
         return ops.multiply(inputs, 2.0)
 
 
-def test_a_lost_source_is_told_once_with_the_layer_and_the_fix(calls):
+def test_a_detached_head_warns_once_with_the_layer_and_the_fix(calls):
     model = language_model(kx.layers.LogitsDense, name="vocabulary", after=[Doubled()])
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         trained(model, loss())
-    told = [str(w.message) for w in caught if "source" in str(w.message)]
-    assert told == [
-        "MaskedSequenceCrossentropy makes the logits of layer 'vocabulary' in memory: what came after the layer "
-        "returned a new tensor, which does not know its source. End the model in that layer. The loss reads 16-bit "
-        "logits as they are, so that a float32 Activation after it is not needed."
+    messages = [str(w.message) for w in caught if "provenance" in str(w.message)]
+    assert messages == [
+        "MaskedSequenceCrossentropy materializes the logits of layer 'vocabulary': what comes after the layer "
+        "returns a new tensor, which carries no provenance. End the model in that layer. The loss reads 16-bit logits "
+        "as they are, so that a float32 Activation after it is not needed."
     ]
     assert calls == []
 
 
 if BACKEND == "tensorflow":
 
-    def test_another_output_of_the_same_shape_has_not_lost_the_source():
+    def test_another_output_of_the_same_shape_is_not_a_detached_head():
         tokens, following, _ = data()
         inputs = keras.Input((LENGTH,))
         hidden = keras.layers.Embedding(VOCABULARY, FEATURES)(inputs)
@@ -351,7 +351,7 @@ def test_logits_that_still_live_somewhere_do_not_matter():
 
             compiled = jax.jit(lambda logits: loss()(labels, logits))(plain)
     np.testing.assert_allclose(to_numpy(compiled), to_numpy(eager), rtol=1e-6)
-    assert source.head_of(alive) is not None
+    assert provenance.head_of(alive) is not None
 
 
 def test_a_metric_that_reads_logits_works_and_is_told_once():
@@ -373,13 +373,13 @@ def test_a_metric_that_reads_logits_works_and_is_told_once():
     assert told == [
         [],
         [
-            "The logits of layer 'vocabulary' are made in memory, since the metric 'accuracy' reads them; "
+            "The logits of layer 'vocabulary' are materialized, since the metric 'accuracy' reads them; "
             "MaskedSequenceCrossentropy alone would do without. keras_xent.metrics.TokenAccuracy and Perplexity do."
         ],
     ]
 
 
-def test_a_linear_activation_in_float32_keeps_the_source(calls):
+def test_a_linear_activation_in_float32_keeps_provenance(calls):
     """Keras' own advice for mixed precision."""
     keras.mixed_precision.set_global_policy("mixed_bfloat16")
     try:
@@ -413,9 +413,9 @@ def test_fuse_head_changes_the_layer_and_nothing_else(calls):
 def test_tied_logits_take_the_mask_of_their_embeddings_and_give_none():
     layer = kx.layers.TiedLogits(VOCABULARY, FEATURES, mask_zero=True)
     embedded = layer(np.array([[1, 0]]))
-    assert to_numpy(source.keras_mask(embedded)).tolist() == [[True, False]]
+    assert to_numpy(_keras.mask_of(embedded)).tolist() == [[True, False]]
     logits = layer(ops.ones((1, 2, FEATURES)), reverse=True)
-    assert source.keras_mask(logits) is None
+    assert _keras.mask_of(logits) is None
 
 
 def test_fuse_head_after_fit_is_used_in_the_next_fit(calls):
@@ -497,7 +497,7 @@ def test_logits_are_those_of_the_dense_layer_in_predict_and_outside():
     plain.set_weights(layer.get_weights())
     np.testing.assert_array_equal(to_numpy(layer(hidden)), to_numpy(plain(hidden)))
     assert layer.count_params() == plain.count_params()
-    assert source.head_of(layer(hidden)).layer == layer.name
+    assert provenance.head_of(layer(hidden)).layer == layer.name
 
 
 if BACKEND == "tensorflow":

@@ -16,7 +16,7 @@ import pytest
 from keras import ops
 
 import keras_xent as kx
-from keras_xent.kernels._compile import accelerated
+from keras_xent._backend import on_accelerator
 from tests.backend import BACKEND, MODES, environment, hessian_vector_product, tensor, to_numpy
 from tests.losses.cases import example
 from tests.losses.running import assert_close, run, value
@@ -146,7 +146,7 @@ def test_a_label_that_is_no_class_is_nan_in_loss_and_gradient_where_values_canno
 def test_a_label_that_is_no_class_is_named_by_a_graph_on_the_cpu(label):
     import tensorflow as tf
 
-    if accelerated():
+    if on_accelerator():
         pytest.skip("a check would make the accelerator wait, so the loss is NaN there")
     labels, logits = _poisoned(label)
     parts = rf"classes from 0 to .*Received: label\] \[{label}\] \[at flat position\] \[1\] .*number of classes\] \[3\]"

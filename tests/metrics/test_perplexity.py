@@ -97,7 +97,7 @@ def test_past_the_largest_float_the_perplexity_is_infinite_and_the_nll_is_not():
 
 @pytest.mark.parametrize("mode", MODES)
 def test_counters_go_on_past_the_exact_integers_of_float32(mode):
-    from keras_xent.metrics.exact_sums import ExactSums
+    from keras_xent.metrics._exact_sums import ExactSums
 
     metric = keras.metrics.Metric(name="holder")
     sums = ExactSums(metric, "sums", 2)
