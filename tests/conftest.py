@@ -26,6 +26,7 @@ BACKEND_NEUTRAL = (
     "tests/losses/test_keras_suite.py",
     "tests/losses/test_reduction.py",
     "tests/metrics/test_bits_per_byte.py",
+    "tests/metrics/test_byte_lengths.py",
     "tests/metrics/test_perplexity.py",
     "tests/metrics/test_token_crossentropy.py",
 )
