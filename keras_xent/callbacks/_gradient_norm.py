@@ -7,7 +7,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_xent.callbacks._keras_state import current_state, to_numpy
+from keras_xent.callbacks._keras_state import current_state
 
 
 class GradientNorm(keras.metrics.Metric):
@@ -100,7 +100,7 @@ class GradientNorm(keras.metrics.Metric):
     def value(self, model: Any) -> float:
         """The norm, for the model that is watched. Waits for the device."""
         with current_state(model):
-            return float(to_numpy(self._norm))
+            return float(ops.convert_to_numpy(self._norm))
 
 
 def _whole(gradient):

@@ -30,11 +30,6 @@ def current_state(model: Any) -> Iterator[None]:
         yield
 
 
-def to_numpy(variable: Any) -> Any:
-    """The value of a variable, read inside `current_state`. `ops.convert_to_numpy` warns about its own use of NumPy."""
-    return ops.convert_to_numpy(ops.convert_to_tensor(variable))
-
-
 def batches_counted(optimizer: Any) -> Any:
     """The optimizer's count of batches that it has seen, or None. `iterations` counts updates, not batches."""
     return getattr(optimizer, "_iterations", getattr(optimizer, "iterations", None))
@@ -48,7 +43,7 @@ def learning_rates(model: Any) -> dict[str, float]:
     named = {f"learning_rate_{one.name}": one for one in several} if several else {"learning_rate": optimizer}
     with current_state(model):
         return {
-            name: float(to_numpy(one.learning_rate))
+            name: float(ops.convert_to_numpy(one.learning_rate))
             for name, one in named.items()
             if isinstance(one, keras.optimizers.Optimizer)
         }

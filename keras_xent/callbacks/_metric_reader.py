@@ -8,7 +8,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_xent.callbacks._keras_state import current_state, to_numpy
+from keras_xent.callbacks._keras_state import current_state
 from keras_xent.callbacks._units import sibling_tag, to_nats, units_of
 from keras_xent.metrics import Perplexity
 from keras_xent.metrics.token_mean import Totals
@@ -110,32 +110,30 @@ class MetricReader:
 
     def _new_arrays(self, variables):
         """What was added to sums since the last call of this."""
-        now = [to_numpy(variable) for variable in variables]
+        now = [ops.convert_to_numpy(variable) for variable in variables]
         new = [array - self._arrays_before.get(id(v), 0) for v, array in zip(variables, now, strict=True)]
         self._arrays_before |= {id(v): array for v, array in zip(variables, now, strict=True)}
         return new
 
     def metrics(self) -> list[tuple[str, Any]]:
-        """The metrics of the model with their names in the logs. Those given to `compile` exist after the first batch."""
-        if not self._named:
-            named, is_built = [], True
-            for metric in self.model.metrics:
-                if not getattr(metric, "is_in_logs", True):
-                    continue
-                compiled = getattr(metric, "metrics", None)
-                if compiled is None:
-                    named.append((metric.name, metric))
-                elif compiled:
-                    # What was given to `compile`. Names of several outputs begin with that of the output.
+        """The metrics of the model by their names in the logs; those of `compile` exist after the first batch."""
+        if self._named:
+            return self._named
+        named, is_built = [], True
+        for metric in self.model.metrics:
+            compiled = getattr(metric, "metrics", None)
+            if compiled is None and getattr(metric, "is_in_logs", True):
+                named.append((metric.name, metric))
+            elif compiled:
+                # What was given to `compile`. Names of several outputs begin with that of the output.
+                with current_state(self.model):
                     names = list(metric.result())
-                    names = names if len(names) == len(compiled) else [one.name for one in compiled]
-                    named += zip(names, compiled, strict=True)
-                else:
-                    is_built = False
-            if not is_built:
-                return named
-            self._named = named
-        return self._named
+                names = names if len(names) == len(compiled) else [one.name for one in compiled]
+                named += zip(names, compiled, strict=True)
+            elif compiled is not None:
+                is_built = False
+        self._named = named if is_built else []
+        return named
 
 
 def _is_sum(metric):

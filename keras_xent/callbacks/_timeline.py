@@ -4,7 +4,9 @@ import weakref
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
-from keras_xent.callbacks._keras_state import batches_counted, current_state, to_numpy
+from keras import ops
+
+from keras_xent.callbacks._keras_state import batches_counted, current_state
 
 
 class Mark(NamedTuple):
@@ -144,7 +146,7 @@ class Timeline:
         model = self._model()
         with current_state(model):
             count = batches_counted(self._optimizer)
-            return None if count is None else int(to_numpy(count))
+            return None if count is None else int(ops.convert_to_numpy(count))
 
 
 def in_order(marks: Iterable[Mark]) -> list[Mark]:

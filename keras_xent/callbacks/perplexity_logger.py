@@ -28,7 +28,7 @@ class PerplexityLogger(TrainingLog):
     """Logs the perplexity of training and validation, for people without TensorBoard.
 
     - The progress bar and the history get `bits_per_token` beside the perplexity.
-    - A file gets a row at the end of each epoch, one for each validation within an epoch and, if asked for, one every few
+    - A file gets a row at the end of each epoch, for each validation within an epoch and, if asked for, every few
       batches, over these batches. Each is written at once, so that an interrupted run loses none; half a row that a
       killed one leaves is passed over.
     - A picture at the end of training shows the perplexity of train and validation against the steps.
@@ -42,8 +42,8 @@ class PerplexityLogger(TrainingLog):
 
     Args:
         path: a file that ends in `.csv` or `.jsonl`, or None. Columns: `kind` ("epoch", "batches" or "validation"),
-            `epoch` from 0, `step` in batches, `iterations` (the optimizer's count), `seconds` since training began, valid
-            `tokens`, `nll` in nats, `perplexity` and `bits_per_token`, and the same of validation with `val_`.
+            `epoch` from 0, `step` in batches, `iterations` (the optimizer's count), `seconds` since training began,
+            valid `tokens`, `nll` in nats, `perplexity` and `bits_per_token`, and the same of validation with `val_`.
         picture: a file that ends in `.png`, `.svg`, `.pdf` or `.jpg`, or None.
         update_freq: `"epoch"`, or after how many batches a row is written too.
 

@@ -29,7 +29,7 @@ TEXTS = ["[PAD]", "a|b", "<b>", "\n", *(f"token{i}" for i in range(4, CLASSES))]
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """One run with everything: two calls of `fit` with two epochs each, then `evaluate`."""
-    folder = tmp_path_factory.mktemp("logs")
+    folder = tmp_path_factory.mktemp("logs") / "first"
     x, y = data()
     built = model([kx.metrics.Perplexity(ignore_class=0), kx.metrics.TokenAccuracy(ignore_class=0)])
     callback = kx.callbacks.TensorBoard(
@@ -386,7 +386,7 @@ def test_a_classifier_gets_a_page_of_its_metrics_and_no_warning(tmp_path):
     built.compile("sgd", loss, metrics=[keras.metrics.SparseCategoricalAccuracy(name="accuracy")])
     x, y = rng.normal(size=(12, 4)), rng.integers(0, 3, 12)
     with warnings.catch_warnings():
-        warnings.simplefilter("error")
+        warnings.simplefilter("error", UserWarning)
         callback = kx.callbacks.TensorBoard(tmp_path, update_freq=1)
         history = built.fit(x, y, 4, 2, verbose=0, validation_data=(x, y), callbacks=[callback]).history
     train = scalars(tmp_path / "train")
@@ -454,7 +454,7 @@ def test_a_probe_that_is_no_batch_is_refused():
 
 @pytest.fixture(scope="module")
 def server(run):
-    command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(run[0]), "--host=127.0.0.1", "--port=0"]
+    command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(run[0].parent), "--host=127.0.0.1", "--port=0"]
     process = subprocess.Popen([*command, "--load_fast=false"], stderr=subprocess.PIPE, text=True, env=environment())
     lines = []
     for line in process.stderr:
@@ -465,7 +465,8 @@ def server(run):
         raise AssertionError("".join(lines))
     address = next(word for word in line.split() if word.startswith("http://")).rstrip("/")
     deadline = time.monotonic() + 60
-    while set(get(f"{address}/data/runs")) < {".", "train", "validation", "evaluation", "probe"}:
+    runs = {"first", *(f"first/{name}" for name in ("train", "validation", "evaluation", "probe"))}
+    while set(get(f"{address}/data/runs")) < runs:
         assert time.monotonic() < deadline
         time.sleep(0.5)
     yield address
@@ -479,9 +480,9 @@ def get(address, body=None):
 
 def test_the_server_shows_what_was_written(run, server):
     tags = get(f"{server}/data/plugin/scalars/tags")
-    assert {"epoch_perplexity", "units/nll", "tokens/per_second"} <= tags["train"].keys()
-    assert {"epoch_perplexity", "gap/nll"} <= tags["validation"].keys()
-    points = get(f"{server}/data/plugin/scalars/scalars?run=validation&tag=epoch_perplexity")
+    assert {"epoch_perplexity", "units/nll", "tokens/per_second"} <= tags["first/train"].keys()
+    assert {"epoch_perplexity", "gap/nll"} <= tags["first/validation"].keys()
+    points = get(f"{server}/data/plugin/scalars/scalars?run=first/validation&tag=epoch_perplexity")
     assert [step for _, step, _ in points] == [0, 1, 2, 3]
     np.testing.assert_allclose([value for *_, value in points], joined(run[2], "val_perplexity"), rtol=1e-6)
     layout = get(f"{server}/data/plugin/custom_scalars/layout")
@@ -499,7 +500,7 @@ def test_the_server_shows_what_was_written(run, server):
     assert values["final/val_perplexity"] == pytest.approx(run[2][-1]["val_perplexity"][-1], rel=1e-6)
     assert values["final/perplexity"] == pytest.approx(run[2][-1]["perplexity"][-1], rel=1e-6)
     for plugin, tag in (("images", "tokens"), ("text", "worst_tokens"), ("histograms", "token_nll")):
-        assert tag in get(f"{server}/data/plugin/{plugin}/tags")["probe"]
+        assert tag in get(f"{server}/data/plugin/{plugin}/tags")["first/probe"]
 
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
