@@ -6,3 +6,7 @@ from keras_xent.layers import fuse_head
 __version__ = "0.1.0"
 
 __all__ = ["callbacks", "deploy", "fuse_head", "kernels", "layers", "losses", "metrics"]
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "__version__"])

@@ -1,15 +1,35 @@
-"""What arguments may be: each check returns the value as JSON can hold it, or says what is allowed and what came."""
+"""Checks of arguments: each returns the value as JSON can hold it, or raises an error that says what is allowed."""
 
+import contextlib
+import contextvars
 import math
-import sys
 import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import keras
 import numpy as np
 from keras import ops
 
+from keras_xent import _keras
+
 _FLOATS = ("bfloat16", "float16", "float32", "float64")
+_names = contextvars.ContextVar("_names", default=("labels", "logits"))
+
+
+@contextlib.contextmanager
+def named(labels: str, logits: str) -> Iterator[None]:
+    """Errors inside call labels and logits by these names: those of the arguments of the public function."""
+    token = _names.set((labels, logits))
+    try:
+        yield
+    finally:
+        _names.reset(token)
+
+
+def names() -> tuple[str, str]:
+    """What labels and logits are called in errors."""
+    return _names.get()
 
 
 def boolean(name: str, value: Any) -> bool:
@@ -177,12 +197,4 @@ def _is_number(value):
 
 def warn(message: str, category: type[Warning] = UserWarning) -> None:
     """Warns at the line of the user's own program: the one that called the loss or the metric, or `fit`."""
-    warnings.warn(message, category, stacklevel=_depth_of_caller())
-
-
-def _depth_of_caller():
-    depth, frame = 1, sys._getframe(1)
-    frameworks = ("keras_xent", "keras", "tensorflow", "jax")
-    while frame.f_back and frame.f_globals["__name__"].partition(".")[0] in frameworks:
-        depth, frame = depth + 1, frame.f_back
-    return depth
+    warnings.warn(message, category, stacklevel=_keras.stacklevel_of_user())

@@ -7,7 +7,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_xent.callbacks._keras_state import current_state
+from keras_xent._keras import training_state
 
 
 class GradientNorm(keras.metrics.Metric):
@@ -99,7 +99,7 @@ class GradientNorm(keras.metrics.Metric):
 
     def value(self, model: Any) -> float:
         """The norm, for the model that is watched. Waits for the device."""
-        with current_state(model):
+        with training_state(model):
             return float(ops.convert_to_numpy(self._norm))
 
 

@@ -8,10 +8,10 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_xent.callbacks._keras_state import current_state
+from keras_xent._keras import training_state
 from keras_xent.callbacks._units import sibling_tag, to_nats, units_of
 from keras_xent.metrics import Perplexity
-from keras_xent.metrics.token_mean import Totals
+from keras_xent.metrics._token_mean import Totals
 
 # All metrics of these packages are sums, or functions of sums: the difference of two readings is that of the batches
 # between them.
@@ -30,7 +30,7 @@ class PerplexityMetric(NamedTuple):
 
     def units(self, totals: Totals) -> dict[str, float]:
         """The mean cross-entropy of these tokens in all its units, and their number."""
-        nll = totals.total / totals.units if totals.units else math.nan
+        nll = totals.total / totals.denominator if totals.denominator else math.nan
         return {**units_of(self.name, nll), self.tag("tokens"): totals.tokens}
 
     def epoch_units(self, totals: Totals | None, reported: float | None) -> dict[str, float]:
@@ -64,14 +64,14 @@ class MetricReader:
         Those that were given to `compile` exist once the model has seen a batch.
         """
         if not self._perplexities:
-            with current_state(self.model):
+            with training_state(self.model):
                 named = self.metrics()
             self._perplexities = [PerplexityMetric(one, name) for name, one in named if isinstance(one, Perplexity)]
         return self._perplexities
 
     def totals(self) -> dict[str, Totals]:
         """The sums of the metrics of perplexity since their reset, by name. Waits for the device."""
-        with current_state(self.model):
+        with training_state(self.model):
             return {one.name: one.metric.totals() for one in self.perplexities()}
 
     def new_totals(self) -> dict[str, Totals]:
@@ -93,7 +93,7 @@ class MetricReader:
         A metric of another package than Keras' may be no sum. Its value is the one since the last reset.
         """
         values: dict[str, float] = {}
-        with current_state(self.model):
+        with training_state(self.model):
             for name, metric in self.metrics():
                 if isinstance(metric, Perplexity):
                     continue
@@ -126,7 +126,7 @@ class MetricReader:
                 named.append((metric.name, metric))
             elif compiled:
                 # What was given to `compile`. Names of several outputs begin with that of the output.
-                with current_state(self.model):
+                with training_state(self.model):
                     names = list(metric.result())
                 names = names if len(names) == len(compiled) else [one.name for one in compiled]
                 named += zip(names, compiled, strict=True)

@@ -6,13 +6,16 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
+import keras
 import numpy as np
+from keras import ops
 
+from keras_xent._keras import training_state
 from keras_xent.callbacks._metric_reader import PerplexityMetric
 from keras_xent.callbacks._timeline import Mark
 from keras_xent.callbacks._training_log import Batches, Epoch
 from keras_xent.callbacks._units import sibling_tag, to_nats
-from keras_xent.metrics.token_mean import Totals
+from keras_xent.metrics._token_mean import Totals
 
 # No dashboard shows it: where a training was, for a process that continues it.
 _MARK = "keras_xent/mark"
@@ -79,6 +82,20 @@ def _rates(totals, perplexities, seconds):
             rates[f"tokens/{one.tag('valid_share')}"] = new.tokens / new.labels if new.labels else math.nan
             rates.setdefault("tokens/per_second", new.tokens / seconds if seconds else math.nan)
     return rates
+
+
+def learning_rates(model: Any) -> dict[str, float]:
+    """The learning rate by its name in Keras' logs; those of all optimizers where there are several."""
+    optimizer = getattr(model, "optimizer", None)
+    optimizer = getattr(optimizer, "inner_optimizer", optimizer)
+    several = getattr(optimizer, "optimizers", None)
+    named = {f"learning_rate_{one.name}": one for one in several} if several else {"learning_rate": optimizer}
+    with training_state(model):
+        return {
+            name: float(ops.convert_to_numpy(one.learning_rate))
+            for name, one in named.items()
+            if isinstance(one, keras.optimizers.Optimizer)
+        }
 
 
 def summary(scalars: dict[str, float]) -> Any:

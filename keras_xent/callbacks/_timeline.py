@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from keras import ops
 
-from keras_xent.callbacks._keras_state import batches_counted, current_state
+from keras_xent._keras import batches_seen, training_state
 
 
 class Mark(NamedTuple):
@@ -33,7 +33,7 @@ class Timeline:
         self._resuming = True
         self._shift = 0
         self._steps_before_epoch = 0
-        self._iterations_before_epoch: int | None = None
+        self._count_before_epoch: int | None = None
         # Batches of the epoch: how many there will be, of how many an execution consists, and the last ones.
         self._batches: int | None = None
         self._per_execution = 1
@@ -42,6 +42,10 @@ class Timeline:
         # Steps that have begun, and after `end_batches` all of them; and those of which something was written.
         self.steps = self._written = 0
         self.batches_ended = False
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # A copy has no model, and counts anew.
+        return Timeline, ()
 
     def begin_fit(self, model: Any, batches: int | None = None) -> None:
         """`fit` begins with a model that may have been trained before, and with so many batches in an epoch."""
@@ -60,10 +64,10 @@ class Timeline:
     def begin_epoch(self, epoch: int, read_marks: Callable[[], Iterable[Mark]]) -> None:
         """An epoch begins. `read_marks` gives what an earlier process has written of the training that continues."""
         self.batches_ended, self._last_begun, self._ended = False, None, 0
-        self._iterations_before_epoch = self._iterations()
+        self._count_before_epoch = self._optimizer_count()
         # Not when `fit` begins: another callback may read a backup there.
         if self._resuming:
-            self._resume(epoch, self._iterations_before_epoch, read_marks)
+            self._resume(epoch, self._count_before_epoch, read_marks)
         self._written = self._steps_before_epoch = self.steps
 
     def _resume(self, epoch, iterations, read_marks):
@@ -108,7 +112,7 @@ class Timeline:
         if epoch is not None:
             # By now Keras has reported the end of every batch.
             self.steps = self._steps_before_epoch + self._count_batches()
-        mark = Mark(self.steps, self._iterations(), None if epoch is None else self.number(epoch))
+        mark = Mark(self.steps, self._optimizer_count(), None if epoch is None else self.number(epoch))
         before = self._marks[-1] if self._marks else Mark(0, 0)
         skips = None in (mark.iterations, before.iterations) or _skipped(mark) != _skipped(before)
         if epoch is not None or skips:
@@ -138,14 +142,14 @@ class Timeline:
 
     def _executed(self):
         """The optimizer's count of this epoch's batches, or None where it skips some."""
-        now, before = self._iterations(), self._iterations_before_epoch
+        now, before = self._optimizer_count(), self._count_before_epoch
         skips = hasattr(getattr(self._model(), "optimizer", None), "inner_optimizer")
         return None if skips or now is None or before is None else now - before
 
-    def _iterations(self):
+    def _optimizer_count(self):
         model = self._model()
-        with current_state(model):
-            count = batches_counted(self._optimizer)
+        with training_state(model):
+            count = batches_seen(self._optimizer)
             return None if count is None else int(ops.convert_to_numpy(count))
 
 

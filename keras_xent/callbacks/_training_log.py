@@ -9,7 +9,7 @@ import keras
 
 from keras_xent.callbacks._metric_reader import MetricReader
 from keras_xent.callbacks._timeline import Mark, Timeline
-from keras_xent.metrics.token_mean import Totals
+from keras_xent.metrics._token_mean import Totals
 
 # The logs of a model that `fit` trains right now: what is validated within an epoch is written by them.
 _active: weakref.WeakKeyDictionary[Any, "weakref.WeakSet[TrainingLog]"] = weakref.WeakKeyDictionary()

@@ -13,7 +13,7 @@ from keras_xent.callbacks._log_file import LogFile
 from keras_xent.callbacks._timeline import Mark
 from keras_xent.callbacks._training_log import Batches, Epoch, TrainingLog
 from keras_xent.callbacks._units import sibling_tag, to_bits, to_nats
-from keras_xent.metrics.token_mean import Totals
+from keras_xent.metrics._token_mean import Totals
 
 _UNITS = ("tokens", "nll", "perplexity", "bits_per_token")
 _COLUMNS = ("kind", "epoch", "step", "iterations", "seconds", *_UNITS, *(f"val_{unit}" for unit in _UNITS))

@@ -7,15 +7,15 @@ from typing import Any
 
 import keras
 
-from keras_xent import arguments
-from keras_xent.callbacks import _dashboards, _keras_state, _scalars
+from keras_xent import _keras, arguments
+from keras_xent.callbacks import _dashboards, _scalars
 from keras_xent.callbacks._gradient_norm import GradientNorm
 from keras_xent.callbacks._heat_map import heat_maps
 from keras_xent.callbacks._probe import Probe
 from keras_xent.callbacks._run_writers import RunWriters
 from keras_xent.callbacks._timeline import Mark
 from keras_xent.callbacks._training_log import Batches, Epoch, TrainingLog
-from keras_xent.metrics.token_mean import Totals
+from keras_xent.metrics._token_mean import Totals
 
 
 class TensorBoard(TrainingLog, keras.callbacks.TensorBoard):
@@ -219,7 +219,7 @@ class TensorBoard(TrainingLog, keras.callbacks.TensorBoard):
     def write_batches(self, mark: Mark, batches: Batches) -> None:
         """Writes the values of these batches, at their last step."""
         written = _scalars.of_batches(batches, self._reader.perplexities())
-        rates = _keras_state.learning_rates(self._reader.model)
+        rates = _scalars.learning_rates(self._reader.model)
         written |= {f"optimizer/{name}": value for name, value in rates.items()}
         if self._gradient_norm is not None:
             written["optimizer/gradient_norm"] = self._gradient_norm.value(self._reader.model)
@@ -231,7 +231,7 @@ class TensorBoard(TrainingLog, keras.callbacks.TensorBoard):
     def write_epoch(self, epoch: Epoch) -> None:
         """Writes Keras' values at the number of the epoch, and ours at its last step."""
         train, validation = _scalars.of_logs(epoch.logs)
-        rates = _keras_state.learning_rates(self._reader.model)
+        rates = _scalars.learning_rates(self._reader.model)
         train |= {f"epoch_{name}": value for name, value in rates.items()}
         if self.write_steps_per_second and epoch.seconds:
             train["epoch_steps_per_second"] = epoch.steps / epoch.seconds
@@ -272,7 +272,7 @@ class TensorBoard(TrainingLog, keras.callbacks.TensorBoard):
         names = [name for name, _ in self._reader.metrics()]
         page = _dashboards.page(names, self._reader.perplexities(), self.update_freq != "epoch", self.gradient_norm)
         more = _dashboards.mapping_of(self.hparams)
-        with _keras_state.current_state(self._reader.model):
+        with _keras.training_state(self._reader.model):
             settings = _dashboards.settings(self._reader.model, self.params or {}, more)
         # Late, so that the settings that a tuner has written into this folder come first, and count.
         self._runs.write("", [page, _dashboards.begun(settings)])

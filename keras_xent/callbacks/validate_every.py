@@ -70,7 +70,7 @@ class ValidateEvery(keras.callbacks.Callback):
         self.batch_size, self.validation_steps, self.verbose = batch_size, validation_steps, verbose
         self.callbacks = list(callbacks)
         self.history: dict[str, list[Any]] = {}
-        self._timeline: Timeline | None = None
+        self._timeline = Timeline()
         self._last: dict[str, float] = {}
         self._number = 0
 
@@ -88,7 +88,6 @@ class ValidateEvery(keras.callbacks.Callback):
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         """See `keras.callbacks.Callback`."""
-        self._timeline = self._timeline or Timeline()
         self._timeline.begin_fit(self.model, (self.params or {}).get("steps"))
         self._last = {}
         for callback in self.callbacks:
@@ -152,4 +151,5 @@ class ValidateEvery(keras.callbacks.Callback):
             callback.on_train_end(logs)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_timeline": None, "_model": None, "params": None}
+        # A copy has the settings, and no model.
+        return {**self.__dict__, "_model": None, "params": None}

@@ -6,9 +6,10 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_xent import losses, source
-from keras_xent.kernels import sparse_softmax_cross_entropy, targets
-from keras_xent.kernels._compile import assert_in_graph
+from keras_xent import _keras, losses, provenance
+from keras_xent._backend import assert_in_graph
+from keras_xent.kernels import sparse_softmax_cross_entropy
+from keras_xent.kernels._labels import in_range, valid_mask
 
 if keras.backend.backend() == "tensorflow":
     import tensorflow as tf
@@ -27,11 +28,11 @@ def of_tokens(model: Any, ignore_class: int | None) -> dict[str, Endpoint]:
     everything = tf.constant([[True]])
 
     def score(token_ids, mask=everything):
-        counts = targets.counted(token_ids, ops.broadcast_to(mask, ops.shape(token_ids)), ignore_class)
+        counts = valid_mask(token_ids, ops.broadcast_to(mask, ops.shape(token_ids)), ignore_class)
         token_ids = _tokens(token_ids, counts, model.outputs[0].shape[-1])
         labels, counts = token_ids[:, 1:], counts[:, 1:]
         predictions = model(token_ids[:, :-1], training=False)
-        known = source.keras_mask(predictions)
+        known = _keras.mask_of(predictions)
         if known is not None:
             counts = ops.logical_and(counts, known)
         each = -_nll(labels, predictions, counts, model.loss)
@@ -100,14 +101,14 @@ def _spec(name, dtype, *shape):
 
 def _predictions(model, inputs):
     predictions = model(inputs, training=False)
-    behind = source.origin(predictions)[1]
+    behind = provenance.activation_and_logits(predictions)[1]
     probable = behind is not None or getattr(model.loss, "from_logits", True) is False
     return {"probabilities" if probable else "logits": predictions}
 
 
 def _tokens(token_ids, counts, num_classes):
     """The tokens, 0 in the place of what does not count and is none, such as padding with -1."""
-    known = targets.are_classes(token_ids, num_classes)
+    known = in_range(token_ids, num_classes)
     token_ids = ops.where(known, token_ids, ops.zeros_like(token_ids))
     rule = f"`token_ids` must be numbers from 0 to {num_classes - 1}, for which the model has logits."
     told = [rule, "Padding is marked by `mask`, or by the `ignore_class` of the export."]
@@ -116,12 +117,12 @@ def _tokens(token_ids, counts, num_classes):
 
 def _nll(labels, predictions, counts, loss):
     """The cross-entropy of each token, 0 where it does not count; without the logits, if their head is known."""
-    activation, logits = source.origin(predictions)
-    head = source.head_of(predictions if logits is None else logits)
+    activation, logits = provenance.activation_and_logits(predictions)
+    head = provenance.head_of(predictions if logits is None else logits)
     softcap = getattr(loss, "logit_softcap", None)
     if head is None:
         from_logits = getattr(loss, "from_logits", True)
-        logits = source.as_logits(predictions, from_logits=from_logits, activation="softmax")
+        logits = provenance.as_logits(predictions, from_logits=from_logits, activation="softmax")
         return sparse_softmax_cross_entropy(labels, logits, mask=counts, logit_softcap=softcap)
     return head.statistics(labels, counts, softcap).nll
 

@@ -9,8 +9,8 @@ from typing import Any
 import keras
 
 from keras_xent import arguments
+from keras_xent._backend import without_xla
 from keras_xent.deploy import endpoints as _endpoints
-from keras_xent.kernels._compile import as_operations
 
 if keras.backend.backend() == "tensorflow":
     import tensorflow as tf
@@ -113,7 +113,7 @@ def _traced(function, compiled):
 
     @functools.wraps(function)
     def traced(*inputs):
-        with contextlib.nullcontext() if compiled else as_operations():
+        with contextlib.nullcontext() if compiled else without_xla():
             return function(*inputs)
 
     return traced

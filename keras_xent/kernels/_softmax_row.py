@@ -2,199 +2,244 @@
 
 With logits `x` (after the soft cap), `p = softmax(x)`, `lse = log sum exp x`, smoothed and weighted targets `a_c` and
 `A = sum_c a_c`, each of these losses is `sum_c a_c (lse - x_c)` with gradient `A p - a`. Of each row two numbers are
-kept: the largest logit `top`, before the cap, and `excess = sum_c exp(x_c - top) - 1`.
+kept, the residuals: `max_logit`, before the cap, and `sum_exp_minus_one = sum_c exp(x_c - max_logit) - 1`.
 
-`excess` rather than the sum itself is what keeps confident rows right: with all but 1e-9 of the probability on the
-target, the sum rounds to 1 in float32 and its logarithm, the loss, to 0. The 1 is therefore taken off inside the sum,
-from the very term it comes from: the target's. The top is known by its logit, not by the capped one: compiled at two
-places, the same tanh may differ in its last bit, and the loss would be off by as much.
+`sum_exp_minus_one` rather than the sum itself keeps confident rows right: with all but 1e-9 of the probability on the
+target, the sum rounds to 1 in float32 and its logarithm, the loss, to 0. The 1 is therefore subtracted inside the sum,
+from the very term it comes from: the target's. The largest logit is recognized by its value before the cap: compiled at
+two places, the same tanh may differ in its last bit, and the loss would be off by as much.
 
 All arrays have the class axis second, and one column where they hold a number per row.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 from keras import ops
 
-from keras_xent.kernels import targets
-from keras_xent.kernels._rows import rounded, row_max, row_sum, selected, times
+from keras_xent._types import Tensor
+from keras_xent.kernels._dtypes import accumulator_dtype, largest, upcast
+from keras_xent.kernels._labels import class_weights
+from keras_xent.kernels._masking import multiply_no_nan, where_or_zero
+from keras_xent.kernels._options import SoftmaxOptions
+from keras_xent.kernels._xla_cpu import cast_to_nearest_even, row_max, row_sum
 
 
-def floating(logits):
-    logits = targets.to_tensor(logits)
-    return logits if targets.is_float(logits) else ops.cast(logits, "float32")
-
-
-def optional_class_weights(class_weight, num_classes, logits, rank):
+def optional_class_weights(class_weight: Any, num_classes: Any, logits: Tensor, rank: int) -> tuple[Tensor, ...]:
+    """The class weights as a tuple of one tensor, or of none."""
     if class_weight is None:
         return ()
-    return (targets.class_weights(class_weight, num_classes, targets.accumulator_dtype(logits), rank),)
+    return (class_weights(class_weight, num_classes, accumulator_dtype(logits), rank),)
 
 
-def accurate(logits):
-    return ops.cast(logits, targets.accumulator_dtype(logits))
-
-
-def capped(logits, softcap):
-    x = accurate(logits)
+def apply_softcap(logits: Tensor, softcap: float | None) -> Tensor:
+    """The upcast logits, capped."""
+    x = upcast(logits)
     return x if softcap is None else softcap * ops.tanh(x / softcap)
 
 
-def top(logits):
-    # No result depends on what is taken off all logits, so that it is a constant to every derivative. The maximum's own
-    # would be divided among logits that are equally large.
-    return ops.stop_gradient(row_max(accurate, logits))
+def max_of_logits(logits: Tensor) -> Tensor:
+    """The largest logit of each row, before the cap."""
+    # No result depends on what is subtracted from all logits, so it is a constant to every derivative. The maximum's
+    # own derivative would be divided among logits that are equally large.
+    return ops.stop_gradient(row_max(upcast, logits))
 
 
-def finite(top):
+def _clip_to_finite(max_logit):
     # With a logit of +inf, all others are infinitely far below: exp(x - largest number) is 0 for them.
-    return ops.minimum(top, targets.largest(top))
+    return ops.minimum(max_logit, largest(max_logit))
 
 
-def infinite_logits(logits, top):
+def _count_infinite_logits(logits, max_logit):
     """How many logits of each row are +inf. Costs nothing where there are none."""
-    infinite = ops.equal(top, float("inf"))
+    infinite = ops.equal(max_logit, float("inf"))
     return ops.cond(
         ops.any(infinite),
-        lambda: ops.sum(ops.cast(ops.equal(accurate(logits), float("inf")), top.dtype), axis=1, keepdims=True),
-        lambda: ops.zeros_like(top),
+        lambda: ops.sum(ops.cast(ops.equal(upcast(logits), float("inf")), max_logit.dtype), axis=1, keepdims=True),
+        lambda: ops.zeros_like(max_logit),
     )
 
 
-def with_infinities(excess, logits, top, softcap):
-    # One logit of +inf has all the probability. Two have no limit, nor has a row of only -inf: NaN.
+def with_infinite_logits(sum_exp_minus_one: Tensor, logits: Tensor, max_logit: Tensor, softcap: float | None) -> Tensor:
+    """`sum_exp_minus_one`, right where logits are infinite.
+
+    One logit of +inf has all the probability. Two have no limit, nor has a row of only -inf: NaN.
+    """
     if softcap is not None:
-        return excess
-    infinite = infinite_logits(logits, top)
-    # So far the excess is NaN only where a logit is, which an infinite one must not hide.
-    excess = ops.where(ops.logical_and(infinite == 1, ops.logical_not(ops.isnan(excess))), 0.0, excess)
-    return ops.where(infinite > 1, ops.full_like(excess, float("nan")), excess)
+        return sum_exp_minus_one
+    count = _count_infinite_logits(logits, max_logit)
+    # So far the sum is NaN only where a logit is, which an infinite one must not hide.
+    is_one = ops.logical_and(count == 1, ops.logical_not(ops.isnan(sum_exp_minus_one)))
+    sum_exp_minus_one = ops.where(is_one, 0.0, sum_exp_minus_one)
+    return ops.where(count > 1, ops.full_like(sum_exp_minus_one, float("nan")), sum_exp_minus_one)
 
 
-def gap(x, top, softcap):
-    """How far the logits `x` are below the top, both capped here; 0 for the top itself, even an infinite one."""
-    apart = capped(top, softcap) - capped(x, softcap)
+def max_minus_logit(x: Tensor, max_logit: Tensor, softcap: float | None) -> Tensor:
+    """`max_logit - x`, both capped here; 0 for the largest logit itself, even an infinite one."""
+    difference = apply_softcap(max_logit, softcap) - apply_softcap(x, softcap)
     if softcap is None:
-        return selected(apart, ops.logical_or(ops.not_equal(x, top), ops.isfinite(top)))
-    return ops.where(ops.equal(x, top), apart - ops.stop_gradient(apart), apart)
+        return where_or_zero(difference, ops.logical_or(ops.not_equal(x, max_logit), ops.isfinite(max_logit)))
+    return ops.where(ops.equal(x, max_logit), difference - ops.stop_gradient(difference), difference)
 
 
-def below(x, top, softcap):
-    """`x - top`, both capped here: exactly 0 for the top itself, if it is finite, and never above 0 with a cap."""
+def _shifted_logits(x, max_logit, softcap):
+    """`x - max_logit`, both capped here: exactly 0 for a finite largest logit, and never above 0 with a cap."""
     if softcap is None:
-        return x - finite(top)
-    apart = -gap(x, top, softcap)
+        return x - _clip_to_finite(max_logit)
+    shifted = -max_minus_logit(x, max_logit, softcap)
     # Not a minimum, here and below: of equals, JAX divides the derivative, and of NaN and a number XLA:CPU may take
     # the number.
-    return selected(apart, ops.logical_not(apart > 0))
+    return where_or_zero(shifted, ops.logical_not(shifted > 0))
 
 
-def mass(logits, top, softcap):
-    """`exp(x - top)`; infinite for a logit of +inf."""
-    return ops.exp(below(accurate(logits), top, softcap))
+def exp_shifted(logits: Tensor, max_logit: Tensor, softcap: float | None) -> Tensor:
+    """`exp(x - max_logit)`; infinite for a logit of +inf."""
+    return ops.exp(_shifted_logits(upcast(logits), max_logit, softcap))
 
 
-def at_most_1(mass):
-    return ops.where(mass > 1.0, ops.ones((), mass.dtype), mass)
+def expm1_shifted(logits: Tensor, max_logit: Tensor, softcap: float | None) -> Tensor:
+    """`exp(x - max_logit) - 1`."""
+    return ops.expm1(_shifted_logits(upcast(logits), max_logit, softcap))
 
 
-def nll(x, top, excess, softcap):
+def clip_to_one(x: Tensor) -> Tensor:
+    """`x`, at most 1."""
+    return ops.where(x > 1.0, ops.ones((), x.dtype), x)
+
+
+def nll(x: Tensor, max_logit: Tensor, sum_exp_minus_one: Tensor, softcap: float | None) -> Tensor:
     """`lse - x` for some logits of each row."""
-    return gap(accurate(x), top, softcap) + ops.log1p(excess)
+    return max_minus_logit(upcast(x), max_logit, softcap) + ops.log1p(sum_exp_minus_one)
 
 
-def focal(nll, gamma):
-    """The focal factor `u^gamma` of a class, and the slope that the gradient has in place of 1.
+def focal(nll: Tensor, gamma: float) -> tuple[Tensor, Tensor]:
+    """The focal factor `u^gamma` of a class, and the factor that the gradient has in place of 1.
 
-    With `u = 1 - p` and `p = exp(-nll)`, the slope is `u^gamma (1 + gamma p nll / u)`. The quotient `nll / u` tends to
+    With `u = 1 - p` and `p = exp(-nll)`, the latter is `u^gamma (1 + gamma p nll / u)`. The quotient `nll / u` tends to
     1 where `u` tends to 0, which is where computing `u^(gamma - 1)` gives NaN for gamma < 1.
     """
     p = ops.exp(-nll)
     u = ops.maximum(-ops.expm1(-nll), 0.0)
-    # The power of 0 is not taken: its derivative is infinite for gamma < 1.
-    some = u > 0
+    # The power of 0 is not computed: its derivative is infinite for gamma < 1.
+    positive = u > 0
     one = ops.ones((), u.dtype)
-    safe = ops.where(some, u, one)
-    ratio = ops.where(some, nll / safe, one)
-    factor = ops.where(some, safe**gamma, u)
+    safe_u = ops.where(positive, u, one)
+    ratio = ops.where(positive, nll / safe_u, one)
+    factor = ops.where(positive, safe_u**gamma, u)
     return factor, factor * (1.0 + gamma * ops.where(p > 0, p * ratio, 0.0))
 
 
-def sum_of_losses(weight, total, logits, arrays, top, excess, *, gamma, softcap):
-    """`sum_c a_c nll_c`, focal if asked; `weight(*arrays)` gives `a_c` and `total` its sum over the row."""
-    common = ops.log1p(excess)
+def sum_of_losses(
+    target: Callable,
+    target_sum: Tensor,
+    logits: Tensor,
+    arrays: tuple[Tensor, ...],
+    max_logit: Tensor,
+    sum_exp_minus_one: Tensor,
+    options: SoftmaxOptions,
+) -> Tensor:
+    """`sum_c a_c nll_c`, with focal factors if asked; `target(*arrays)` gives `a_c` and `target_sum` its sum."""
+    log_sum_exp_shifted = ops.log1p(sum_exp_minus_one)
 
     def term(logits, *arrays):
-        a = weight(*arrays)
-        loss = gap(accurate(logits), top, softcap)
-        if gamma:
-            loss = loss + common
-            loss = loss * focal(loss, gamma)[0]
-        return times(a, loss)
+        loss = max_minus_logit(upcast(logits), max_logit, options.logit_softcap)
+        if options.focal_gamma:
+            loss = loss + log_sum_exp_shifted
+            loss = loss * focal(loss, options.focal_gamma)[0]
+        return multiply_no_nan(target(*arrays), loss)
 
     loss = row_sum(term, logits, *arrays)
-    return loss if gamma else loss + times(total, common)
+    return loss if options.focal_gamma else loss + multiply_no_nan(target_sum, log_sum_exp_shifted)
 
 
-def plus_z_loss(loss, top, excess, z_loss, softcap):
-    return loss + z_loss * ops.square(capped(top, softcap) + ops.log1p(excess)) if z_loss else loss
+def log_sum_exp(max_logit: Tensor, sum_exp_minus_one: Tensor, softcap: float | None) -> Tensor:
+    """`lse` of each row."""
+    return apply_softcap(max_logit, softcap) + ops.log1p(sum_exp_minus_one)
 
 
-def gradient(upstream, unasked, logits, a, total, top, excess, *, gamma, z_loss, softcap):
-    """`upstream (B p - a)`, with `B = A + 2 z lse`. `a` has the shape of the logits, is fused, and never in memory."""
-    x = accurate(logits)
-    common = ops.log1p(excess)
-    if gamma:
-        a = a * focal(gap(x, top, softcap) + common, gamma)[1]
-        total = ops.sum(a, axis=1, keepdims=True)
-    slope = total + 2.0 * z_loss * (capped(top, softcap) + common) if z_loss else total
-    share = slope / (1.0 + excess)
-    # p of the top is 1 - excess / (1 + excess); a is taken off before anything passes through a p rounded to 1.
-    # The mass of the top is 1, and has the derivative.
-    masses = at_most_1(mass(logits, top, softcap))
-    at_top = (total - a) + (slope - total) + ((masses - 1.0) - excess) * share
-    elsewhere = masses * share - a
-    return finished(upstream * ops.where(ops.equal(x, top), at_top, elsewhere), unasked, logits, softcap)
+def plus_z_loss(loss: Tensor, max_logit: Tensor, sum_exp_minus_one: Tensor, options: SoftmaxOptions) -> Tensor:
+    """`loss + z lse^2`."""
+    if not options.z_loss:
+        return loss
+    return loss + options.z_loss * ops.square(log_sum_exp(max_logit, sum_exp_minus_one, options.logit_softcap))
 
 
-def finished(gradient, unasked, logits, softcap):
+def plus_z_loss_slope(total: Tensor, max_logit: Tensor, sum_exp_minus_one: Tensor, options: SoftmaxOptions) -> Tensor:
+    """`B = A + 2 z lse`, the factor of `p` in the gradient, from `total`, which is `A`."""
+    if not options.z_loss:
+        return total
+    return total + 2.0 * options.z_loss * log_sum_exp(max_logit, sum_exp_minus_one, options.logit_softcap)
+
+
+def logits_gradient(
+    upstream: Tensor,
+    dead_rows: Tensor,
+    logits: Tensor,
+    target: Tensor,
+    target_sum: Tensor,
+    max_logit: Tensor,
+    sum_exp_minus_one: Tensor,
+    options: SoftmaxOptions,
+) -> Tensor:
+    """`upstream (B p - a)`. `target` is `a`, of the shape of the logits: it is fused, and never in memory."""
+    x, softcap = upcast(logits), options.logit_softcap
+    if options.focal_gamma:
+        class_nll = max_minus_logit(x, max_logit, softcap) + ops.log1p(sum_exp_minus_one)
+        target = target * focal(class_nll, options.focal_gamma)[1]
+        target_sum = ops.sum(target, axis=1, keepdims=True)
+    slope = plus_z_loss_slope(target_sum, max_logit, sum_exp_minus_one, options)
+    scale = slope / (1.0 + sum_exp_minus_one)
+    # p of the largest logit is 1 - s / (1 + s) with s = sum_exp_minus_one; a is subtracted before anything passes
+    # through a p rounded to 1. Its exp_shifted is 1, and has the derivative.
+    shifted = clip_to_one(exp_shifted(logits, max_logit, softcap))
+    at_max = (target_sum - target) + (slope - target_sum) + ((shifted - 1.0) - sum_exp_minus_one) * scale
+    off_max = shifted * scale - target
+    gradient = upstream * ops.where(ops.equal(x, max_logit), at_max, off_max)
+    return to_logits_dtype(gradient, dead_rows, logits, softcap)
+
+
+def to_logits_dtype(gradient: Tensor, dead_rows: Tensor, logits: Tensor, softcap: float | None) -> Tensor:
+    """The gradient for the logits before the cap, in their dtype."""
     # Selected before it is rounded: XLA:CPU selects 16-bit floats by way of float32, and would round them twice.
-    (gradient,) = without(unasked, gradient)
+    (gradient,) = zero_rows(dead_rows, gradient)
     if softcap is not None:
-        # The cap's slope 1 - tanh^2, without the difference that is all rounding where the cap is reached.
-        small = ops.exp(-2.0 * ops.abs(accurate(logits) / softcap))
-        gradient = gradient * (4.0 * small / ops.square(1.0 + small))
-    return rounded(gradient, logits.dtype)
+        # The cap's slope 1 - tanh^2, without the difference, which is all rounding where the cap is reached.
+        e = ops.exp(-2.0 * ops.abs(upcast(logits) / softcap))
+        gradient = gradient * (4.0 * e / ops.square(1.0 + e))
+    return cast_to_nearest_even(gradient, logits.dtype)
 
 
-def unasked(upstream, top, excess):
-    """True for rows without a gradient (NaN, no class) that nobody asked for: they do not count, and leave no trace.
+def is_dead_row(upstream: Tensor, max_logit: Tensor, sum_exp_minus_one: Tensor) -> Tensor:
+    """True for rows without a gradient (NaN, label out of range) whose upstream gradient is 0: they leave no trace.
 
-    Other rows are not selected by their upstream gradient of 0: the derivative for that one is their gradient.
+    Other rows are not selected by their upstream gradient of 0: the derivative with respect to it is their gradient.
     """
-    return ops.logical_and(ops.equal(upstream, 0.0), ops.logical_not(ops.isfinite(top + excess)))
+    return ops.logical_and(ops.equal(upstream, 0.0), ops.logical_not(ops.isfinite(max_logit + sum_exp_minus_one)))
 
 
-def without(rows, *arrays):
+def zero_rows(rows: Tensor, *arrays: Tensor) -> tuple[Tensor, ...]:
     """The arrays, 0 in these rows; what is computed from them there, derivatives included, is a number."""
-    return tuple(selected(array, ops.logical_not(rows)) for array in arrays)
+    return tuple(where_or_zero(array, ops.logical_not(rows)) for array in arrays)
 
 
-def number_of_classes(logits):
-    # A float, so that it can be a divisor where the number is not known before the program runs.
-    return ops.cast(ops.shape(logits)[1], targets.accumulator_dtype(logits))
+def num_classes_of(logits: Tensor) -> Tensor:
+    """The number of classes, as a float: it can be a divisor where it is not known before the program runs."""
+    return ops.cast(ops.shape(logits)[1], accumulator_dtype(logits))
 
 
-def classes(logits, dtype="int32"):
+def class_ids(logits: Tensor, dtype: str = "int32") -> Tensor:
+    """0, 1, ..., C - 1, in a shape that broadcasts against the logits."""
     return ops.reshape(ops.arange(ops.shape(logits)[1], dtype=dtype), (1, -1) + (1,) * (len(logits.shape) - 2))
 
 
-def rank(logits, labels):
+def rank_of_label(logits: Tensor, labels: Tensor) -> Tensor:
     """How many classes are predicted before the label: those with larger logits, and equal ones that come before it.
 
     NaN for labels below 0.
     """
     label = ops.maximum(labels, 0)
-    logits, indices, at_label = accurate(logits), classes(logits), accurate(ops.take_along_axis(logits, label, axis=1))
+    x, ids, label_logit = upcast(logits), class_ids(logits), upcast(ops.take_along_axis(logits, label, axis=1))
     # Negated, so that NaN is ahead too.
-    behind = ops.where(indices < label, logits < at_label, logits <= at_label)
-    ahead = ops.sum(ops.cast(ops.logical_not(behind), logits.dtype), axis=1, keepdims=True)
+    behind = ops.where(ids < label, x < label_logit, x <= label_logit)
+    ahead = ops.sum(ops.cast(ops.logical_not(behind), x.dtype), axis=1, keepdims=True)
     return ops.where(labels < 0, ops.full_like(ahead, float("nan")), ahead)

@@ -1,30 +1,19 @@
-"""From one loss per element to the loss: masks, weights, and the mean that is meant."""
+"""From one loss per element to the loss: masks, weights, and which mean."""
 
+import typing
 from typing import Any
 
-import keras
 from keras import ops
 
-from keras_xent.kernels import _devices
-from keras_xent.kernels._compile import compiled
+from keras_xent import _backend
+from keras_xent._backend import all_reduce_sum, num_replicas
+from keras_xent._types import Reduction, Tensor
+from keras_xent.kernels._compiled import CompiledKernel
 
-if keras.backend.backend() == "tensorflow":
-    import tensorflow as tf
-
-# Keras' own, and two of ours.
-REDUCTIONS = (
-    "sum_over_batch_size",
-    "mean",
-    "mean_with_sample_weight",
-    "sum",
-    "none",
-    None,
-    "token_mean",
-    "sequence_mean",
-)
+REDUCTIONS: tuple[str | None, ...] = (*typing.get_args(Reduction), None)
 
 
-def reduce(losses: Any, *, reduction: str | None, **counting: Any) -> Any:
+def reduce(losses: Tensor, *, reduction: str | None, **counting: Any) -> Tensor:
     """Losses of shape `[B, ...]`, float32 or float64, reduced to a scalar, or only weighted for reduction None.
 
     With losses `l`, validity `v` (0 or 1), sample weights `t` and class weights of the labels `w`:
@@ -32,46 +21,41 @@ def reduce(losses: Any, *, reduction: str | None, **counting: Any) -> Any:
     - `"sum_over_batch_size"`, `"mean"`: `sum(v t l) / sum(v)`
     - `"mean_with_sample_weight"`: `sum(v t l) / sum(v t)`
     - `"token_mean"`: `sum(v t l) / sum(v t w)`, both sums over all replicas
-    - `"sequence_mean"`: the mean over sequences of each one's token mean; sequences without a valid token do not count
+    - `"sequence_mean"`: the mean over sequences of each one's token mean; sequences without a valid token are left out
     - `"sum"`: `sum(v t l)`
     - `None`, `"none"`: `v t l`
 
     A `normalizer` takes the place of the denominator (of the number of sequences in `"sequence_mean"`). Nothing valid
-    gives 0. `counting` is that of `weighting`.
+    gives 0. `counting` are the arguments of `reduction_weights`.
     """
-    share, denominator = weighting(losses, reduction=reduction, **counting)
-    losses = _finite(share, losses) * share
-    return losses if denominator is None else mean(total(losses), denominator, reduction, counting.get("normalizer"))
+    weights, denominator = reduction_weights(losses, reduction=reduction, **counting)
+    losses = _finite_or_weighted(weights, losses) * weights
+    if denominator is None:
+        return losses
+    return mean(total(losses), denominator, reduction, counting.get("normalizer"))
 
 
-def mean(total: Any, denominator: Any, reduction: str | None, normalizer: float | None = None) -> Any:
-    """The sum of all shares' losses divided by the denominator that `weighting` gives.
+def mean(total: Tensor, denominator: Any, reduction: str | None, normalizer: float | None = None) -> Tensor:
+    """The sum of the weighted losses divided by the denominator that `reduction_weights` gives.
 
-    On replicas each has the gradient of its own share of a mean or sum over all of them. The value is the same on all:
-    Keras logs the mean of the replicas' values, weighted by how many rows each of them has.
+    Each replica has the gradient of its own part of a mean or sum over all of them. The value is the same on all: Keras
+    logs the mean of the replicas' values, weighted by how many rows each of them has.
     """
-    loss = ratio(total, denominator)
-    if _replica() is None or not (normalizer or reduction in ("sum", "token_mean", "sequence_mean")):
-        return loss
-    everywhere = _over_replicas(loss) / _number_of_replicas()
-
-    @tf.custom_gradient
-    def of_all(loss):
-        return tf.identity(everywhere), lambda upstream: upstream
-
-    return of_all(loss)
+    loss = ops.divide_no_nan(total, denominator)
+    is_over_replicas = normalizer or reduction in ("sum", "token_mean", "sequence_mean")
+    return _backend.with_value_of_all_replicas(loss) if is_over_replicas else loss
 
 
-def weighting(
-    losses: Any,
+def reduction_weights(
+    losses: Tensor,
     *,
     reduction: str | None,
-    valid: Any = None,
-    weights: Any = None,
-    label_weights: Any = None,
+    valid: Tensor = None,
+    weights: Tensor = None,
+    label_weights: Tensor = None,
     normalizer: float | None = None,
-) -> tuple[Any, Any]:
-    """The share of each loss, and what the sum of all shares' losses is divided by (None: the losses are not summed).
+) -> tuple[Tensor, Any]:
+    """The weight of each loss, and what the weighted sum is divided by (None: the losses are not summed).
 
     Args:
         losses: an array of the shape and dtype of the losses. Only these are looked at.
@@ -82,55 +66,61 @@ def weighting(
         normalizer: a number in place of the denominator.
     """
     ones = ops.ones_like(losses)
-    there = ones if valid is None else ops.cast(ops.broadcast_to(valid, ops.shape(losses)), ones.dtype)
+    valid = ones if valid is None else ops.cast(ops.broadcast_to(valid, ops.shape(losses)), ones.dtype)
     weights = ones if weights is None else ops.cast(weights, ones.dtype) * ones
-    weights = ops.where(there > 0, weights, 0.0)
+    weights = ops.where(valid > 0, weights, 0.0)
     if reduction in (None, "none"):
         return weights, None
     if reduction == "sequence_mean":
-        axes = tuple(range(1, len(ones.shape)))
-        mass = ops.sum(_weighted(weights, label_weights), axis=axes, keepdims=True)
-        share = weights * ratio(ops.ones_like(mass), mass)
-        if normalizer is not None:
-            return share, normalizer
-        return share, _over_replicas(ops.sum(ops.cast(ops.any(ops.not_equal(weights, 0), axis=axes), ones.dtype)))
+        return _sequence_weights(weights, label_weights, normalizer)
     if normalizer is not None:
         return weights, normalizer
     if reduction == "sum":
         return weights, 1.0
     if reduction == "token_mean":
-        return weights, _over_replicas(total(_weighted(weights, label_weights)))
-    count = total(weights if reduction == "mean_with_sample_weight" else there)
-    return weights, count * _number_of_replicas()
+        return weights, all_reduce_sum(total(_times_label_weights(weights, label_weights)))
+    count = total(weights if reduction == "mean_with_sample_weight" else valid)
+    # Keras adds up the gradients of the replicas, so a replica's mean has to be a share of the mean.
+    return weights, count * num_replicas()
 
 
-def _weighted(weights, label_weights):
-    return weights if label_weights is None else weights * _finite(weights, label_weights)
+def _sequence_weights(weights, label_weights, normalizer):
+    axes = tuple(range(1, len(weights.shape)))
+    weight_sum = ops.sum(_times_label_weights(weights, label_weights), axis=axes, keepdims=True)  # [B, 1, ...]
+    if normalizer is None:
+        has_tokens = ops.any(ops.not_equal(weights, 0), axis=axes)  # [B]
+        normalizer = all_reduce_sum(ops.sum(ops.cast(has_tokens, weights.dtype)))
+    return weights * ops.divide_no_nan(ops.ones_like(weight_sum), weight_sum), normalizer
 
 
-def _finite(weights, values):
+def _times_label_weights(weights, label_weights):
+    return weights if label_weights is None else weights * _finite_or_weighted(weights, label_weights)
+
+
+def _finite_or_weighted(weights, values):
     # Selected, not multiplied: what is masked or has weight 0 may hold NaN. Where it holds a number, that is the
     # derivative for the weight.
     return ops.where(ops.logical_and(ops.equal(weights, 0), ops.logical_not(ops.isfinite(values))), 0.0, values)
 
 
-def total(values: Any) -> Any:
+def total(values: Tensor) -> Tensor:
     """The sum of all values."""
     values = ops.reshape(values, (-1,))
-    devices = _devices.of_batch(values)
-    return _halving(values) if devices is None else _over_devices(values, devices=devices)
+    mesh = _backend.batch_mesh(values)
+    return _pairwise_sum(values) if mesh is None else _sum_over_devices(values, mesh=mesh)
 
 
-# Compiled for the derivatives that are asked for in eager mode: those of JAX do not take every layout of the values.
-@compiled
-def _over_devices(values, *, devices):
-    return _devices.each(
-        devices, lambda rows, _: _devices.sum_over(devices, _halving(rows)), values, None, by_rows=False
-    )
+# Compiled for derivatives in eager mode: those of JAX do not take every layout of the values.
+@CompiledKernel
+def _sum_over_devices(values, *, mesh):
+    def on_device(rows, _):
+        return _backend.psum(mesh, _pairwise_sum(rows))
+
+    return _backend.shard_map_rows(mesh, on_device, values, None, has_rows=False)
 
 
-def _halving(values):
-    # Additions of halves first keep the rounding of long sums as small as it looks.
+def _pairwise_sum(values):
+    # Additions of halves first keep the rounding of long sums small.
     lanes = 64
     values = ops.concatenate([values, ops.zeros((-ops.shape(values)[0] % lanes,), values.dtype)])
     values = ops.reshape(values, (lanes, -1))
@@ -138,24 +128,3 @@ def _halving(values):
         lanes //= 2
         values = values[:lanes] + values[lanes:]
     return ops.sum(values)
-
-
-def ratio(numerator: Any, denominator: Any) -> Any:
-    """The quotient, and 0 where the denominator is 0."""
-    return ops.divide_no_nan(numerator, denominator)
-
-
-def _number_of_replicas():
-    """Keras adds up the gradients of the replicas, so a replica's mean has to be a share of the mean."""
-    return tf.distribute.get_strategy().num_replicas_in_sync if keras.backend.backend() == "tensorflow" else 1
-
-
-def _over_replicas(value):
-    """The sum over all replicas. JAX programs see all devices' data as one array, so there is nothing to add up."""
-    replica = _replica()
-    return value if replica is None else replica.all_reduce(tf.distribute.ReduceOp.SUM, value)
-
-
-def _replica():
-    """The context of one of several replicas. None outside of them, where whoever calls has all the data."""
-    return tf.distribute.get_replica_context() if _number_of_replicas() > 1 else None

@@ -4,33 +4,36 @@ With logit `x`, label `y` in [0, 1] and `L = log(1 + exp(-|x|))`, the two costs 
 a positive and `softplus(x) = max(x, 0) + L` for a negative label: nothing overflows and nothing cancels.
 """
 
-import math
 from typing import Any
 
 from keras import ops
 
-from keras_xent.kernels import targets as _targets
-from keras_xent.kernels._compile import as_written, compiled, differentiable
-from keras_xent.kernels._rows import compiled_by_rows, selected, times
+from keras_xent._backend import custom_gradient, no_autograph
+from keras_xent._types import Tensor
+from keras_xent.kernels._compiled import CompiledKernel, row_kernel
+from keras_xent.kernels._dtypes import accumulator_dtype, dtype_of, is_float, to_float_tensor, to_tensor
+from keras_xent.kernels._masking import multiply_no_nan, where_or_zero
+from keras_xent.kernels._options import SigmoidOptions
+from keras_xent.kernels._shapes import as_rows, checked_axis, ensure_shape, same_shape
 
 
-@as_written
+@no_autograph
 def sigmoid_cross_entropy(
-    labels: Any,
-    logits: Any,
+    labels: Tensor,
+    logits: Tensor,
     *,
     axis: int | None = None,
-    mask: Any = None,
+    mask: Tensor = None,
     ignore_class: float | None = None,
     label_smoothing: float = 0.0,
     pos_weight: Any = None,
     focal_gamma: float = 0.0,
     focal_alpha: float | None = None,
-) -> Any:
+) -> Tensor:
     """Cross-entropy of independent binary labels under the sigmoid of the logits.
 
     For one yes-or-no answer, and for many at once (multi-label), some of which may be missing. Labels get a gradient
-    too, if something asks for it.
+    too, where one is requested.
 
     Formula, for smoothing `s`, `y' = y (1 - s) + s / 2`, positive weight `w`:
     `w y' softplus(-x) + (1 - y') softplus(x)`; if focal, times `u^gamma` with `u = y' (1 - p) + (1 - y') p`, and times
@@ -44,7 +47,7 @@ def sigmoid_cross_entropy(
         labels: numbers in [0, 1], of the shape of `logits`, any numeric dtype.
         logits: any shape, bfloat16, float16, float32 or float64, read in their own dtype.
         axis: None for one loss per label, or the axis over which the labels of an example lie: the result is then the
-            mean over the labels that are present, and the losses of single labels are never in memory.
+            mean over the labels that are present, and the losses of single labels are never materialized.
         mask: booleans of the shape of `logits`; a False entry is a missing label.
         ignore_class: the label that marks a missing one: a number, or nan.
         label_smoothing: share `s` in [0, 1] by which labels move to 1/2.
@@ -75,50 +78,34 @@ def sigmoid_cross_entropy(
 
     References: focal loss, arXiv:1708.02002; `pos_weight` as in PyTorch's `BCEWithLogitsLoss`.
     """
-    labels, logits = _targets.to_tensor(labels), _targets.to_tensor(logits)
-    if not _targets.is_float(logits):
-        logits = ops.cast(logits, "float32")
-    if not _targets.same_shape(labels.shape, logits.shape):
+    labels, logits = to_tensor(labels), to_float_tensor(logits)
+    if not same_shape(labels.shape, logits.shape):
         raise ValueError(
             "`labels` and `logits` must have the same shape. "
             f"Received: labels of shape {tuple(labels.shape)} and logits of shape {tuple(logits.shape)}."
         )
-    labels = _targets.asserted_to_fit(labels, logits, "`labels` and `logits` must have the same shape.")
+    labels = ensure_shape(labels, logits, "`labels` and `logits` must have the same shape.")
     shape, rank = ops.shape(logits), len(logits.shape)
-    learned = _targets.is_float(labels)
-    if not learned:
-        labels = ops.cast(labels, _targets.accumulator_dtype(logits))
-    along = -1 if axis is None else _targets.checked_axis(axis, rank)
-    rows, label_rows = (_targets.as_rows(t, along) if rank else ops.reshape(t, (1, 1)) for t in (logits, labels))
+    differentiable_labels = is_float(labels)
+    if not differentiable_labels:
+        labels = ops.cast(labels, accumulator_dtype(logits))
+    label_axis = -1 if axis is None else checked_axis(axis, rank)
+    rows, label_rows = (as_rows(t, label_axis) if rank else ops.reshape(t, (1, 1)) for t in (logits, labels))
     tensors = [_positive_weights(pos_weight, rows)]
     if mask is not None:
-        tensors.append(_targets.as_rows(ops.cast(_targets.to_tensor(mask), "bool"), along))
-    options: dict[str, Any] = {
-        "smoothing": float(label_smoothing),
-        "gamma": float(focal_gamma),
-        "alpha": None if focal_alpha is None else float(focal_alpha),
-        "missing": None if ignore_class is None else float(ignore_class),
-        "reduced": axis is not None,
-    }
-    # A Python nan is never equal to itself and would compile anew at every call.
-    if options["missing"] is not None and math.isnan(options["missing"]):
-        options["missing"] = "nan"
-    loss = _sigmoid(rows, label_rows, *tensors, **options)
-    if learned:
-        loss = loss + _for_labels(label_rows, rows, *tensors, **options)
+        tensors.append(as_rows(ops.cast(to_tensor(mask), "bool"), label_axis))
+    options = SigmoidOptions(label_smoothing, focal_gamma, focal_alpha, ignore_class, axis is not None)
+    loss = _sigmoid(rows, label_rows, *tensors, options=options)
+    if differentiable_labels:
+        loss = loss + _sigmoid_for_labels(label_rows, rows, *tensors, options=options)
     if axis is not None:
-        shape = tuple(size for i, size in enumerate(shape) if i != along)
+        shape = tuple(size for i, size in enumerate(shape) if i != label_axis)
     return ops.reshape(loss, shape)
 
 
-def present(labels: Any, mask: Any, ignore_class: Any) -> Any:
-    """True where a label is there: the mask allows it and it is not `ignore_class`. None where all are."""
-    return _targets.counted(labels, mask, ignore_class)
-
-
 def _positive_weights(pos_weight, rows):
-    weights = ops.convert_to_tensor(1.0 if pos_weight is None else pos_weight, dtype=_targets.accumulator_dtype(rows))
-    if len(weights.shape) > 1 or (len(weights.shape) == 1 and not _targets.same_shape(weights.shape, rows.shape[1:2])):
+    weights = ops.convert_to_tensor(1.0 if pos_weight is None else pos_weight, dtype=accumulator_dtype(rows))
+    if len(weights.shape) > 1 or (len(weights.shape) == 1 and not same_shape(weights.shape, rows.shape[1:2])):
         raise ValueError(
             f"`pos_weight` must be one number, or one for each of the {rows.shape[1]} labels of an example. "
             f"Received: pos_weight of shape {tuple(weights.shape)}."
@@ -134,7 +121,7 @@ def _log1p_exp(negative):
     the time.
     """
     t = ops.exp(negative)
-    if _targets.dtype_of(t) == "float64":
+    if dtype_of(t) == "float64":
         return ops.log1p(t)
     z = t / (2.0 + t)
     square = z * z
@@ -144,130 +131,141 @@ def _log1p_exp(negative):
     return 2.0 * (z + z * square * series)
 
 
-def _is_present(labels, mask, missing):
-    there = None
-    if missing == "nan":
-        there = ops.logical_not(ops.isnan(labels))
-    elif missing is not None:
-        there = ops.not_equal(labels, ops.cast(missing, labels.dtype))
+def _valid_labels(labels, mask, ignore_class):
+    """True where a label is present: the mask allows it and it is not `ignore_class`. None where all are."""
+    valid = None
+    if ignore_class == "nan":
+        valid = ops.logical_not(ops.isnan(labels))
+    elif ignore_class is not None:
+        valid = ops.not_equal(labels, ops.cast(ignore_class, labels.dtype))
     if mask is None:
-        return there
-    return mask if there is None else ops.logical_and(mask, there)
+        return valid
+    return mask if valid is None else ops.logical_and(mask, valid)
 
 
 class _Terms:
-    """The parts of one label's loss, of which XLA computes those that are used."""
+    """The formulas of one label's loss and gradients, of which XLA computes those that are used.
 
-    def __init__(self, logits, labels, weight, mask, *, smoothing, gamma, alpha, missing):
-        dtype = _targets.accumulator_dtype(logits)
-        self.gamma, self.alpha, self.smoothing = gamma, alpha, smoothing
-        self.there = _is_present(labels, mask, missing)
-        x, y = ops.cast(logits, dtype), ops.cast(labels, dtype)
-        x, y = selected(x, self.there), selected(y, self.there)
-        self.y = y * (1.0 - smoothing) + 0.5 * smoothing if smoothing else y
+    With `p = sigma(x)`, `q = sigma(-x)`, positive weight `w`, smoothed label `y`, gamma `g`:
+
+        nll      w y softplus(-x) + (1 - y) softplus(x)
+        dnll/dx  (1 - y) p - w y q                    dnll/dy  w softplus(-x) - softplus(x)
+        u        y q + (1 - y) p                      du/dx = (1 - 2 y) p q,  du/dy = q - p
+        loss     balance u^g nll, with balance = alpha y + (1 - alpha) (1 - y)
+        dloss    balance u^g (dnll + g du nll / u), and for y also (2 alpha - 1) u^g nll
+    """
+
+    def __init__(self, logits, labels, weight, mask, options):
+        dtype = accumulator_dtype(logits)
+        self.gamma, self.alpha, self.smoothing = options.focal_gamma, options.focal_alpha, options.label_smoothing
+        self.valid = _valid_labels(labels, mask, options.ignore_class)
+        x, y = (where_or_zero(ops.cast(t, dtype), self.valid) for t in (logits, labels))
+        self.y = y * (1.0 - self.smoothing) + 0.5 * self.smoothing if self.smoothing else y
         self.weight = weight
         # Branches rather than abs and maximum, whose derivatives at 0 are not those of the sum they are parts of.
-        right = x >= 0
-        size = ops.where(right, x, -x)
-        common = _log1p_exp(-size)
-        self.positive = ops.where(right, 0.0, -x) + common
-        self.negative = ops.where(right, x, 0.0) + common
-        small = ops.exp(-size)
-        big = 1.0 / (1.0 + small)
+        is_nonnegative = x >= 0
+        abs_x = ops.where(is_nonnegative, x, -x)
+        log1p_exp = _log1p_exp(-abs_x)
+        self.softplus_neg = ops.where(is_nonnegative, 0.0, -x) + log1p_exp
+        self.softplus = ops.where(is_nonnegative, x, 0.0) + log1p_exp
+        exp_neg_abs = ops.exp(-abs_x)
+        sigmoid_abs = 1.0 / (1.0 + exp_neg_abs)
         # sigma(x) and sigma(-x), each computed without 1 - the other.
-        self.p = ops.where(right, big, small * big)
-        self.q = ops.where(right, small * big, big)
+        self.p = ops.where(is_nonnegative, sigmoid_abs, exp_neg_abs * sigmoid_abs)
+        self.q = ops.where(is_nonnegative, exp_neg_abs * sigmoid_abs, sigmoid_abs)
 
-    def plain(self):
-        return times(self.weight * self.y, self.positive) + times(1.0 - self.y, self.negative)
+    def _nll(self):
+        positive = multiply_no_nan(self.weight * self.y, self.softplus_neg)
+        return positive + multiply_no_nan(1.0 - self.y, self.softplus)
 
-    def plain_slope(self):
-        return (1.0 - self.y) * self.p - self.weight * self.y * self.q
-
-    def balanced(self, value):
+    def _balanced(self, value):
         if self.alpha is None:
             return value
-        return times(self.y * self.alpha + (1.0 - self.y) * (1.0 - self.alpha), value)
+        return multiply_no_nan(self.y * self.alpha + (1.0 - self.y) * (1.0 - self.alpha), value)
 
-    def _focus(self):
-        # u^gamma, and plain / u, which stays finite where both tend to 0. The power of 0 is not taken: its derivative
-        # is infinite for gamma < 1.
+    def _focal(self):
+        """`u^g`, and `nll / u`, which stays finite where both tend to 0."""
+        # The power of 0 is not computed: its derivative is infinite for gamma < 1.
         u = self.y * self.q + (1.0 - self.y) * self.p
-        some = u > 0
-        safe = ops.where(some, u, ops.ones((), u.dtype))
-        ratio = selected(self.plain() / safe, some)
-        return ops.where(some, safe**self.gamma, u), ratio
+        positive = u > 0
+        safe_u = ops.where(positive, u, ops.ones((), u.dtype))
+        ratio = where_or_zero(self._nll() / safe_u, positive)
+        return ops.where(positive, safe_u**self.gamma, u), ratio
 
     def loss(self):
-        loss = self.plain()
+        loss = self._nll()
         if self.gamma:
-            loss = self._focus()[0] * loss
-        return selected(self.balanced(loss), self.there)
+            loss = self._focal()[0] * loss
+        return where_or_zero(self._balanced(loss), self.valid)
 
-    def for_logits(self):
-        slope = self.plain_slope()
+    def logits_gradient(self):
+        slope = (1.0 - self.y) * self.p - self.weight * self.y * self.q
         if self.gamma:
-            focus, ratio = self._focus()
-            turn = (1.0 - 2.0 * self.y) * self.p * self.q
-            slope = focus * (slope + self.gamma * times(turn, ratio))
-        return selected(self.balanced(slope), self.there)
+            factor, ratio = self._focal()
+            du_dx = (1.0 - 2.0 * self.y) * self.p * self.q
+            slope = factor * (slope + self.gamma * multiply_no_nan(du_dx, ratio))
+        return where_or_zero(self._balanced(slope), self.valid)
 
-    def for_labels(self):
-        plain, slope = self.plain(), self.weight * self.positive - self.negative
-        focus = 1.0
+    def labels_gradient(self):
+        nll, slope = self._nll(), self.weight * self.softplus_neg - self.softplus
+        factor = 1.0
         if self.gamma:
-            focus, ratio = self._focus()
-            slope = focus * (slope + self.gamma * times(self.q - self.p, ratio))
-        slope = self.balanced(slope)
+            factor, ratio = self._focal()
+            slope = factor * (slope + self.gamma * multiply_no_nan(self.q - self.p, ratio))
+        slope = self._balanced(slope)
         if self.alpha is not None:
-            slope = slope + times(2.0 * self.alpha - 1.0, focus * plain)
-        return selected((1.0 - self.smoothing) * slope, self.there)
+            slope = slope + multiply_no_nan(2.0 * self.alpha - 1.0, factor * nll)
+        return where_or_zero((1.0 - self.smoothing) * slope, self.valid)
 
 
-@compiled_by_rows(outputs=2, blocked=lambda *, reduced, **others: reduced)
-def _sigmoid_forward(logits, labels, weight, mask=None, *, reduced, missing, **options):
-    loss = _Terms(logits, labels, weight, mask, missing=missing, **options).loss()
-    if not reduced:
+@row_kernel(num_outputs=2, is_blocked=lambda options: options.mean_over_labels)
+def _sigmoid_forward(logits, labels, weight, mask=None, *, options):
+    loss = _Terms(logits, labels, weight, mask, options).loss()
+    if not options.mean_over_labels:
         return loss, ()
-    there = _is_present(labels, mask, missing)
-    there = ops.ones_like(loss) if there is None else ops.cast(there, loss.dtype)
-    count = ops.maximum(ops.sum(there, axis=1, keepdims=True), 1.0)
+    valid = _valid_labels(labels, mask, options.ignore_class)
+    valid = ops.ones_like(loss) if valid is None else ops.cast(valid, loss.dtype)
+    count = ops.maximum(ops.sum(valid, axis=1, keepdims=True), 1.0)
     return ops.sum(loss, axis=1, keepdims=True) / count, (count,)
 
 
-def _gradient(upstream, saved, logits, labels, weight, mask, slope, like, *, reduced, missing, **options):
-    # NaN and infinities that nobody asked for are taken out. Others are not: they are the derivative for upstream.
+def _gradient(upstream, residuals, logits, labels, weight, mask, slope, dtype, options):
+    # NaN and infinities are removed where the upstream gradient is 0. Elsewhere they are the derivative.
     finite = ops.logical_and(ops.isfinite(logits), ops.isfinite(labels))
-    used = ops.logical_or(ops.not_equal(upstream, 0.0), finite)
-    logits, labels = selected(logits, used), selected(labels, used)
-    terms = _Terms(logits, labels, weight, mask, missing=missing, **options)
-    if reduced:
-        (count,) = saved
+    is_used = ops.logical_or(ops.not_equal(upstream, 0.0), finite)
+    logits, labels = where_or_zero(logits, is_used), where_or_zero(labels, is_used)
+    terms = _Terms(logits, labels, weight, mask, options)
+    if options.mean_over_labels:
+        (count,) = residuals
         upstream = upstream / count
-    return ops.cast(upstream * slope(terms), like.dtype)
+    return ops.cast(upstream * slope(terms), dtype)
 
 
-@compiled
-def _sigmoid_backward(upstream, saved, logits, labels, weight, mask=None, **options):
-    return _gradient(upstream, saved, logits, labels, weight, mask, _Terms.for_logits, logits, **options)
+@CompiledKernel
+def _sigmoid_backward(upstream, residuals, logits, labels, weight, mask=None, *, options):
+    slope = _Terms.logits_gradient
+    return _gradient(upstream, residuals, logits, labels, weight, mask, slope, logits.dtype, options)
 
 
-_sigmoid = differentiable(_sigmoid_forward, _sigmoid_backward)
+_sigmoid = custom_gradient(_sigmoid_forward, _sigmoid_backward)
 
 
-# The gradient for the labels is a kernel of its own, of value 0, so that only who asks for it pays for it.
+# The gradient for the labels is a kernel of its own, of value 0, which costs nothing where no such gradient is
+# requested.
 
 
-def _no_loss(labels, logits, *others, reduced, **options):
-    zeros = ops.zeros_like(labels[:, :1] if reduced else labels)
-    return ops.cast(zeros, _targets.accumulator_dtype(logits)), ()
+def _zero_forward(labels, logits, *others, options):
+    zeros = ops.zeros_like(labels[:, :1] if options.mean_over_labels else labels)
+    return ops.cast(zeros, accumulator_dtype(logits)), ()
 
 
-@compiled
-def _backward_for_labels(upstream, saved, labels, logits, weight, mask=None, **options):
-    if options["reduced"]:
-        saved = _sigmoid_forward.in_one_piece(logits, labels, weight, *([] if mask is None else [mask]), **options)[1]
-    return _gradient(upstream, saved, logits, labels, weight, mask, _Terms.for_labels, labels, **options)
+@CompiledKernel
+def _sigmoid_backward_for_labels(upstream, residuals, labels, logits, weight, mask=None, *, options):
+    if options.mean_over_labels:
+        tensors = [weight] if mask is None else [weight, mask]
+        residuals = _sigmoid_forward.unblocked(logits, labels, *tensors, options=options)[1]
+    slope = _Terms.labels_gradient
+    return _gradient(upstream, residuals, logits, labels, weight, mask, slope, labels.dtype, options)
 
 
-_for_labels = differentiable(_no_loss, _backward_for_labels)
+_sigmoid_for_labels = custom_gradient(_zero_forward, _sigmoid_backward_for_labels)

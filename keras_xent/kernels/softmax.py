@@ -4,29 +4,34 @@ from typing import Any
 
 from keras import ops
 
+from keras_xent._backend import custom_gradient, no_autograph
+from keras_xent._types import Tensor
 from keras_xent.kernels import _softmax_row as row
-from keras_xent.kernels import targets as _targets
-from keras_xent.kernels._compile import as_written, compiled, differentiable
-from keras_xent.kernels._rows import compiled_by_rows, row_sum, selected, times
+from keras_xent.kernels._compiled import CompiledKernel, row_kernel
+from keras_xent.kernels._dtypes import accumulator_dtype, is_float, to_float_tensor, to_tensor
+from keras_xent.kernels._masking import multiply_no_nan, where_or_zero
+from keras_xent.kernels._options import SoftmaxOptions
+from keras_xent.kernels._shapes import as_rows, checked_axis, ensure_shape, same_shape
+from keras_xent.kernels._xla_cpu import row_sum
 
 
-@as_written
+@no_autograph
 def softmax_cross_entropy(
-    targets: Any,
-    logits: Any,
+    targets: Tensor,
+    logits: Tensor,
     *,
     axis: int = -1,
-    mask: Any = None,
+    mask: Tensor = None,
     label_smoothing: float = 0.0,
     class_weight: Any = None,
     focal_gamma: float = 0.0,
     z_loss: float = 0.0,
     logit_softcap: float | None = None,
-) -> Any:
+) -> Tensor:
     """Cross-entropy between target distributions and the softmax of the logits, one value for each distribution.
 
-    For one-hot targets, mixed-up labels and distillation from a teacher. Rows of `targets` need not sum to 1; an
-    all-zero row has loss 0 and gradient 0. Targets get a gradient too, if something asks for it.
+    For one-hot targets, mixed labels (mixup) and distillation from a teacher. Rows of `targets` need not sum to 1; an
+    all-zero row has loss 0 and gradient 0. Targets get a gradient too, where one is requested.
 
     Formula, for targets `q`, `q' = q (1 - s) + s / C`, class weights `w`: `sum_c w_c q'_c (lse - x_c) + z lse^2`, each
     term of the sum times `(1 - p_c)^gamma` if focal.
@@ -59,110 +64,110 @@ def softmax_cross_entropy(
     References: as in `sparse_softmax_cross_entropy`; the gradient for rows that do not sum to 1 is `A p - q`, where
     TensorFlow's op has `p - q`.
     """
-    targets, logits = _targets.to_tensor(targets), row.floating(logits)
+    targets, logits = to_tensor(targets), to_float_tensor(logits)
     rank = len(logits.shape)
-    axis = _targets.checked_axis(axis, rank)
-    if not _targets.same_shape(targets.shape, logits.shape):
+    axis = checked_axis(axis, rank)
+    if not same_shape(targets.shape, logits.shape):
         raise ValueError(
             "`targets` and `logits` must have the same shape. "
             f"Received: targets of shape {tuple(targets.shape)} and logits of shape {tuple(logits.shape)}. "
             "For integer labels use the sparse loss."
         )
-    targets = _targets.asserted_to_fit(targets, logits, "`targets` and `logits` must have the same shape.")
+    targets = ensure_shape(targets, logits, "`targets` and `logits` must have the same shape.")
     shape = tuple(size for i, size in enumerate(ops.shape(logits)) if i != axis)
-    learned = _targets.is_float(targets)
-    if not learned:
-        targets = ops.cast(targets, _targets.accumulator_dtype(logits))
-    rows, target_rows = _targets.as_rows(logits, axis), _targets.as_rows(targets, axis)
+    differentiable_targets = is_float(targets)
+    if not differentiable_targets:
+        targets = ops.cast(targets, accumulator_dtype(logits))
+    rows, target_rows = as_rows(logits, axis), as_rows(targets, axis)  # [rows, C] or [outer, C, inner]
     weights = row.optional_class_weights(class_weight, ops.shape(logits)[axis], logits, len(rows.shape))
-    options = {
-        "smoothing": float(label_smoothing),
-        "gamma": float(focal_gamma),
-        "softcap": None if logit_softcap is None else float(logit_softcap),
-    }
-    loss = _dense(rows, target_rows, *weights, z_loss=float(z_loss), **options)
-    if learned:
-        loss = loss + _for_targets(target_rows, rows, *weights, **options)
-    valid = None if mask is None else ops.cast(_targets.to_tensor(mask), "bool")
-    return selected(ops.reshape(loss, shape), valid)
+    options = SoftmaxOptions(label_smoothing, focal_gamma, z_loss, logit_softcap)
+    loss = _dense(rows, target_rows, *weights, options=options)
+    if differentiable_targets:
+        loss = loss + _dense_for_targets(target_rows, rows, *weights, options=options)
+    valid = None if mask is None else ops.cast(to_tensor(mask), "bool")
+    return where_or_zero(ops.reshape(loss, shape), valid)
 
 
-def _smoothed(targets, class_weight, some, dtype, smoothing):
-    """`a_c = w_c q'_c`; `some` is 0 for an all-zero row, which smoothing must not turn into a target."""
+def _smooth(targets, class_weight, inverse_num_classes, dtype, smoothing):
+    """`a_c = w_c q'_c`; `inverse_num_classes` is 0 for an all-zero row, which smoothing must not turn into a target."""
     a = ops.cast(targets, dtype)
     if smoothing:
-        a = a * (1.0 - smoothing) + smoothing * some
+        a = a * (1.0 - smoothing) + smoothing * inverse_num_classes
     return a if class_weight is None else a * class_weight
 
 
-def _totals(targets, logits, class_weight, smoothing):
+def _target_sums(targets, logits, class_weight, smoothing):
     """`sum_c q_c`, `A = sum_c a_c`, and `1 / C` (0 where the row of targets is all zeros)."""
-    dtype = _targets.accumulator_dtype(logits)
-    num_classes = row.number_of_classes(logits)
-    mass = row_sum(lambda q: ops.cast(q, dtype), targets)
-    some = ops.where(ops.equal(mass, 0.0), ops.zeros_like(mass), ops.ones_like(mass) / num_classes)
+    dtype = accumulator_dtype(logits)
+    num_classes = row.num_classes_of(logits)
+    sum_q = row_sum(lambda q: ops.cast(q, dtype), targets)
+    inverse_num_classes = ops.where(ops.equal(sum_q, 0.0), ops.zeros_like(sum_q), ops.ones_like(sum_q) / num_classes)
     if class_weight is None:
-        total = mass * (1.0 - smoothing) + smoothing * some * num_classes if smoothing else mass
+        sum_a = sum_q * (1.0 - smoothing) + smoothing * inverse_num_classes * num_classes if smoothing else sum_q
     else:
-        total = row_sum(lambda q, w: _smoothed(q, w, some, dtype, smoothing), targets, class_weight)
-    return mass, total, some
+        sum_a = row_sum(lambda q, w: _smooth(q, w, inverse_num_classes, dtype, smoothing), targets, class_weight)
+    return sum_q, sum_a, inverse_num_classes
 
 
-@compiled_by_rows(outputs=5, blocked=lambda **static: True)
-def _dense_forward(logits, targets, class_weight=None, *, smoothing, gamma, z_loss, softcap):
-    mass, total, some = _totals(targets, logits, class_weight, smoothing)
-    top = row.top(logits)
-    # The targets say where the 1 of `excess` is to be taken off: all of it from the label of a one-hot row.
-    scale = 1.0 / ops.maximum(mass, 1.0)
+@row_kernel(num_outputs=5, is_blocked=lambda **options: True)
+def _dense_forward(logits, targets, class_weight=None, *, options):
+    smoothing, softcap = options.label_smoothing, options.logit_softcap
+    sum_q, sum_a, inverse_num_classes = _target_sums(targets, logits, class_weight, smoothing)
+    max_logit = row.max_of_logits(logits)
+    # The targets say where the 1 of `sum_exp_minus_one` is subtracted: all of it from the label of a one-hot row.
+    scale = 1.0 / ops.maximum(sum_q, 1.0)
 
-    def others(logits, targets):
-        mass = row.mass(logits, top, softcap)
-        return mass - ops.cast(targets, mass.dtype) * scale
+    def minus_target(logits, targets):
+        shifted = row.exp_shifted(logits, max_logit, softcap)
+        return shifted - ops.cast(targets, shifted.dtype) * scale
 
-    excess = row_sum(others, logits, targets) + (mass * scale - 1.0)
-    excess = row.with_infinities(excess, logits, top, softcap)
+    sum_exp_minus_one = row_sum(minus_target, logits, targets) + (sum_q * scale - 1.0)
+    sum_exp_minus_one = row.with_infinite_logits(sum_exp_minus_one, logits, max_logit, softcap)
     arrays = (targets,) if class_weight is None else (targets, class_weight)
     loss = row.sum_of_losses(
-        lambda q, w=None: _smoothed(q, w, some, top.dtype, smoothing),
-        total,
+        lambda q, w=None: _smooth(q, w, inverse_num_classes, max_logit.dtype, smoothing),
+        sum_a,
         logits,
         arrays,
-        top,
-        excess,
-        gamma=gamma,
-        softcap=softcap,
+        max_logit,
+        sum_exp_minus_one,
+        options,
     )
-    return row.plus_z_loss(loss, top, excess, z_loss, softcap), (top, excess, total, some)
+    loss = row.plus_z_loss(loss, max_logit, sum_exp_minus_one, options)
+    return loss, (max_logit, sum_exp_minus_one, sum_a, inverse_num_classes)
 
 
-@compiled
-def _dense_backward(upstream, saved, logits, targets, class_weight=None, *, smoothing, gamma, z_loss, softcap):
-    unasked = row.unasked(upstream, *saved[:2])
-    top, excess, total, some, clean, targets = row.without(unasked, *saved, logits, targets)
-    a = _smoothed(targets, class_weight, some, top.dtype, smoothing)
-    return row.gradient(upstream, unasked, clean, a, total, top, excess, gamma=gamma, z_loss=z_loss, softcap=softcap)
-
-
-_dense = differentiable(_dense_forward, _dense_backward)
-
-
-# The gradient for the targets is a kernel of its own, of value 0, so that only who asks for it pays for it.
-
-
-def _no_loss(targets, logits, class_weight=None, **static):
-    return ops.cast(ops.zeros_like(targets[:, :1]), _targets.accumulator_dtype(logits)), ()
-
-
-@compiled
-def _dense_backward_for_targets(upstream, saved, targets, logits, class_weight=None, *, smoothing, gamma, softcap):
-    _, (top, excess, _, _) = _dense_forward.in_one_piece(
-        logits, targets, class_weight, smoothing=smoothing, gamma=gamma, z_loss=0.0, softcap=softcap
+@CompiledKernel
+def _dense_backward(upstream, residuals, logits, targets, class_weight=None, *, options):
+    dead_rows = row.is_dead_row(upstream, *residuals[:2])
+    max_logit, sum_exp_minus_one, sum_a, inverse_num_classes, clean, targets = row.zero_rows(
+        dead_rows, *residuals, logits, targets
     )
-    loss = row.nll(logits, top, excess, softcap)
-    if gamma:
-        loss = loss * row.focal(loss, gamma)[0]
-    weight = (1.0 - smoothing) * upstream * (1.0 if class_weight is None else class_weight)
-    return ops.cast(times(weight, loss), targets.dtype)
+    a = _smooth(targets, class_weight, inverse_num_classes, max_logit.dtype, options.label_smoothing)
+    return row.logits_gradient(upstream, dead_rows, clean, a, sum_a, max_logit, sum_exp_minus_one, options)
 
 
-_for_targets = differentiable(_no_loss, _dense_backward_for_targets)
+_dense = custom_gradient(_dense_forward, _dense_backward)
+
+
+# The gradient for the targets is a kernel of its own, of value 0, which costs nothing where no such gradient is
+# requested.
+
+
+def _zero_forward(targets, logits, class_weight=None, *, options):
+    return ops.cast(ops.zeros_like(targets[:, :1]), accumulator_dtype(logits)), ()
+
+
+@CompiledKernel
+def _dense_backward_for_targets(upstream, residuals, targets, logits, class_weight=None, *, options):
+    _, (max_logit, sum_exp_minus_one, *_) = _dense_forward.unblocked(
+        logits, targets, *([] if class_weight is None else [class_weight]), options=options
+    )
+    loss = row.nll(logits, max_logit, sum_exp_minus_one, options.logit_softcap)
+    if options.focal_gamma:
+        loss = loss * row.focal(loss, options.focal_gamma)[0]
+    weight = (1.0 - options.label_smoothing) * upstream * (1.0 if class_weight is None else class_weight)
+    return ops.cast(multiply_no_nan(weight, loss), targets.dtype)
+
+
+_dense_for_targets = custom_gradient(_zero_forward, _dense_backward_for_targets)

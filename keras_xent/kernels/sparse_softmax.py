@@ -2,33 +2,39 @@
 
 from typing import Any
 
-import keras
 from keras import ops
 
+from keras_xent import _backend
+from keras_xent._backend import custom_gradient, no_autograph
+from keras_xent._types import Tensor
 from keras_xent.kernels import _softmax_row as row
-from keras_xent.kernels import targets as _targets
-from keras_xent.kernels._compile import as_written, compiled, differentiable
-from keras_xent.kernels._rows import compiled_by_rows, row_sum, selected, times
+from keras_xent.kernels._compiled import CompiledKernel, RowKernel, row_kernel
+from keras_xent.kernels._dtypes import to_float_tensor, to_tensor, upcast
+from keras_xent.kernels._labels import class_indices, gather_class_weights, in_range, valid_mask
+from keras_xent.kernels._masking import multiply_no_nan, where_or_zero
+from keras_xent.kernels._options import SoftmaxOptions
+from keras_xent.kernels._shapes import as_rows, broadcast_to_rows, checked_axis, squeeze_class_axis
+from keras_xent.kernels._xla_cpu import row_sum
 
 
-@as_written
+@no_autograph
 def sparse_softmax_cross_entropy(
-    labels: Any,
-    logits: Any,
+    labels: Tensor,
+    logits: Tensor,
     *,
     axis: int = -1,
-    mask: Any = None,
+    mask: Tensor = None,
     ignore_class: int | None = None,
     label_smoothing: float = 0.0,
     class_weight: Any = None,
     focal_gamma: float = 0.0,
     z_loss: float = 0.0,
     logit_softcap: float | None = None,
-) -> Any:
+) -> Tensor:
     """Cross-entropy of integer labels under the softmax of the logits, one value for each label.
 
     For classification with one class out of many, and for next-token prediction. Neither the one-hot labels nor the
-    probabilities are made in memory; the forward pass allocates nothing of the logits' size.
+    probabilities are materialized; the forward pass allocates nothing of the logits' size.
 
     Formula, for label `k`, smoothing `s`, class weights `w`, `nll_c = lse - x_c`:
     `(1 - s) w_k nll_k + (s / C) sum_c w_c nll_c + z lse^2`, each `nll_c` times `(1 - p_c)^gamma` if focal.
@@ -51,11 +57,11 @@ def sparse_softmax_cross_entropy(
         logit_softcap: `c` of `c tanh(x / c)`, applied to the logits first.
 
     Returns:
-        Losses in nats, of the shape of `labels`, float32 (float64 for float64 logits). A label that is no class, where
-        it cannot be reported, gives NaN in the loss and in the gradient of its row.
+        Losses in nats, of the shape of `labels`, float32 (float64 for float64 logits). A label out of range,
+        where no error can be raised, gives NaN in the loss and in the gradient of its row.
 
     Raises:
-        ValueError: shapes that do not fit; in eager mode, a label that is no class.
+        ValueError: shapes that do not fit; in eager mode, a label out of range.
         InvalidArgumentError: the same in a TensorFlow graph on the CPU.
 
     Example:
@@ -70,128 +76,137 @@ def sparse_softmax_cross_entropy(
     References: label smoothing, arXiv:1512.00567; focal factor, arXiv:1708.02002; z-loss, arXiv:2204.02311 (section 5);
     weights with smoothing as in PyTorch's `cross_entropy`; soft cap, arXiv:2408.00118.
     """
-    labels, logits = _targets.to_tensor(labels), row.floating(logits)
+    labels, logits = to_tensor(labels), to_float_tensor(logits)
     rank = len(logits.shape)
-    axis = _targets.checked_axis(axis, rank)
-    labels = _targets.without_class_axis(labels, logits, axis)
-    mask = None if mask is None else _targets.to_tensor(mask)
-    valid = _targets.counted(labels, mask, ignore_class)
+    axis = checked_axis(axis, rank)
+    labels = squeeze_class_axis(labels, logits, axis)
+    mask = None if mask is None else to_tensor(mask)
+    valid = valid_mask(labels, mask, ignore_class)
     num_classes = ops.shape(logits)[axis]
-    indices = _targets.class_indices(labels, num_classes, valid)
-    rows = _targets.as_rows(logits, axis)
+    indices = class_indices(labels, num_classes, valid)
+    rows = as_rows(logits, axis)  # [rows, C] or [outer, C, inner]
     loss = _sparse(
         rows,
-        _targets.along_rows(indices, axis, rank),
+        broadcast_to_rows(indices, axis, rank),
         *row.optional_class_weights(class_weight, num_classes, logits, len(rows.shape)),
-        smoothing=float(label_smoothing),
-        gamma=float(focal_gamma),
-        z_loss=float(z_loss),
-        softcap=None if logit_softcap is None else float(logit_softcap),
+        options=SoftmaxOptions(label_smoothing, focal_gamma, z_loss, logit_softcap),
     )
-    return selected(ops.reshape(loss, ops.shape(labels)), valid)
+    return where_or_zero(ops.reshape(loss, ops.shape(labels)), valid)
 
 
-def label_ranks(labels: Any, logits: Any, *, axis: int = -1) -> Any:
+def label_ranks(labels: Tensor, logits: Tensor, *, axis: int = -1) -> Tensor:
     """How many classes are predicted before each label: 0 where `argmax` is the label. Without gradient.
 
-    NaN for labels that are no class.
+    NaN for labels out of range.
     """
-    labels, logits = _targets.to_tensor(labels), row.floating(logits)
-    known = _targets.are_classes(labels, ops.shape(logits)[axis])
-    indices = ops.where(known, ops.cast(labels, "int32"), -1)
-    rows = _targets.as_rows(ops.stop_gradient(logits), axis)
-    ranks, _ = _ranks(rows, _targets.along_rows(indices, axis % len(logits.shape), len(logits.shape)))
+    labels, logits = to_tensor(labels), to_float_tensor(logits)
+    indices = ops.where(in_range(labels, ops.shape(logits)[axis]), ops.cast(labels, "int32"), -1)
+    rows, rank = as_rows(ops.stop_gradient(logits), axis), len(logits.shape)
+    ranks, _ = _ranks(rows, broadcast_to_rows(indices, axis % rank, rank))
     return ops.reshape(ranks, ops.shape(labels))
 
 
-@compiled_by_rows(outputs=1, blocked=lambda: True)
+@row_kernel(num_outputs=1, is_blocked=lambda: True)
 def _ranks(logits, labels):
-    return row.rank(logits, labels), ()
+    return row.rank_of_label(logits, labels), ()
 
 
-def forward(logits, labels, class_weight=None, *, smoothing, gamma, z_loss, softcap):
-    """`(losses, (top, excess))` of rows `[n, C]` with labels `[n, 1]`, -1 for no class. Not compiled by itself."""
-    num_classes = row.number_of_classes(logits)
-    is_class = labels >= 0
+def forward(
+    logits: Tensor, labels: Tensor, class_weight: Tensor = None, *, options: SoftmaxOptions
+) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    """`(losses, (max_logit, sum_exp_minus_one))` of rows `[n, C]` with labels `[n, 1]`, -1 for one out of range.
+
+    Not compiled by itself.
+    """
+    softcap, smoothing = options.logit_softcap, options.label_smoothing
+    num_classes = row.num_classes_of(logits)
+    has_label = labels >= 0
     label = ops.maximum(labels, 0)
-    top = row.top(logits)
-    at_label = row.accurate(ops.take_along_axis(logits, label, axis=1))
+    max_logit = row.max_of_logits(logits)
+    label_logit = upcast(ops.take_along_axis(logits, label, axis=1))
 
-    def others(logits, classes):
-        return masses_of_others(logits, classes, label, top, softcap)
+    def off_label(logits, ids):
+        return exp_shifted_except_label(logits, ids, label, max_logit, softcap)
 
-    own = ops.expm1(row.below(at_label, top, softcap))
-    excess = row_sum(others, logits, row.classes(logits)) + own
-    excess = row.with_infinities(excess, logits, top, softcap)
-    excess = ops.where(is_class, excess, ops.full_like(excess, float("nan")))
+    at_label = row.expm1_shifted(label_logit, max_logit, softcap)
+    sum_exp_minus_one = row_sum(off_label, logits, row.class_ids(logits)) + at_label
+    sum_exp_minus_one = row.with_infinite_logits(sum_exp_minus_one, logits, max_logit, softcap)
+    sum_exp_minus_one = ops.where(has_label, sum_exp_minus_one, ops.full_like(sum_exp_minus_one, float("nan")))
 
-    weights = ops.ones_like(row.classes(logits, top.dtype)) if class_weight is None else class_weight
-    label_weight = 1.0 if class_weight is None else ops.take(ops.reshape(class_weight, (-1,)), label)
-    nll = row.nll(at_label, top, excess, softcap)
-    if gamma:
-        nll = nll * row.focal(nll, gamma)[0]
-    loss = times(label_weight, nll)
+    weights = ops.ones_like(row.class_ids(logits, max_logit.dtype)) if class_weight is None else class_weight
+    label_weight = 1.0 if class_weight is None else gather_class_weights(class_weight, label)
+    nll = row.nll(label_logit, max_logit, sum_exp_minus_one, softcap)
+    if options.focal_gamma:
+        nll = nll * row.focal(nll, options.focal_gamma)[0]
+    loss = multiply_no_nan(label_weight, nll)
     if smoothing:
-        spread = row.sum_of_losses(
-            lambda weights: weights,
-            ops.sum(weights),
-            logits,
-            (weights,),
-            top,
-            excess,
-            gamma=gamma,
-            softcap=softcap,
+        sum_of_losses = row.sum_of_losses(
+            lambda weights: weights, ops.sum(weights), logits, (weights,), max_logit, sum_exp_minus_one, options
         )
-        loss = times(1.0 - smoothing, loss) + smoothing / num_classes * spread
-    return row.plus_z_loss(loss, top, excess, z_loss, softcap), (top, excess)
+        loss = multiply_no_nan(1.0 - smoothing, loss) + smoothing / num_classes * sum_of_losses
+    return row.plus_z_loss(loss, max_logit, sum_exp_minus_one, options), (max_logit, sum_exp_minus_one)
 
 
-def masses_of_others(logits, classes, label, top, softcap):
-    """`exp(x - top)` of each class, 0 for the label."""
-    return selected(row.mass(logits, top, softcap), ops.not_equal(classes, label))
+def exp_shifted_except_label(
+    logits: Tensor, ids: Tensor, label: Tensor, max_logit: Tensor, softcap: float | None
+) -> Tensor:
+    """`exp(x - max_logit)` of each class, 0 for the label."""
+    return where_or_zero(row.exp_shifted(logits, max_logit, softcap), ops.not_equal(ids, label))
 
 
-def backward(upstream, saved, logits, labels, class_weight=None, masses=None, *, smoothing, gamma, z_loss, softcap):
+def backward(
+    upstream: Tensor,
+    residuals: tuple[Tensor, Tensor],
+    logits: Tensor,
+    labels: Tensor,
+    class_weight: Tensor = None,
+    exp_shifted: Tensor = None,
+    *,
+    options: SoftmaxOptions,
+) -> Tensor:
     """The gradient for the logits, `upstream` times that of each row's loss. Not compiled by itself.
 
-    `masses` are those of the other classes, where they are still at hand.
+    `exp_shifted` holds `exp_shifted_except_label`, where it is still in memory.
     """
-    unasked = row.unasked(upstream, *saved)
-    top, excess, x = row.without(unasked, *saved, logits)
-    is_label = ops.equal(row.classes(logits), labels)
+    smoothing, softcap = options.label_smoothing, options.logit_softcap
+    dead_rows = row.is_dead_row(upstream, *residuals)
+    max_logit, sum_exp_minus_one, x = row.zero_rows(dead_rows, *residuals, logits)
+    is_label = ops.equal(row.class_ids(logits), labels)
     weights = 1.0 if class_weight is None else class_weight
-    spread = smoothing / row.number_of_classes(logits) * weights if smoothing else 0.0
+    off_value = smoothing / row.num_classes_of(logits) * weights if smoothing else 0.0
     label = ops.maximum(labels, 0)
-    label_weight = 1.0 if class_weight is None else ops.take(ops.reshape(class_weight, (-1,)), label)
-    total = (1.0 - smoothing) * label_weight * ops.ones_like(top)
+    label_weight = 1.0 if class_weight is None else gather_class_weights(class_weight, label)
+    target_sum = (1.0 - smoothing) * label_weight * ops.ones_like(max_logit)
     if smoothing:
-        total = total + smoothing * (1.0 if class_weight is None else ops.mean(class_weight))
-    if gamma and smoothing:
-        a = ops.where(is_label, (1.0 - smoothing) * weights, ops.zeros((), top.dtype)) + spread
-        return row.gradient(upstream, unasked, x, a, total, top, excess, gamma=gamma, z_loss=z_loss, softcap=softcap)
+        target_sum = target_sum + smoothing * (1.0 if class_weight is None else ops.mean(class_weight))
+    if options.focal_gamma and smoothing:
+        target = ops.where(is_label, (1.0 - smoothing) * weights, ops.zeros((), max_logit.dtype)) + off_value
+        return row.logits_gradient(upstream, dead_rows, x, target, target_sum, max_logit, sum_exp_minus_one, options)
 
-    # Only the label's own gradient needs care, and that is one number for each row: 1 - p comes from the loss, which
-    # is exact where p has rounded to 1.
-    # Taken from the logits themselves: taken from `x`, that would be made in memory.
-    (own,) = row.without(unasked, ops.take_along_axis(logits, label, axis=1))
-    nll = row.nll(own, top, excess, softcap)
+    # Only the label's own gradient needs care, and that is one number for each row: 1 - p is computed from the loss,
+    # which is exact where p has rounded to 1. The label's logit comes from the logits themselves: from `x`, that would
+    # be written to memory.
+    (label_logit,) = row.zero_rows(dead_rows, ops.take_along_axis(logits, label, axis=1))
+    nll = row.nll(label_logit, max_logit, sum_exp_minus_one, softcap)
     target = (1.0 - smoothing) * label_weight
     if smoothing:
-        target = target + smoothing / row.number_of_classes(logits) * label_weight
-    if gamma:
-        target = total = total * row.focal(nll, gamma)[1]
-    slope = total + 2.0 * z_loss * (row.capped(top, softcap) + ops.log1p(excess)) if z_loss else total
-    at_label = upstream * ((total - target) + (slope - total) + slope * ops.expm1(-nll))
-    share = upstream * slope / (1.0 + excess)
-    elsewhere = row.at_most_1(row.mass(x, top, softcap) if masses is None else masses) * share
+        target = target + smoothing / row.num_classes_of(logits) * label_weight
+    if options.focal_gamma:
+        target = target_sum = target_sum * row.focal(nll, options.focal_gamma)[1]
+    slope = row.plus_z_loss_slope(target_sum, max_logit, sum_exp_minus_one, options)
+    at_label = upstream * ((target_sum - target) + (slope - target_sum) + slope * ops.expm1(-nll))
+    scale = upstream * slope / (1.0 + sum_exp_minus_one)
+    off_label = row.clip_to_one(row.exp_shifted(x, max_logit, softcap) if exp_shifted is None else exp_shifted) * scale
     if smoothing:
-        elsewhere = elsewhere - upstream * spread
-    return row.finished(ops.where(is_label, at_label, elsewhere), unasked, x, softcap)
+        off_label = off_label - upstream * off_value
+    return row.to_logits_dtype(ops.where(is_label, at_label, off_label), dead_rows, x, softcap)
 
 
-# Without smoothing all terms of the row's sum are simple, and slices beat blocks on TensorFlow.
-_sparse_forward = compiled_by_rows(
-    outputs=3, blocked=lambda *, smoothing, **others: keras.backend.backend() == "jax" or smoothing > 0
-)(forward)
-_sparse_backward = compiled(backward)
-_sparse = differentiable(_sparse_forward, _sparse_backward)
+# Without smoothing all terms of the row's sum are simple, and slices beat blocks where XLA fuses them.
+_sparse_forward = RowKernel(
+    forward,
+    num_outputs=3,
+    is_blocked=lambda options: not _backend.XLA_CPU_FUSES_SLICED_SUMS or options.label_smoothing > 0,
+)
+_sparse_backward = CompiledKernel(backward)
+_sparse = custom_gradient(_sparse_forward, _sparse_backward)

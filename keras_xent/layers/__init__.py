@@ -1,4 +1,4 @@
-"""Output layers whose logits remember what they were made from, so that a loss need not make them."""
+"""Output layers whose logits carry their provenance, so that a loss can do without materializing them."""
 
 from keras_xent.layers.fuse_head import fuse_head
 from keras_xent.layers.logits_dense import LogitsDense

@@ -1,10 +1,11 @@
-"""Logits that know their source, for models that exist."""
+"""Logits that carry their provenance, for models that exist."""
 
 import warnings
 from typing import Any
 
 import keras
 
+from keras_xent import _keras
 from keras_xent.layers.logits_dense import LogitsDense
 from keras_xent.layers.tied_logits import TiedLogits
 
@@ -20,7 +21,7 @@ def fuse_head(model: Any, layer: Any = None) -> Any:
 
     Args:
         model: a Keras model.
-        layer: the output layer, or its name, where the model does not tell (subclassed models, several outputs).
+        layer: the output layer, or its name, where it cannot be found (subclassed models, several outputs).
 
     Returns:
         The model.
@@ -67,10 +68,10 @@ def fuse_head(model: Any, layer: Any = None) -> Any:
 def _named(model, layer):
     if not isinstance(layer, str):
         return layer
-    found = [one for one in model._flatten_layers() if one.name == layer]
+    found = [one for one in _keras.all_layers(model) if one.name == layer]
     if not found:
-        inside = (one for one in model._flatten_layers(include_self=False) if type(one) is not keras.layers.InputLayer)
-        names = ", ".join(repr(one.name) for one in inside)
+        layers = _keras.all_layers(model, include_self=False)
+        names = ", ".join(repr(one.name) for one in layers if type(one) is not keras.layers.InputLayer)
         raise ValueError(f"`layer` must be a layer of the model or its name, one of {names}. Received: {layer!r}.")
     return found[0]
 
@@ -83,10 +84,10 @@ def _last(model):
     outputs = getattr(model, "outputs", None) or []
     if len(outputs) != 1:
         return None
-    history = outputs[0]._keras_history
-    while _is_linear(history.operation):
-        history = history.operation._inbound_nodes[history.node_index].input_tensors[0]._keras_history
-    return _inside(history.operation)
+    made = _keras.producer(outputs[0])
+    while _is_linear(made.layer):
+        made = _keras.producer(made.input)
+    return _inside(made.layer)
 
 
 def _inside(layer):
@@ -98,4 +99,4 @@ def _is_linear(layer):
 
 
 def _described(layer):
-    return "no layer that can be told" if layer is None else f"layer '{layer.name}' of class {type(layer).__name__}"
+    return "no layer that is known" if layer is None else f"layer '{layer.name}' of class {type(layer).__name__}"

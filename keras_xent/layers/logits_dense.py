@@ -1,12 +1,12 @@
-"""A dense output layer whose logits know their source."""
+"""A dense output layer whose logits carry their provenance."""
 
 from typing import Any
 
 import keras
 from keras import ops
 
-from keras_xent import source
-from keras_xent.kernels._compile import read
+from keras_xent import provenance
+from keras_xent._backend import snapshot
 from keras_xent.layers.vocabulary_layout import must_divide
 
 
@@ -14,11 +14,13 @@ from keras_xent.layers.vocabulary_layout import must_divide
 class LogitsDense(keras.layers.Dense):
     """`keras.layers.Dense` for the last layer of a model with many classes.
 
-    It returns ordinary logits and attaches to them what they were made from. A sparse loss of this package that finds
-    this source computes the loss without the logits (`kernels.linear_cross_entropy`), and in a compiled step nobody
-    else asks for them: they are never made. `predict`, `save`, `export` and other metrics see a `Dense` layer.
+    It returns ordinary logits and attaches to them what they are computed from: hidden states, kernel and bias. A
+    sparse loss of this package computes the loss from these (`kernels.linear_cross_entropy`); in a compiled step
+    nothing else reads the logits, so that they are never materialized. `predict`, `save`, `export` and other metrics
+    see a `Dense` layer.
 
-    Formula: `inputs @ kernel + bias`, then the activation. Of activations, none and a softmax keep the source.
+    Formula: `inputs @ kernel + bias`, then the activation. Without an activation, and with a softmax, the logits keep
+    their provenance.
 
     Args:
         units: number of classes.
@@ -27,7 +29,7 @@ class LogitsDense(keras.layers.Dense):
     Call arguments: `inputs` `[..., D]`. Returns logits `[..., units]` of the layer's compute dtype.
 
     Raises:
-        ValueError: classes that a layout map cannot spread evenly.
+        ValueError: a number of classes that a layout map cannot divide evenly.
 
     Example:
 
@@ -44,16 +46,16 @@ class LogitsDense(keras.layers.Dense):
         super().build(input_shape)
 
     def call(self, inputs: Any, training: bool | None = None) -> Any:
-        """Logits with their source attached."""
-        kernel = read(self.kernel)
+        """Logits with their provenance attached."""
+        kernel = snapshot(self.kernel)
         logits = ops.matmul(inputs, kernel)
         bias = None
         if self.bias is not None:
-            bias = read(self.bias)
+            bias = snapshot(self.bias)
             logits = ops.add(logits, bias)
         matrices = [w for w in self.trainable_weights if w is not self.bias]
         trained = {"hidden": True, "kernel": bool(matrices), "bias": self.bias is not None and self.bias.trainable}
-        head = source.Head(
+        head = provenance.Head(
             hidden=inputs,
             kernel=kernel,
             bias=bias,
@@ -61,5 +63,5 @@ class LogitsDense(keras.layers.Dense):
             gradients=tuple(name for name, is_trained in trained.items() if is_trained),
             layer=self.name,
         )
-        source.attach(logits, head)
+        provenance.attach(logits, head)
         return logits if self.activation is None else self.activation(logits)

@@ -1,19 +1,19 @@
-"""An embedding that is also the output layer, and whose logits know their source."""
+"""An embedding that is also the output layer, and whose logits carry their provenance."""
 
 from typing import Any
 
 import keras
 from keras import ops
 
-from keras_xent import source
-from keras_xent.kernels._compile import read
-from keras_xent.kernels.targets import is_float
+from keras_xent import provenance
+from keras_xent._backend import snapshot
+from keras_xent.kernels._dtypes import is_float
 from keras_xent.layers.vocabulary_layout import must_divide
 
 
 @keras.saving.register_keras_serializable(package="keras_xent")
 class TiedLogits(keras.layers.ReversibleEmbedding):
-    """`keras.layers.ReversibleEmbedding` whose logits remember what they were made from, as those of `LogitsDense` do.
+    """`keras.layers.ReversibleEmbedding` whose logits carry their provenance, as those of `LogitsDense` do.
 
     Formula: with `reverse=True`, `inputs @ transpose(embeddings)`, or `inputs @ reverse_embeddings` if the weights are
     not tied; soft-capped if asked.
@@ -27,7 +27,7 @@ class TiedLogits(keras.layers.ReversibleEmbedding):
     `[..., input_dim]`.
 
     Raises:
-        ValueError: classes that a layout map cannot spread evenly.
+        ValueError: a number of classes that a layout map cannot divide evenly.
 
     Example:
 
@@ -46,15 +46,15 @@ class TiedLogits(keras.layers.ReversibleEmbedding):
         super().build(input_shape)
 
     def call(self, inputs: Any, reverse: bool = False, training: bool | None = None) -> Any:
-        """Embeddings, or logits with their source attached."""
+        """Embeddings, or logits with their provenance attached."""
         logits = super().call(inputs, reverse=reverse)
         if not reverse:
             return logits
         weights = self.embeddings if self.tie_weights else self.reverse_embeddings
-        kernel = read(weights)
+        kernel = snapshot(weights)
         if self.reverse_dtype is not None:
             inputs, kernel = ops.cast(inputs, self.reverse_dtype), ops.cast(kernel, self.reverse_dtype)
-        head = source.Head(
+        head = provenance.Head(
             hidden=inputs,
             kernel=kernel,
             transpose_kernel=self.tie_weights,
@@ -63,7 +63,7 @@ class TiedLogits(keras.layers.ReversibleEmbedding):
             gradients=("hidden", "kernel") if self.trainable_weights else ("hidden",),
             layer=self.name,
         )
-        source.attach(logits, head)
+        provenance.attach(logits, head)
         return logits
 
     def compute_mask(self, inputs: Any, mask: Any = None) -> Any:

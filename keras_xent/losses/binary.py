@@ -6,8 +6,11 @@ import keras
 from keras import ops
 
 from keras_xent import arguments
-from keras_xent.kernels import sigmoid_cross_entropy, targets
-from keras_xent.losses.base import Crossentropy, Elements
+from keras_xent._types import DType, Reduction, Tensor
+from keras_xent.kernels import sigmoid_cross_entropy
+from keras_xent.kernels._labels import check_binary, valid_mask
+from keras_xent.kernels._shapes import checked_axis, same_shape
+from keras_xent.losses.base import Alignment, Crossentropy, Unreduced
 
 
 @keras.saving.register_keras_serializable(package="keras_xent")
@@ -20,7 +23,7 @@ class BinaryCrossentropy(Crossentropy):
     Equivalent to `mean(kernels.sigmoid_cross_entropy(y_true, logits, axis=-1, ...))`, which has the formula.
 
     Args:
-        from_logits: whether `y_pred` holds logits. If not, the logits behind a sigmoid are used where they are known
+        from_logits: whether `y_pred` holds logits. If not, the logits before a sigmoid are used where they are known
             (also through the casts of mixed precision), else the log-odds of the probabilities.
         label_smoothing: share in [0, 1] by which labels move to 1/2.
         axis: the axis of an example's labels; the loss is their mean.
@@ -29,7 +32,7 @@ class BinaryCrossentropy(Crossentropy):
         focal_gamma: exponent of the focal factor (`keras.losses.BinaryFocalCrossentropy` has 2.0).
         focal_alpha: weight of positive labels in [0, 1], negative ones weigh `1 - alpha`; None for no balancing.
         ignore_class: the label, a number or nan, that marks a missing one. The mean of an example is that of the labels
-            it has; an example without any does not count.
+            it has; an example without any is left out.
 
     Call arguments: `y_true` and `y_pred` `[..., L]`, `sample_weight` a scalar, `[B]`, `[B, 1]` or `[...]`. A Keras mask
     on `y_pred` may mark examples `[...]`, or labels `[..., L]`.
@@ -58,9 +61,9 @@ class BinaryCrossentropy(Crossentropy):
         from_logits: bool = False,
         label_smoothing: float = 0.0,
         axis: int = -1,
-        reduction: str | None = "sum_over_batch_size",
+        reduction: Reduction | None = "sum_over_batch_size",
         name: str | None = "binary_crossentropy",
-        dtype: Any = None,
+        dtype: DType = None,
         *,
         pos_weight: Any = None,
         focal_gamma: float = 0.0,
@@ -75,41 +78,42 @@ class BinaryCrossentropy(Crossentropy):
         self.focal_alpha = None if focal_alpha is None else arguments.fraction("focal_alpha", focal_alpha)
         self.ignore_class = arguments.label_or_none("ignore_class", ignore_class)
 
-    def _inputs(self, y_true, y_pred):
-        y_true, logits = super()._inputs(y_true, y_pred)
+    def _labels_and_logits(self, y_true: Tensor, y_pred: Tensor) -> tuple[Tensor, Tensor]:
+        y_true, logits = super()._labels_and_logits(y_true, y_pred)
         # [B] labels for [B, 1] predictions and the reverse, as Keras allows.
         if len(y_true.shape) == len(logits.shape) - 1 and logits.shape[-1] == 1:
             y_true = ops.expand_dims(y_true, -1)
         elif len(logits.shape) == len(y_true.shape) - 1 and y_true.shape[-1] == 1:
             logits = ops.expand_dims(logits, -1)
-        if not targets.same_shape(y_true.shape, logits.shape):
+        if not same_shape(y_true.shape, logits.shape):
             raise ValueError(
                 "`y_true` and `y_pred` must have the same shape. "
                 f"Received: y_true of shape {tuple(y_true.shape)} and y_pred of shape {tuple(logits.shape)}."
             )
         return y_true, logits
 
-    def _elements(self, y_true, logits, valid, label_mask, weighted):
-        axis = targets.checked_axis(self.axis, len(logits.shape))
-        present = targets.counted(y_true, label_mask, self.ignore_class)
-        targets.check_binary(y_true, _both(_both(present, valid, axis), weighted, axis))
+    def _unreduced(self, y_true: Tensor, logits: Tensor, aligned: Alignment) -> Unreduced:
+        axis = checked_axis(self.axis, len(logits.shape))
+        has_label = valid_mask(y_true, aligned.label_mask, self.ignore_class)
+        checked = _and(_and(has_label, aligned.valid, axis), aligned.nonzero_weight, axis)
+        check_binary(y_true, checked)
         losses = sigmoid_cross_entropy(
             y_true,
             logits,
             axis=axis,
-            mask=label_mask,
+            mask=aligned.label_mask,
             ignore_class=self.ignore_class,
             label_smoothing=self.label_smoothing,
             pos_weight=self.pos_weight,
             focal_gamma=self.focal_gamma,
             focal_alpha=self.focal_alpha,
         )
-        return Elements(losses, None if present is None else ops.any(present, axis=axis))
+        return Unreduced(losses, None if has_label is None else ops.any(has_label, axis=axis))
 
 
-def _both(present, counted, axis):
-    """True for labels that are there, in examples that count."""
-    if counted is None:
-        return present
-    counted = ops.expand_dims(counted, axis) if len(counted.shape) else counted
-    return counted if present is None else ops.logical_and(present, counted)
+def _and(labels, examples, axis):
+    """True for labels that are True, in examples that are; None stands for True everywhere."""
+    if examples is None:
+        return labels
+    examples = ops.expand_dims(examples, axis) if len(examples.shape) else examples
+    return examples if labels is None else ops.logical_and(labels, examples)

@@ -6,8 +6,12 @@ import keras
 from keras import ops
 
 from keras_xent import arguments
-from keras_xent.kernels import softmax_cross_entropy, targets
-from keras_xent.losses.base import Crossentropy, Elements
+from keras_xent._types import DType, Reduction, Tensor
+from keras_xent.kernels import softmax_cross_entropy
+from keras_xent.kernels._dtypes import accumulator_dtype
+from keras_xent.kernels._labels import class_weights
+from keras_xent.kernels._shapes import checked_axis, same_shape
+from keras_xent.losses.base import Alignment, Crossentropy, Unreduced
 
 
 @keras.saving.register_keras_serializable(package="keras_xent")
@@ -47,9 +51,9 @@ class CategoricalCrossentropy(Crossentropy):
         from_logits: bool = False,
         label_smoothing: float = 0.0,
         axis: int = -1,
-        reduction: str | None = "sum_over_batch_size",
+        reduction: Reduction | None = "sum_over_batch_size",
         name: str | None = "categorical_crossentropy",
-        dtype: Any = None,
+        dtype: DType = None,
         *,
         class_weight: Any = None,
         focal_gamma: float = 0.0,
@@ -64,8 +68,8 @@ class CategoricalCrossentropy(Crossentropy):
         self.z_loss = arguments.not_negative("z_loss", z_loss)
         self.logit_softcap = arguments.positive("logit_softcap", logit_softcap)
 
-    def _elements(self, y_true, logits, valid, label_mask, weighted):
-        if not targets.same_shape(y_true.shape, logits.shape):
+    def _unreduced(self, y_true: Tensor, logits: Tensor, aligned: Alignment) -> Unreduced:
+        if not same_shape(y_true.shape, logits.shape):
             raise ValueError(
                 "`y_true` and `y_pred` must have the same shape, a distribution over the classes each. Received: "
                 f"y_true of shape {tuple(y_true.shape)} and y_pred of shape {tuple(logits.shape)}. For integer labels "
@@ -81,22 +85,22 @@ class CategoricalCrossentropy(Crossentropy):
             y_true,
             logits,
             axis=self.axis,
-            mask=valid,
+            mask=aligned.valid,
             label_smoothing=self.label_smoothing,
             class_weight=self.class_weight,
             focal_gamma=self.focal_gamma,
             z_loss=self.z_loss,
             logit_softcap=self.logit_softcap,
         )
-        return Elements(losses, label_weights=self._label_weights(y_true, logits))
+        return Unreduced(losses, label_weights=self._label_weights(y_true, logits))
 
-    def _label_weights(self, y_true, logits):
-        """`sum_c w_c q_c`: a row of targets counts as much as it holds, an all-zero one not at all."""
+    def _label_weights(self, y_true: Tensor, logits: Tensor) -> Tensor:
+        """`sum_c w_c q_c`: a row of targets weighs as much as its sum, an all-zero one nothing."""
         if self.class_weight is None and self.reduction not in ("token_mean", "sequence_mean"):
             return None
-        axis = targets.checked_axis(self.axis, len(logits.shape))
-        q = ops.cast(y_true, targets.accumulator_dtype(logits))
+        axis = checked_axis(self.axis, len(logits.shape))
+        q = ops.cast(y_true, accumulator_dtype(logits))
         if self.class_weight is not None:
-            weights = targets.class_weights(self.class_weight, ops.shape(logits)[axis], q.dtype, 2)
+            weights = class_weights(self.class_weight, ops.shape(logits)[axis], q.dtype, 2)
             q = q * ops.reshape(weights, tuple(-1 if i == axis else 1 for i in range(len(logits.shape))))
         return ops.sum(q, axis=axis)

@@ -5,12 +5,13 @@ from typing import Any
 import keras
 
 from keras_xent import arguments
+from keras_xent._types import DType, Reduction
 from keras_xent.losses.sparse_categorical import SparseCategoricalCrossentropy
 
 
 @keras.saving.register_keras_serializable(package="keras_xent")
 class MaskedSequenceCrossentropy(SparseCategoricalCrossentropy):
-    """Cross-entropy of the tokens of sequences: each valid token counts the same, padding does not count at all.
+    """Cross-entropy of the tokens of sequences: each valid token counts the same, padding is left out.
 
     For language models, translation and tagging. A token is valid if the Keras mask (for instance from
     `Embedding(mask_zero=True)`) and `ignore_class` both allow it. The exponential of this loss, without smoothing and
@@ -34,7 +35,7 @@ class MaskedSequenceCrossentropy(SparseCategoricalCrossentropy):
         from_logits: whether `y_pred` holds logits (the default here) or probabilities.
         ignore_class: the label of padding, if labels mark it.
         label_smoothing, class_weight, z_loss, logit_softcap: as in `SparseCategoricalCrossentropy`. **Never use the
-            `class_weight` of `fit` here**: Keras makes a wrong weight per sequence of it, which no loss can notice.
+            `class_weight` of `fit` here**: Keras makes a wrong weight per sequence of it, which the loss cannot see.
         normalizer: a number that takes the place of the denominator.
         reduction: `"token_mean"`, `"sequence_mean"`, or one of Keras' names.
         name: name of the loss.
@@ -44,7 +45,7 @@ class MaskedSequenceCrossentropy(SparseCategoricalCrossentropy):
     `[B, T]`.
 
     Raises:
-        ValueError: an argument out of its range; shapes that do not fit; in eager mode, a label that is no class.
+        ValueError: an argument out of its range; shapes that do not fit; in eager mode, a label out of range.
 
     Example:
 
@@ -68,9 +69,9 @@ class MaskedSequenceCrossentropy(SparseCategoricalCrossentropy):
         z_loss: float = 0.0,
         logit_softcap: float | None = None,
         normalizer: float | None = None,
-        reduction: str | None = "token_mean",
+        reduction: Reduction | None = "token_mean",
         name: str | None = "masked_sequence_crossentropy",
-        dtype: Any = None,
+        dtype: DType = None,
     ) -> None:
         super().__init__(
             from_logits=from_logits,

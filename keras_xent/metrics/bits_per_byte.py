@@ -10,8 +10,10 @@ import numpy as np
 from keras import ops
 
 from keras_xent import arguments
-from keras_xent.kernels._compile import as_written
-from keras_xent.metrics.token_mean import LogLikelihoodMean
+from keras_xent._backend import no_autograph
+from keras_xent._types import DType, Tensor
+from keras_xent.metrics._token_mean import TokenValues
+from keras_xent.metrics.token_crossentropy import TokenCrossentropy
 
 # How byte-level tokenizers write the bytes that are no printable ASCII or Latin-1 characters: from here on, in order.
 _FIRST_STAND_IN, _STAND_INS = 0x100, 68
@@ -19,14 +21,14 @@ _BYTE = re.compile("<0x[0-9A-Fa-f]{2}>")
 
 
 @keras.saving.register_keras_serializable(package="keras_xent")
-class BitsPerByte(LogLikelihoodMean):
+class BitsPerByte(TokenCrossentropy):
     """The cross-entropy in bits for each byte of text, over all tokens since the last reset.
 
     Perplexities of models with different tokenizers do not compare: longer tokens are harder to predict. Bits per byte
     of the same text do. Counts tokens as `Perplexity` does.
 
     Formula: `sum_n t_n nll_n / (ln 2 sum_n t_n b_n)` over valid tokens `n` with sample weights `t_n` and `b_n` bytes.
-    Nothing counted: nan. A token of 0 bytes (the end of a text) adds its cross-entropy and no byte.
+    Without bytes: nan. A token of 0 bytes (the end of a text) adds its cross-entropy and no byte.
 
     Equivalent to `sum(nll) / (log(2) * sum(take(bytes_per_token, y_true)))` over one batch that holds every token.
 
@@ -34,7 +36,7 @@ class BitsPerByte(LogLikelihoodMean):
         bytes_per_token: for each class the number of bytes that it stands for, `[C]`; or the tokens themselves, as
             `bytes` or as `str`. `bytes_of_tokens` gives the numbers for what tokenizers write into their vocabularies.
         from_logits, ignore_class, axis, dtype, logit_softcap: as in `Perplexity`.
-        name: name of the metric.
+        name: name of the metric (default `"bits_per_byte"`).
 
     Raises:
         ValueError: numbers below 0, or not one for each class of the predictions.
@@ -51,18 +53,20 @@ class BitsPerByte(LogLikelihoodMean):
     References: arXiv:2101.00027 (The Pile), section 3.1.
     """
 
+    _default_name = "bits_per_byte"
+
     def __init__(
         self,
         bytes_per_token: Any,
         from_logits: bool = True,
         ignore_class: int | None = None,
         axis: int = -1,
-        name: str = "bits_per_byte",
-        dtype: Any = None,
+        name: str | None = None,
+        dtype: DType = None,
         *,
         logit_softcap: float | None = None,
     ) -> None:
-        super().__init__(from_logits, ignore_class, axis, name, dtype, logit_softcap)
+        super().__init__(from_logits, ignore_class, axis, name, dtype, logit_softcap=logit_softcap)
         if isinstance(bytes_per_token, Sequence) and all(isinstance(t, str | bytes) for t in bytes_per_token):
             bytes_per_token = [len(t.encode() if isinstance(t, str) else t) for t in bytes_per_token]
         numbers = arguments.class_weights("bytes_per_token", bytes_per_token)
@@ -74,23 +78,23 @@ class BitsPerByte(LogLikelihoodMean):
         self.bytes_per_token = numbers
         self._bytes = np.array(numbers, "float32")
 
-    def _units(self, weights, labels):
-        # What does not count may have any label.
+    def _denominators(self, weights: Tensor, labels: Tensor) -> Tensor:
+        # Tokens that are not valid may have any label.
         indices = ops.clip(ops.cast(labels, "int32"), 0, len(self._bytes) - 1)
         return weights * ops.take(self._bytes, indices)
 
-    def _of_batch(self, y_true, y_pred, sample_weight):
+    def _token_values(self, y_true: Tensor, y_pred: Tensor, sample_weight: Tensor) -> TokenValues:
         classes = y_pred.shape[self.axis]
         if classes is not None and classes != len(self.bytes_per_token):
             raise ValueError(
                 "`bytes_per_token` must have one number for each class. Received: "
                 f"{len(self.bytes_per_token)} numbers and predictions of shape {tuple(y_pred.shape)}."
             )
-        return super()._of_batch(y_true, y_pred, sample_weight)
+        return super()._token_values(y_true, y_pred, sample_weight)
 
-    @as_written
-    def result(self) -> Any:
-        """The bits per byte; nan if no bytes were counted."""
+    @no_autograph
+    def result(self) -> Tensor:
+        """The bits per byte; nan without bytes."""
         return ops.cast(self._mean() / math.log(2), self.dtype)
 
     def get_config(self) -> dict[str, Any]:

@@ -5,9 +5,12 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_xent import arguments
-from keras_xent.kernels import sparse_softmax, targets
-from keras_xent.metrics.token_mean import TokenMean
+from keras_xent import _keras, _loss_statistics, arguments
+from keras_xent._types import DType, Tensor
+from keras_xent.kernels import sparse_softmax
+from keras_xent.kernels._labels import class_indices
+from keras_xent.kernels.linear import LossStatistics
+from keras_xent.metrics._token_mean import TokenMean
 
 
 @keras.saving.register_keras_serializable(package="keras_xent")
@@ -15,11 +18,11 @@ class TokenAccuracy(TokenMean):
     """The share of tokens whose label is among the `top_k` largest logits, over all tokens since the last reset.
 
     Counts tokens as `Perplexity` does: masks, `ignore_class` and sample weights. With a fused head the labels are
-    ranked where the loss is computed, and no logits are made for it; Keras' `"accuracy"` would make them.
+    ranked where the loss is computed, without materializing the logits, as Keras' `"accuracy"` would.
 
     Formula: `sum_n t_n [r_n < top_k] / sum_n t_n` over valid tokens `n` with sample weights `t_n`, where `r_n` classes
     are predicted before the label: those with larger logits, and with equal ones those that come first, as in `argmax`.
-    Nothing counted: nan.
+    Without a valid token: nan.
 
     Equivalent to `mean(argmax(y_pred, axis=-1) == y_true)` over one batch that holds every token and no padding.
 
@@ -31,7 +34,7 @@ class TokenAccuracy(TokenMean):
         top_k: how many predictions a label may be among.
 
     Raises:
-        ValueError: a `top_k` that is no whole number of at least 1; in eager mode, a label that is no class.
+        ValueError: a `top_k` that is not a whole number of at least 1; in eager mode, a label out of range.
 
     Example:
 
@@ -52,7 +55,7 @@ class TokenAccuracy(TokenMean):
         ignore_class: int | None = None,
         axis: int = -1,
         name: str | None = None,
-        dtype: Any = None,
+        dtype: DType = None,
         *,
         top_k: int = 1,
     ) -> None:
@@ -60,27 +63,27 @@ class TokenAccuracy(TokenMean):
         name = name or ("token_accuracy" if top_k == 1 else f"top_{top_k}_token_accuracy")
         super().__init__(ignore_class, axis, name, dtype)
         self.top_k = top_k
-        self._direction = "up"
+        _keras.set_direction(self, "up")
 
-    def _fits(self, left):
-        # A cap keeps the order of the logits.
-        return left.statistics.rank is not None
-
-    def _from_logits(self, labels, y_pred, mask):
-        labels = targets.class_indices(labels, y_pred.shape[self.axis], mask)
-        return self._hits(sparse_softmax.label_ranks(labels, y_pred, axis=self.axis))
-
-    def _from_statistics(self, known):
-        return self._hits(known.rank)
-
-    def _hits(self, rank):
-        # Where nobody can raise, a label that is no class makes the accuracy NaN.
-        return ops.where(ops.isnan(rank), rank, ops.cast(rank < self.top_k, rank.dtype))
-
-    def result(self) -> Any:
-        """The accuracy; nan if nothing was counted."""
+    def result(self) -> Tensor:
+        """The accuracy; nan without a valid token."""
         return ops.cast(self._mean(), self.dtype)
 
     def get_config(self) -> dict[str, Any]:
         """Every argument of the constructor."""
-        return {**super().get_config(), "ignore_class": self.ignore_class, "axis": self.axis, "top_k": self.top_k}
+        return {**super().get_config(), "top_k": self.top_k}
+
+    def _fits(self, record: _loss_statistics.LossRecord) -> bool:
+        # A cap keeps the order of the logits.
+        return record.statistics is not None and record.statistics.rank is not None
+
+    def _values_from_predictions(self, labels: Tensor, y_pred: Tensor, mask: Tensor) -> Tensor:
+        labels = class_indices(labels, y_pred.shape[self.axis], mask)
+        return self._hits(sparse_softmax.label_ranks(labels, y_pred, axis=self.axis))
+
+    def _values_from_statistics(self, statistics: LossStatistics) -> Tensor:
+        return self._hits(statistics.rank)
+
+    def _hits(self, rank: Tensor) -> Tensor:
+        # Where no error can be raised, a label out of range makes the accuracy NaN.
+        return ops.where(ops.isnan(rank), rank, ops.cast(rank < self.top_k, rank.dtype))

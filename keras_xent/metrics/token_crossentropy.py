@@ -5,29 +5,39 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_xent.kernels._compile import as_written
-from keras_xent.metrics.token_mean import LogLikelihoodMean
+from keras_xent import _keras, arguments, provenance
+from keras_xent._backend import is_eager, no_autograph
+from keras_xent._types import DType, Tensor
+from keras_xent.kernels import sparse_softmax_cross_entropy
+from keras_xent.kernels.linear import LossStatistics
+from keras_xent.metrics._token_mean import TokenMean
 
 
 @keras.saving.register_keras_serializable(package="keras_xent")
-class TokenCrossentropy(LogLikelihoodMean):
+class TokenCrossentropy(TokenMean):
     """The mean cross-entropy per token in nats, over all tokens since the last reset: the logarithm of `Perplexity`.
 
-    With `name="loss"` it takes the place of what Keras calls `loss` and `val_loss`, the mean of the batches' losses,
-    each weighted by its rows: the number of an epoch is then the token mean that `MaskedSequenceCrossentropy` trains
-    on. Label smoothing, class weights and z-loss of the loss are left out.
+    With `name="loss"` it replaces what Keras calls `loss` and `val_loss`, the mean of the batches' losses weighted by
+    their rows: the number of an epoch is then the token mean that `MaskedSequenceCrossentropy` trains on. Label
+    smoothing, class weights and z-loss of the loss are left out.
 
-    Formula: `sum_n t_n nll_n / sum_n t_n` over valid tokens `n` with sample weights `t_n`. Nothing counted: nan.
+    Formula: `sum_n t_n nll_n / sum_n t_n` over valid tokens `n` with sample weights `t_n`. Without a valid token: nan.
 
     Equivalent to `keras.losses.SparseCategoricalCrossentropy(from_logits=True)(y_true, y_pred)` over one batch that
     holds every token and no padding.
 
     Args:
-        from_logits, ignore_class, axis, dtype, logit_softcap: as in `Perplexity`.
-        name: name of the metric.
+        from_logits: whether `y_pred` holds logits or probabilities.
+        ignore_class: the label of padding.
+        axis: the class axis.
+        name: name of the metric (default `"token_crossentropy"`).
+        dtype: dtype of the result (default float32). The sums are exact to 2^48 tokens whatever it is.
+        logit_softcap: the loss's `logit_softcap`, if it has one.
 
     Raises:
-        ValueError: shapes that do not fit; in eager mode, a label that is no class.
+        ValueError: shapes that do not fit; in eager mode, a label out of range.
+
+    Warns once where logits are expected and probabilities are received.
 
     Example:
 
@@ -39,22 +49,58 @@ class TokenCrossentropy(LogLikelihoodMean):
     >>> round(float(metric.result()), 4)  # -ln 0.25
     1.3863
 
-    References: `Perplexity`.
+    References: cross-entropy per token, arXiv:2203.15556, equation (1).
     """
+
+    _default_name = "token_crossentropy"
 
     def __init__(
         self,
         from_logits: bool = True,
         ignore_class: int | None = None,
         axis: int = -1,
-        name: str = "token_crossentropy",
-        dtype: Any = None,
+        name: str | None = None,
+        dtype: DType = None,
         *,
         logit_softcap: float | None = None,
     ) -> None:
-        super().__init__(from_logits, ignore_class, axis, name, dtype, logit_softcap)
+        super().__init__(ignore_class, axis, name or self._default_name, dtype)
+        self.from_logits = arguments.boolean("from_logits", from_logits)
+        self.logit_softcap = arguments.positive("logit_softcap", logit_softcap)
+        # Lets EarlyStopping and ModelCheckpoint know that less is better.
+        _keras.set_direction(self, "down")
+        self._has_warned = False
 
-    @as_written
-    def result(self) -> Any:
-        """The mean in nats; nan if nothing was counted."""
+    @no_autograph
+    def result(self) -> Tensor:
+        """The mean in nats; nan without a valid token."""
         return ops.cast(self._mean(), self.dtype)
+
+    def get_config(self) -> dict[str, Any]:
+        """Every argument of the constructor."""
+        return {**super().get_config(), "from_logits": self.from_logits, "logit_softcap": self.logit_softcap}
+
+    def _values_from_statistics(self, statistics: LossStatistics) -> Tensor:
+        return statistics.nll
+
+    def _values_from_predictions(self, labels: Tensor, y_pred: Tensor, mask: Tensor) -> Tensor:
+        if self.from_logits and not self._has_warned and provenance.activation_and_logits(y_pred)[1] is None:
+            self._warn_of_softmax(y_pred)
+        logits = provenance.as_logits(y_pred, from_logits=self.from_logits, activation="softmax")
+        return sparse_softmax_cross_entropy(labels, logits, axis=self.axis, mask=mask, logit_softcap=self.logit_softcap)
+
+    def _warn_of_softmax(self, y_pred: Tensor) -> None:
+        if is_eager(y_pred):
+            values = ops.cast(y_pred, "float32")
+            sums = ops.sum(values, axis=self.axis)
+            found = bool(ops.all(values >= 0)) and bool(ops.all(ops.abs(sums - 1.0) < 1e-3)) and 0 not in sums.shape
+            reason = "the rows of `y_pred` are probabilities: none is below 0, and they sum to 1" if found else None
+        else:
+            layer = provenance.softmax_layer_of(_keras.model_of_step())
+            reason = layer and f"the layer '{layer}' makes probabilities of them by a softmax"
+        if reason:
+            self._has_warned = True
+            arguments.warn(
+                f"{type(self).__name__} has from_logits=True, but {reason}. Set from_logits=False, or end the model in "
+                "logits."
+            )

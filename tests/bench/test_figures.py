@@ -66,7 +66,7 @@ def test_a_row_that_was_not_measured_says_so():
     assert tables.table(FOUND, "gemma") == "Not measured yet."
 
 
-def test_whoever_is_faster_than_ours_is_listed():
+def test_every_peer_that_is_faster_than_ours_is_listed():
     assert tables.faster(FOUND).splitlines()[2:] == ["| sparse [2048, 32000] bfloat16 0 | Keras, graph | 2.00 |"]
     assert tables.faster({"rows": FOUND["rows"][:1]}) == "None."
 
@@ -186,7 +186,7 @@ def test_the_commands_are_one_script(name):
     subprocess.run(["bash", "-n", script], check=True)
 
 
-def test_what_stands_between_marks_is_made_from_the_results_and_nothing_else_is_touched():
+def test_pages_are_filled_between_their_marks_only():
     page = "before\n<!-- bench: machine -->\nold\n<!-- /bench -->\nafter\n<!-- bench: gemma -->\n<!-- /bench -->\n"
     filled = pages.filled(page, {"machine": MACHINE, "rows": []})
     assert filled == (

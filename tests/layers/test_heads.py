@@ -1,4 +1,4 @@
-"""Heads whose logits know their source: the same model as with Keras' layers, and no logits in its training step."""
+"""Heads whose logits carry their provenance: the same model as with Keras' layers, without logits in training."""
 
 import json
 import subprocess
@@ -11,10 +11,10 @@ import pytest
 from keras import ops
 
 import keras_xent as kx
-from keras_xent import source
-from keras_xent.kernels import linear
 from keras_xent.losses import SparseCategoricalCrossentropy
 from tests.backend import BACKEND, environment, to_numpy
+from tests.internals import count_linear_calls, head_of, mask_of, set_sizes
+from tests.tiers import sample, whole
 
 if BACKEND == "tensorflow":
     import tensorflow as tf
@@ -90,21 +90,16 @@ def metrics():
 @pytest.fixture
 def calls(monkeypatch):
     """How often the linear kernel is called."""
-    made = []
-    whole = linear.with_statistics
-
-    def counted(*arguments, **options):
-        made.append(options)
-        return whole(*arguments, **options)
-
-    monkeypatch.setattr(linear, "with_statistics", counted)
-    return made
+    return count_linear_calls(monkeypatch)
 
 
 # The same training as with Keras' layers.
 
 
-@pytest.mark.parametrize("tied,mode", [*[(False, mode) for mode in FIT_MODES], (True, "auto")])
+@pytest.mark.parametrize(
+    "tied, mode",
+    sample([*[(False, mode) for mode in FIT_MODES], (True, "auto")], [(False, "auto"), (True, "auto")]),
+)
 def test_training_is_that_of_the_dense_layer(tied, mode, calls):
     layers = (
         (keras.layers.ReversibleEmbedding, kx.layers.TiedLogits)
@@ -125,16 +120,17 @@ def test_training_is_that_of_the_dense_layer(tied, mode, calls):
     assert_same_training(*results)
 
 
+OPTIONS = (
+    {"reduction": "sum_over_batch_size"},
+    {"reduction": "sequence_mean"},
+    {"normalizer": 50.0},
+    {"class_weight": np.linspace(0.5, 2, VOCABULARY).tolist(), "logit_softcap": 4.0},
+    {"dtype": "float64"} if BACKEND == "tensorflow" else {"label_smoothing": 1.0},
+)
+
+
 @pytest.mark.parametrize(
-    "arguments",
-    [
-        {"reduction": "sum_over_batch_size"},
-        {"reduction": "sequence_mean"},
-        {"normalizer": 50.0},
-        {"class_weight": np.linspace(0.5, 2, VOCABULARY).tolist(), "logit_softcap": 4.0},
-        {"dtype": "float64"} if BACKEND == "tensorflow" else {"label_smoothing": 1.0},
-    ],
-    ids=lambda arguments: next(iter(arguments)),
+    "arguments", sample(OPTIONS, [OPTIONS[1], OPTIONS[3]]), ids=lambda options: next(iter(options))
 )
 def test_every_option_of_the_loss_trains_the_same(arguments):
     results = [
@@ -143,7 +139,7 @@ def test_every_option_of_the_loss_trains_the_same(arguments):
     assert_same_training(*results)
 
 
-@pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
+@pytest.mark.parametrize("policy", sample(["mixed_bfloat16", "mixed_float16"], ["mixed_bfloat16"]))
 def test_mixed_precision_trains_alike(policy):
     results = []
     for layer in (keras.layers.Dense, kx.layers.LogitsDense):
@@ -156,7 +152,7 @@ def test_mixed_precision_trains_alike(policy):
         np.testing.assert_allclose(results[1][0][name], results[0][0][name], rtol=0.01)
 
 
-def test_the_activation_softmax_keeps_the_source(calls):
+def test_the_softmax_activation_keeps_provenance(calls):
     loss = SparseCategoricalCrossentropy(ignore_class=0)
     results = [
         trained(language_model(layer, activation="softmax"), loss)
@@ -220,10 +216,10 @@ def test_a_model_inside_a_model_and_one_of_two_outputs(calls):
     assert_same_training(*results)
 
 
-# What the metrics are told.
+# What the metrics reuse.
 
 
-def test_metrics_use_what_the_loss_has_found_and_make_no_logits(calls):
+def test_metrics_reuse_the_statistics_of_the_loss(calls):
     model = language_model(kx.layers.LogitsDense)
     trained(model, loss(), weighted_metrics=metrics())
     # One trace for each batch size in training and in validation: a metric with a pass of its own would double them.
@@ -233,8 +229,10 @@ def test_metrics_use_what_the_loss_has_found_and_make_no_logits(calls):
     assert traces == len(calls)
 
 
-@pytest.mark.parametrize("metric", ["same weights", "other weights", "another ignored class"])
-def test_metrics_that_count_otherwise_are_right_too(metric):
+@pytest.mark.parametrize(
+    "metric", sample(["same weights", "other weights", "another ignored class"], ["another ignored class"])
+)
+def test_metrics_with_other_weights_or_ignored_classes_are_right(metric):
     results = []
     for layer in (keras.layers.Dense, kx.layers.LogitsDense):
         own = kx.metrics.Perplexity(ignore_class=3 if metric == "another ignored class" else 0)
@@ -254,18 +252,17 @@ def test_keras_metrics_that_read_logits_still_do():
 # The compiled step.
 
 
-def test_the_training_step_holds_no_logits(monkeypatch):
+@pytest.mark.parametrize("layer, expected", [(kx.layers.LogitsDense, False), (keras.layers.Dense, True)])
+def test_the_training_step_holds_no_logits(monkeypatch, layer, expected):
     """All buffers of the compiled step are smaller than the logits of its batch."""
     batch, length, classes = 16, 64, 4099
-    monkeypatch.setattr(linear, "_CHUNK_BYTES", 4 * classes * 64)
-    monkeypatch.setattr(linear, "_FEWEST_ROWS", 64)
+    set_sizes(monkeypatch.setattr, chunk_bytes=4 * classes * 64, fewest_rows=64)
     tokens = np.random.default_rng(0).integers(1, classes, (batch, length))
-    for layer, expected in (kx.layers.LogitsDense, False), (keras.layers.Dense, True):
-        model = keras.Sequential([keras.layers.Embedding(classes, 4), layer(classes)])
-        model.compile("sgd", loss(), metrics=metrics() if layer is kx.layers.LogitsDense else [], jit_compile=True)
-        model.fit(tokens, tokens, batch, verbose=0)
-        text = compiled_step(model, tokens)
-        assert (f"[{batch},{length},{classes}]" in text or f"[{batch * length},{classes}]" in text) == expected
+    model = keras.Sequential([keras.layers.Embedding(classes, 4), layer(classes)])
+    model.compile("sgd", loss(), metrics=metrics() if layer is kx.layers.LogitsDense else [], jit_compile=True)
+    model.fit(tokens, tokens, batch, verbose=0)
+    text = compiled_step(model, tokens)
+    assert (f"[{batch},{length},{classes}]" in text or f"[{batch * length},{classes}]" in text) == expected
 
 
 def compiled_step(model, tokens):
@@ -284,7 +281,7 @@ def compiled_step(model, tokens):
 if BACKEND == "tensorflow":
 
     @pytest.mark.parametrize("layer, expected", [(kx.layers.LogitsDense, False), (keras.layers.Dense, True)])
-    def test_a_graph_for_batches_of_any_size_does_not_ask_for_the_logits(layer, expected):
+    def test_a_graph_for_batches_of_any_size_does_not_read_the_logits(layer, expected):
         """Not for their shape either, which TensorFlow would make them for."""
         model = language_model(layer)
         model.compile("sgd", loss(), metrics=metrics() if layer is kx.layers.LogitsDense else [])
@@ -300,7 +297,7 @@ if BACKEND == "tensorflow":
         assert ([None, None, VOCABULARY] in shapes) == expected
 
 
-# A source that gets lost.
+# Provenance that gets lost.
 
 
 class Doubled(keras.layers.Layer):
@@ -308,23 +305,23 @@ class Doubled(keras.layers.Layer):
         return ops.multiply(inputs, 2.0)
 
 
-def test_a_lost_source_is_told_once_with_the_layer_and_the_fix(calls):
+def test_a_detached_head_warns_once_with_the_layer_and_the_fix(calls):
     model = language_model(kx.layers.LogitsDense, name="vocabulary", after=[Doubled()])
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         trained(model, loss())
-    told = [str(w.message) for w in caught if "source" in str(w.message)]
-    assert told == [
-        "MaskedSequenceCrossentropy makes the logits of layer 'vocabulary' in memory: what came after the layer "
-        "returned a new tensor, which does not know its source. End the model in that layer. The loss reads 16-bit "
-        "logits as they are, so that a float32 Activation after it is not needed."
+    messages = [str(w.message) for w in caught if "provenance" in str(w.message)]
+    assert messages == [
+        "MaskedSequenceCrossentropy materializes the logits of layer 'vocabulary': what comes after the layer "
+        "returns a new tensor, which carries no provenance. End the model in that layer. The loss reads 16-bit logits "
+        "as they are, so that a float32 Activation after it is not needed."
     ]
     assert calls == []
 
 
 if BACKEND == "tensorflow":
 
-    def test_another_output_of_the_same_shape_has_not_lost_the_source():
+    def test_another_output_of_the_same_shape_is_not_a_detached_head():
         tokens, following, _ = data()
         inputs = keras.Input((LENGTH,))
         hidden = keras.layers.Embedding(VOCABULARY, FEATURES)(inputs)
@@ -336,7 +333,7 @@ if BACKEND == "tensorflow":
             model.train_on_batch(tokens, {"a": following, "b": following})
 
 
-def test_logits_that_still_live_somewhere_do_not_matter():
+def test_live_logits_of_another_program_are_not_mistaken_for_these():
     """Eager ones belong to no program: neither to that of the next loss, nor to one another."""
     layer, hidden = kx.layers.LogitsDense(5), np.ones((2, 3, 4), "float32")
     alive, labels = layer(hidden), np.zeros((2, 3), int)
@@ -351,10 +348,10 @@ def test_logits_that_still_live_somewhere_do_not_matter():
 
             compiled = jax.jit(lambda logits: loss()(labels, logits))(plain)
     np.testing.assert_allclose(to_numpy(compiled), to_numpy(eager), rtol=1e-6)
-    assert source.head_of(alive) is not None
+    assert head_of(alive) is not None
 
 
-def test_a_metric_that_reads_logits_works_and_is_told_once():
+def test_a_metric_that_reads_logits_works_and_warns_once():
     model = language_model(kx.layers.LogitsDense, name="vocabulary")
     metrics = [kx.metrics.TokenAccuracy(ignore_class=0), kx.metrics.Perplexity(ignore_class=0)]
     told = []
@@ -373,13 +370,13 @@ def test_a_metric_that_reads_logits_works_and_is_told_once():
     assert told == [
         [],
         [
-            "The logits of layer 'vocabulary' are made in memory, since the metric 'accuracy' reads them; "
+            "The logits of layer 'vocabulary' are materialized, since the metric 'accuracy' reads them; "
             "MaskedSequenceCrossentropy alone would do without. keras_xent.metrics.TokenAccuracy and Perplexity do."
         ],
     ]
 
 
-def test_a_linear_activation_in_float32_keeps_the_source(calls):
+def test_a_linear_activation_in_float32_keeps_provenance(calls):
     """Keras' own advice for mixed precision."""
     keras.mixed_precision.set_global_policy("mixed_bfloat16")
     try:
@@ -396,26 +393,25 @@ def test_a_linear_activation_in_float32_keeps_the_source(calls):
 # Models that exist.
 
 
-def test_fuse_head_changes_the_layer_and_nothing_else(calls):
+@pytest.mark.parametrize("tied, kind", [(False, kx.layers.LogitsDense), (True, kx.layers.TiedLogits)])
+def test_fuse_head_changes_the_layer_and_nothing_else(calls, tied, kind):
     tokens, _, _ = data()
-    for tied, kind in (False, kx.layers.LogitsDense), (True, kx.layers.TiedLogits):
-        head = keras.layers.ReversibleEmbedding if tied else keras.layers.Dense
-        plain, model = language_model(head, tied=tied), language_model(head, tied=tied)
-        before = model.predict(tokens, verbose=0)
-        assert kx.fuse_head(model) is model
-        assert any(type(layer) is kind for layer in model.layers)
-        np.testing.assert_array_equal(model.predict(tokens, verbose=0), before)
-        assert_same_training(trained(plain, loss()), trained(model, loss()))
-        assert calls
-        calls.clear()
+    head = keras.layers.ReversibleEmbedding if tied else keras.layers.Dense
+    plain, model = language_model(head, tied=tied), language_model(head, tied=tied)
+    before = model.predict(tokens, verbose=0)
+    assert kx.fuse_head(model) is model
+    assert any(type(layer) is kind for layer in model.layers)
+    np.testing.assert_array_equal(model.predict(tokens, verbose=0), before)
+    assert_same_training(trained(plain, loss()), trained(model, loss()))
+    assert calls
 
 
 def test_tied_logits_take_the_mask_of_their_embeddings_and_give_none():
     layer = kx.layers.TiedLogits(VOCABULARY, FEATURES, mask_zero=True)
     embedded = layer(np.array([[1, 0]]))
-    assert to_numpy(source.keras_mask(embedded)).tolist() == [[True, False]]
+    assert to_numpy(mask_of(embedded)).tolist() == [[True, False]]
     logits = layer(ops.ones((1, 2, FEATURES)), reverse=True)
-    assert source.keras_mask(logits) is None
+    assert mask_of(logits) is None
 
 
 def test_fuse_head_after_fit_is_used_in_the_next_fit(calls):
@@ -466,6 +462,7 @@ def test_a_quantized_head_is_left_alone_with_a_warning():
 # Saving.
 
 
+@whole
 @pytest.mark.parametrize("tied", [False, True], ids=["dense", "tied"])
 def test_a_saved_model_goes_on_training_in_a_fresh_process(tmp_path, tied):
     model = language_model(kx.layers.TiedLogits if tied else kx.layers.LogitsDense, tied=tied)
@@ -497,11 +494,12 @@ def test_logits_are_those_of_the_dense_layer_in_predict_and_outside():
     plain.set_weights(layer.get_weights())
     np.testing.assert_array_equal(to_numpy(layer(hidden)), to_numpy(plain(hidden)))
     assert layer.count_params() == plain.count_params()
-    assert source.head_of(layer(hidden)).layer == layer.name
+    assert head_of(layer(hidden)).layer == layer.name
 
 
 if BACKEND == "tensorflow":
 
+    @whole
     def test_replicas_train_as_one_device_does():
         program = """
 import tempfile

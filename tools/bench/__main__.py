@@ -51,14 +51,14 @@ def run(arguments: argparse.Namespace) -> None:
             if arguments.resume and _results.has(found, work.row, work.case, work.unit, rounds):
                 continue
             begin = time.monotonic()
-            told = tables.title(work.row, work.case)
-            print(f"[{number}/{len(works)}, {(begin - start) / 60:.1f} min] {told}", file=sys.stderr)
+            title = tables.title(work.row, work.case)
+            print(f"[{number}/{len(works)}, {(begin - start) / 60:.1f} min] {title}", file=sys.stderr)
             try:
                 record = measuring.record(work, workers, rounds)
                 record["seconds"] = round(time.monotonic() - begin)
             except Exception as reason:
                 # One that breaks does not cost the others.
-                failed.append(f"{told}: {reason}")
+                failed.append(f"{title}: {reason}")
                 print(f"    {failed[-1]}", file=sys.stderr)
                 continue
             print(f"    {tables.line(record)}", file=sys.stderr)

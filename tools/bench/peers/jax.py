@@ -44,10 +44,10 @@ def versions() -> dict:
 
 def forget() -> None:
     """Frees inputs and programs."""
-    from keras_xent.kernels import _compile
+    from keras_xent.kernels import _compiled
 
     _inputs.cache_clear()
-    _compile.forget()
+    _compiled.clear_cache()
     keras.backend.clear_session()
     jax.clear_caches()
 

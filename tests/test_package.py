@@ -1,8 +1,9 @@
-"""How the package is built: one way of imports, complete lists of names, no rooms for odds and ends, a light import."""
+"""How the package is built: imports run one way, private names stand in one file, public names are listed."""
 
 import ast
 import importlib
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -12,43 +13,46 @@ import pytest
 import keras_xent
 from tests.backend import environment
 
-HOUSE = pathlib.Path(keras_xent.__file__).parent
+ROOT = pathlib.Path(keras_xent.__file__).parent
 
-# Rooms from the ground up. Each may import from its own room and from those on lower floors.
-FLOORS = [
+# From the lowest layer up. A module may import from its own subpackage and from lower layers.
+LAYERS = [
+    {"_types"},
+    {"_backend", "_keras"},
+    {"arguments"},
     {"kernels"},
-    {"arguments", "source", "statistics"},
+    {"_loss_statistics", "provenance"},
     {"layers", "losses", "metrics"},
     {"callbacks", "deploy"},
     {"__init__"},
 ]
 RULE = (
-    "{file} imports {imported}. Imports run one way: keras.ops -> kernels -> arguments, source, statistics -> layers | "
-    "losses | metrics -> callbacks, deploy -> __init__. Rooms on one floor do not know each other. What two rooms need "
-    "belongs on a floor below both."
+    "{file} imports {imported}. Imports run one way: _types -> _backend | _keras -> arguments -> kernels -> "
+    "provenance | _loss_statistics -> layers | losses | metrics -> callbacks | deploy -> __init__. Subpackages of one "
+    "layer do not import each other. What two of them need belongs into a layer below both."
 )
-ODDS_AND_ENDS = {"utils", "util", "common", "misc", "helpers", "helper", "tools", "shared"}
+VAGUE_NAMES = {"utils", "util", "common", "misc", "helpers", "helper", "tools", "shared"}
 
 
 def _modules():
     """The source of every module of the package by its dotted name."""
     return {
-        ".".join(("keras_xent", *path.relative_to(HOUSE).with_suffix("").parts)): path.read_text()
-        for path in HOUSE.rglob("*.py")
+        ".".join(("keras_xent", *path.relative_to(ROOT).with_suffix("").parts)): path.read_text()
+        for path in ROOT.rglob("*.py")
     }
 
 
-def _room(module):
-    """The room of `keras_xent.room.module`; the package itself is on the top floor."""
+def _subpackage(module):
+    """The subpackage or module directly under keras_xent; the package itself is the top layer."""
     parts = module.split(".")
     return parts[1] if len(parts) > 1 and parts[1] != "__init__" else "__init__"
 
 
-def _floor(room):
-    for floor, rooms in enumerate(FLOORS):
-        if room in rooms:
-            return floor
-    raise AssertionError(f"No floor is known for keras_xent.{room}: add it to FLOORS, where its imports allow.")
+def _layer(name):
+    for layer, names in enumerate(LAYERS):
+        if name in names:
+            return layer
+    raise AssertionError(f"keras_xent.{name} has no layer: add it to LAYERS, as low as its imports allow.")
 
 
 def _imported(module, source):
@@ -61,61 +65,114 @@ def _imported(module, source):
             base = package[: len(package) - node.level + 1] if node.level else []
             origin = ".".join([*base, *filter(None, [node.module])])
             if origin.split(".")[0] == "keras_xent":
-                # `from keras_xent import source` imports the module keras_xent.source.
+                # `from keras_xent import provenance` imports the module keras_xent.provenance.
                 yield from (f"{origin}.{alias.name}" if origin == "keras_xent" else origin for alias in node.names)
 
 
-def _against_the_rule(modules):
+def _violations(modules):
     for module, source in sorted(modules.items()):
-        room = _room(module)
+        own = _subpackage(module)
         for imported in sorted(set(_imported(module, source))):
-            other = _room(imported)
-            if other != room and _floor(other) >= _floor(room):
+            other = _subpackage(imported)
+            if other != own and _layer(other) >= _layer(own):
                 yield RULE.format(file=module.replace(".", "/") + ".py", imported=imported)
 
 
 def test_imports_run_one_way():
-    assert list(_against_the_rule(_modules())) == []
+    assert list(_violations(_modules())) == []
 
 
 @pytest.mark.parametrize(
     "module, source, imported",
     [
         ("keras_xent.kernels.softmax", "from keras_xent.losses import base", "keras_xent.losses"),
-        ("keras_xent.kernels.softmax", "def f():\n    import keras_xent.source", "keras_xent.source"),
+        ("keras_xent.kernels.softmax", "def f():\n    import keras_xent.provenance", "keras_xent.provenance"),
         ("keras_xent.kernels.softmax", "from ..metrics.perplexity import Perplexity", "keras_xent.metrics.perplexity"),
-        ("keras_xent.kernels.__init__", "from .. import source", "keras_xent.source"),
-        ("keras_xent.source", "import keras_xent", "keras_xent"),
+        ("keras_xent.kernels.__init__", "from .. import provenance", "keras_xent.provenance"),
+        ("keras_xent.provenance", "import keras_xent", "keras_xent"),
         ("keras_xent.losses.base", "from keras_xent import metrics", "keras_xent.metrics"),
         ("keras_xent.callbacks.tensorboard", "from keras_xent.deploy import scorer", "keras_xent.deploy"),
     ],
 )
 def test_imports_that_run_another_way_are_found(module, source, imported):
     file = module.replace(".", "/") + ".py"
-    assert list(_against_the_rule({module: source})) == [RULE.format(file=file, imported=imported)]
+    assert list(_violations({module: source})) == [RULE.format(file=file, imported=imported)]
 
 
 @pytest.mark.parametrize(
     "module, source",
     [
-        ("keras_xent.losses.base", "from keras_xent import source\nfrom keras_xent.losses.reduction import reduce"),
+        (
+            "keras_xent.losses.base",
+            "from keras_xent import provenance\nfrom keras_xent.losses.base import Crossentropy",
+        ),
         ("keras_xent.losses.__init__", "from .base import Crossentropy"),
         ("keras_xent.callbacks.tensorboard", "import keras\nfrom keras_xent.metrics import Perplexity"),
         ("keras_xent.__init__", "from keras_xent import callbacks, kernels"),
     ],
 )
 def test_imports_that_run_the_right_way_are_let_through(module, source):
-    assert list(_against_the_rule({module: source})) == []
+    assert list(_violations({module: source})) == []
 
 
-def test_no_room_is_for_odds_and_ends():
+def test_no_module_is_named_utils_or_the_like():
     names = {part.lstrip("_") for module in _modules() for part in module.split(".")}
-    assert names & ODDS_AND_ENDS == set(), "name a module after the one idea it holds"
+    assert names & VAGUE_NAMES == set(), "name a module after the one idea it holds"
+
+
+# One place for each
+
+
+def _files_with(pattern, *, outside):
+    """Lines of the package that match, in files that do not begin with `outside`."""
+    for module, source in sorted(_modules().items()):
+        name = module.removeprefix("keras_xent.")
+        if not name.startswith(outside):
+            for number, line in enumerate(source.splitlines(), 1):
+                if re.search(pattern, line):
+                    yield f"{module}:{number}: {line.strip()}"
+
+
+def test_the_backend_is_asked_for_in_one_folder():
+    assert (
+        list(_files_with(r"backend\.backend\(|^\s*(import|from) (jax|tensorflow)\b", outside=("_backend", *USES_TF)))
+        == []
+    )
+
+
+# Scoring is exported as a SavedModel, TensorBoard's files are TensorFlow's.
+USES_TF = ("deploy", "callbacks")
+KERAS_PRIVATE = r"keras\.src|\._keras_(mask|logits|history)|\._(inbound_nodes|flatten_layers|direction|iterations)\b"
+
+
+def test_private_names_of_keras_stand_in_one_file():
+    assert list(_files_with(KERAS_PRIVATE, outside="_keras")) == []
+    # The frames of Keras are looked at there too, and no others.
+    assert list(_files_with(r"\b(_getframe|f_back|f_locals|inspect\.stack)\b", outside="_keras")) == []
+
+
+def test_at_most_ten_private_names_of_keras_are_used():
+    source = _modules()["keras_xent._keras"]
+    code = re.sub(r'""".*?"""', "", source, flags=re.DOTALL)
+    names = set(re.findall(r"keras\.src(?:\.\w+)*|(?<=[.\"])_[a-z]\w+", code)) - {"_getframe", "_replace"}
+    assert len(names) <= 10, sorted(names)
+
+
+def test_no_file_is_longer_than_300_lines():
+    lengths = {module: len(source.splitlines()) for module, source in _modules().items()}
+    assert {module: length for module, length in lengths.items() if length > 300} == {}
 
 
 # Public names
 
-PACKAGES = sorted(name.removesuffix(".__init__") for name in _modules() if name.endswith(".__init__"))
+
+def test_dir_shows_the_public_names_only():
+    assert dir(keras_xent) == sorted([*keras_xent.__all__, "__version__"])
+
+
+PACKAGES = sorted(
+    name.removesuffix(".__init__") for name in _modules() if name.endswith(".__init__") and "._" not in name
+)
 
 
 @pytest.mark.parametrize("package", PACKAGES)
@@ -159,7 +216,7 @@ print(time.thread_time() - start)
 """
 
 
-def test_importing_it_adds_at_most_50_ms_to_importing_keras():
+def test_importing_the_package_adds_at_most_50_ms_to_importing_keras():
     def seconds():
         command = [sys.executable, "-c", TIMED]
         # As it is installed: compiled once, by the first of these.
@@ -170,12 +227,12 @@ def test_importing_it_adds_at_most_50_ms_to_importing_keras():
     assert any(seconds() < 0.050 for _ in range(10))
 
 
-def test_another_backend_is_refused_in_one_sentence():
+def test_an_unsupported_backend_is_refused_in_one_sentence():
     """Keras itself cannot be imported without its backend, so here it only says that it runs on it."""
     program = "import keras; keras.backend.backend = lambda: 'torch'; import keras_xent"
     child = subprocess.run([sys.executable, "-c", program], env=environment(), capture_output=True, text=True)
     assert child.returncode == 1
     assert child.stderr.splitlines()[-1] == (
-        "ImportError: keras_xent serves the Keras backends 'tensorflow' and 'jax', and Keras runs on 'torch': set the "
-        "environment variable KERAS_BACKEND to one of the two before importing keras."
+        "ImportError: keras_xent works on the Keras backends 'tensorflow' and 'jax', and Keras runs on 'torch': set "
+        "the environment variable KERAS_BACKEND to one of the two before importing keras."
     )

@@ -1,0 +1,61 @@
+"""Everything that differs between TensorFlow and JAX: one module for each, with the same names in the same order.
+
+Nothing else in the package asks which backend Keras runs on.
+"""
+
+import keras
+
+from keras_xent._backend._attributes import get_attribute as get_attribute
+from keras_xent._backend._attributes import set_attribute as set_attribute
+from keras_xent._backend._xla import uses_xla as uses_xla
+from keras_xent._backend._xla import without_xla as without_xla
+
+if keras.backend.backend() == "tensorflow":
+    from keras_xent._backend import tensorflow as _module
+elif keras.backend.backend() == "jax":
+    from keras_xent._backend import jax as _module  # type: ignore[no-redef]
+else:
+    raise ImportError(
+        "keras_xent works on the Keras backends 'tensorflow' and 'jax', and Keras runs on "
+        f"'{keras.backend.backend()}': set the environment variable KERAS_BACKEND to one of the two before importing "
+        "keras."
+    )
+
+# Facts.
+NAME = _module.NAME
+METRICS_SEE_PREDICTIONS_OF_LOSS = _module.METRICS_SEE_PREDICTIONS_OF_LOSS
+XLA_CPU_FUSES_SLICED_SUMS = _module.XLA_CPU_FUSES_SLICED_SUMS
+# Compiling and differentiating.
+no_autograph = _module.no_autograph
+jit = _module.jit
+custom_gradient = _module.custom_gradient
+fused_gradient = _module.fused_gradient
+clear_programs = _module.clear_programs
+# Tensors.
+is_eager = _module.is_eager
+snapshot = _module.snapshot
+widest_int = _module.widest_int
+assert_in_graph = _module.assert_in_graph
+# Operations.
+matmul = _module.matmul
+fori_loop = _module.fori_loop
+update_rows = _module.update_rows
+bitcast = _module.bitcast
+round_to_bfloat16 = _module.round_to_bfloat16
+# Devices.
+on_accelerator = _module.on_accelerator
+batch_mesh = _module.batch_mesh
+shard_map_rows = _module.shard_map_rows
+psum = _module.psum
+pmax = _module.pmax
+num_replicas = _module.num_replicas
+all_reduce_sum = _module.all_reduce_sum
+with_value_of_all_replicas = _module.with_value_of_all_replicas
+# Where tensors came from.
+operation_of = _module.operation_of
+program_of = _module.program_of
+
+
+def uses_xla_cpu() -> bool:
+    """Whether kernels are compiled by XLA:CPU, whose weaknesses `kernels/_xla_cpu.py` works around."""
+    return uses_xla() and not on_accelerator()

@@ -1,0 +1,54 @@
+"""Dtypes of tensors, the same on every backend."""
+
+import numpy as np
+from keras import ops
+
+from keras_xent._backend import widest_int
+from keras_xent._types import Tensor
+
+
+def dtype_of(tensor: Tensor) -> str:
+    """The name of a tensor's dtype."""
+    return str(getattr(tensor.dtype, "name", tensor.dtype))
+
+
+def is_float(tensor: Tensor) -> bool:
+    """Whether the tensor's dtype is a float type, bfloat16 included."""
+    return "float" in dtype_of(tensor)
+
+
+def narrow_float(tensor: Tensor) -> str:
+    """The name of the tensor's dtype if it is a 16-bit float, else the empty string."""
+    name = dtype_of(tensor)
+    return name if name in ("bfloat16", "float16") else ""
+
+
+def accumulator_dtype(tensor: Tensor) -> str:
+    """The dtype in which sums are computed: float64 for float64 tensors, float32 for all others."""
+    return "float64" if dtype_of(tensor) == "float64" else "float32"
+
+
+def upcast(tensor: Tensor) -> Tensor:
+    """The tensor in its accumulator dtype."""
+    return ops.cast(tensor, accumulator_dtype(tensor))
+
+
+def largest(tensor: Tensor) -> float:
+    """The largest finite number of the tensor's dtype (float32 or float64)."""
+    return float(np.finfo(dtype_of(tensor)).max)
+
+
+def to_tensor(value: Tensor) -> Tensor:
+    """A tensor of the value's own dtype; a variable is read, a list becomes an array first."""
+    if isinstance(value, (list, tuple, int, float, bool)):
+        value = np.asarray(value)
+    if isinstance(value, np.ndarray) and value.dtype.kind in "iu" and widest_int() == "int32":
+        # Wider integers would wrap around, and a label of 2^32 become class 0.
+        value = np.clip(value, np.iinfo("int32").min, np.iinfo("int32").max)
+    return ops.convert_to_tensor(value)
+
+
+def to_float_tensor(value: Tensor) -> Tensor:
+    """A tensor of the value's own float dtype; other dtypes become float32."""
+    value = to_tensor(value)
+    return value if is_float(value) else ops.cast(value, "float32")

@@ -1,0 +1,180 @@
+"""Labels: which are valid, whether they are in range, and the weights of their classes."""
+
+import math
+from typing import Any
+
+import numpy as np
+from keras import ops
+
+from keras_xent import arguments
+from keras_xent._backend import assert_in_graph, is_eager, widest_int
+from keras_xent._types import Tensor
+from keras_xent.kernels._dtypes import dtype_of, is_float
+from keras_xent.kernels._shapes import same_shape
+
+
+def valid_mask(labels: Tensor, mask: Tensor, ignore_class: float | None) -> Tensor:
+    """True where a label is valid: the mask allows it and it is not `ignore_class`. None where all are."""
+    valid = None if mask is None else ops.cast(mask, "bool")
+    if ignore_class is not None:
+        kept = ops.logical_not(equals_ignored(labels, ignore_class))
+        valid = kept if valid is None else ops.logical_and(valid, kept)
+    return valid
+
+
+def equals_ignored(labels: Tensor, ignore_class: float) -> Tensor:
+    """True where `labels` equals `ignore_class`, a number or nan."""
+    if isinstance(ignore_class, float) and math.isnan(ignore_class):
+        return ops.isnan(labels) if is_float(labels) else ops.zeros_like(labels, dtype="bool")
+    if not is_float(labels):
+        # Compared as int64, so that -1 never meets 255 in uint8. Infinity is no integer.
+        if not math.isfinite(ignore_class) or ignore_class != int(ignore_class):
+            return ops.zeros_like(labels, dtype="bool")
+        return ops.equal(_widen(labels), int(ignore_class))
+    return ops.equal(labels, ops.cast(ignore_class, labels.dtype))
+
+
+def class_indices(labels: Tensor, num_classes: Any, valid: Tensor) -> Tensor:
+    """int32 labels in `[0, num_classes)`, or -1 where a label is out of range. Labels are never cast to a float type.
+
+    A valid label that is out of range is an error in eager mode and in a TensorFlow graph on the CPU. Where values
+    cannot be read (inside XLA), or reading them would make an accelerator wait, the -1 becomes a NaN loss in the
+    kernel.
+    """
+    is_class, integers = _in_range(labels, num_classes)
+    bad = ops.logical_not(is_class) if valid is None else ops.logical_and(ops.logical_not(is_class), valid)
+    if is_eager(bad):
+        if bool(ops.any(bad)):
+            raise ValueError(_describe_bad_label(labels, bad, int(num_classes), valid))
+    else:
+        _assert_in_range(labels, bad, num_classes)
+    # The cast comes before any compiled function: int16 labels inside one abort XLA:CPU of TensorFlow 2.21.
+    return ops.cast(ops.where(is_class, integers, ops.full_like(integers, -1)), "int32")
+
+
+def in_range(labels: Tensor, num_classes: Any) -> Tensor:
+    """True where a label is the index of a class."""
+    return _in_range(labels, num_classes)[0]
+
+
+def _in_range(labels, num_classes):
+    """Where labels are indices of classes, and the labels as integers."""
+    if not is_float(labels):
+        integers = _widen(labels)
+        return ops.logical_and(integers >= 0, integers < ops.cast(num_classes, integers.dtype)), integers
+    integers = ops.cast(ops.where(ops.isfinite(labels), labels, -1), widest_int())
+    is_class = ops.logical_and(integers >= 0, integers < ops.cast(num_classes, integers.dtype))
+    return ops.logical_and(is_class, ops.equal(ops.cast(integers, labels.dtype), labels)), integers
+
+
+def _widen(labels):
+    return ops.cast(labels, widest_int() if dtype_of(labels) in ("int64", "uint64", "uint32") else "int32")
+
+
+def _first_bad(labels, bad):
+    """The first bad label, and a sentence with it."""
+    bad = ops.convert_to_numpy(bad)
+    position = tuple(int(i) for i in np.argwhere(bad)[0])
+    label = ops.convert_to_numpy(labels)[position].item()
+    return label, f"Received: label {label} at position {position}, and {int(bad.sum())} such label(s) in all."
+
+
+def _describe_bad_label(labels, bad, num_classes, valid):
+    label, received = _first_bad(labels, bad)
+    name, predicted = arguments.names()
+    rule = f"`{name}` must be classes from 0 to {num_classes - 1}, since `{predicted}` has {num_classes}"
+    if math.isnan(label):
+        fix = "For a missing label give a whole number, such as -1, and say so with `ignore_class=-1`."
+    elif label != int(label):
+        rule = f"`{name}` must be whole numbers, the index of one class each"
+        fix = "For soft targets use the categorical loss."
+    else:
+        fix = f"If it marks padding, say so with `ignore_class={int(label)}`."
+        zeros = ops.equal(labels, 0)
+        if label == num_classes and not bool(ops.any(zeros if valid is None else ops.logical_and(zeros, valid))):
+            fix = f"If labels count from 1, subtract 1. {fix}"
+    return f"{rule}. {received} {fix}"
+
+
+def _assert_in_range(labels, bad, num_classes):
+    flat = ops.cast(ops.reshape(bad, (-1,)), "int32")
+    # An empty batch has no first element to show, so one is added.
+    first = ops.argmax(ops.concatenate([flat, ops.zeros((1,), "int32")]))
+    shown = ops.concatenate([ops.reshape(labels, (-1,)), ops.zeros((1,), labels.dtype)])
+    assert_in_graph(
+        ops.logical_not(ops.any(bad)),
+        [
+            f"`{arguments.names()[0]}` must be classes from 0 to the number of classes less 1. Received: label",
+            ops.take(shown, first),
+            "at flat position",
+            first,
+            "and the number of classes",
+            num_classes,
+            "(if it marks padding, say so with `ignore_class`)",
+        ],
+    )
+
+
+def check_binary(labels: Tensor, valid: Tensor) -> None:
+    """Raises an error for labels outside [0, 1] where `valid` (None: all), wherever `class_indices` does."""
+    # JAX has no minimum of nothing.
+    if dtype_of(labels) == "bool" or 0 in labels.shape:
+        return
+    if valid is not None:
+        labels = ops.where(valid, labels, ops.zeros_like(labels))
+    name, _ = arguments.names()
+    low: float = 0
+    high: float = 1
+    if is_float(labels):
+        # Soft labels have been computed, and rounded.
+        tolerance = 1e-2 if "16" in dtype_of(labels) else 1e-6
+        low, high = -tolerance, 1 + tolerance
+    if is_eager(labels):
+        bad = ops.logical_not(ops.logical_and(labels >= low, labels <= high))
+        if bool(ops.any(bad)):
+            label, received = _first_bad(labels, bad)
+            marker = 'float("nan")' if math.isnan(label) else label
+            raise ValueError(
+                f"`{name}` must be numbers from 0 to 1. {received} If it marks a missing label, say so with "
+                f"`ignore_class={marker}`; if not, bring the labels to 0 and 1."
+            )
+        return
+    # Two numbers, which cost one reading of the labels each; the position would cost far more.
+    lowest, highest = ops.min(labels), ops.max(labels)
+    assert_in_graph(
+        ops.logical_and(lowest >= low, highest <= high),
+        [
+            f"`{name}` must be numbers from 0 to 1. Received: labels from",
+            lowest,
+            "to",
+            highest,
+            "(if one of them marks a missing label, say so with `ignore_class`)",
+        ],
+    )
+
+
+def class_weights(class_weight: Any, num_classes: Any, dtype: str, rank: int) -> Tensor:
+    """The class weights as a tensor that broadcasts against `as_rows(logits)`; a dict holds those that are not 1."""
+    if isinstance(class_weight, dict):
+        weights = np.ones(int(num_classes))
+        for label, weight in class_weight.items():
+            if not 0 <= int(label) < num_classes:
+                raise ValueError(
+                    f"`class_weight` must name classes from 0 to {int(num_classes) - 1}. Received: class {label!r}."
+                )
+            weights[int(label)] = weight
+        class_weight = weights
+    weights = ops.convert_to_tensor(class_weight, dtype=dtype)
+    if len(weights.shape) != 1 or not same_shape(
+        weights.shape, (num_classes if isinstance(num_classes, int) else None,)
+    ):
+        raise ValueError(
+            f"`class_weight` must hold one weight for each of the {num_classes} classes of `{arguments.names()[1]}`. "
+            f"Received: class_weight of shape {tuple(weights.shape)}."
+        )
+    return ops.reshape(weights, (1, -1) + (1,) * (rank - 2))
+
+
+def gather_class_weights(class_weight: Tensor, labels: Tensor) -> Tensor:
+    """The weight of each label's class; `labels` are indices, of which those below 0 take class 0's."""
+    return ops.take(ops.reshape(class_weight, (-1,)), ops.maximum(labels, 0))

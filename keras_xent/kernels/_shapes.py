@@ -1,0 +1,139 @@
+"""Shapes: the class axis and rows, and how labels, masks and weights line up with losses."""
+
+import math
+from typing import Any
+
+import numpy as np
+from keras import ops
+
+from keras_xent import arguments
+from keras_xent._backend import assert_in_graph
+from keras_xent._types import Shape, Tensor
+
+
+def as_rows(tensor: Tensor, axis: int) -> Tensor:
+    """The tensor with its class axis second: `[rows, classes]` for a last axis, else `[outer, classes, inner]`."""
+    axis = axis % len(tensor.shape)
+    shape = ops.shape(tensor)
+    if axis == len(shape) - 1:
+        return ops.reshape(tensor, (-1, shape[axis]))
+    return ops.reshape(tensor, (math.prod(shape[:axis]), shape[axis], math.prod(shape[axis + 1 :])))
+
+
+def broadcast_to_rows(tensor: Tensor, axis: int, rank: int) -> Tensor:
+    """A tensor without the class axis, shaped so that it broadcasts against `as_rows(logits, axis)`."""
+    axis = axis % rank
+    shape = ops.shape(tensor)
+    if axis == rank - 1:
+        return ops.reshape(tensor, (-1, 1))
+    return ops.reshape(tensor, (math.prod(shape[:axis]), 1, math.prod(shape[axis:])))
+
+
+def checked_axis(axis: Any, rank: int, name: str = "logits") -> int:
+    """The axis counted from the front; a ValueError if there is no such axis."""
+    if isinstance(axis, bool) or not isinstance(axis, (int, np.integer)) or not -rank <= axis < rank:
+        raise ValueError(
+            f"`axis` must be an integer from {-rank} to {rank - 1} for {name} of {rank} dimensions. "
+            f"Received: axis={axis!r}."
+        )
+    return int(axis) % rank
+
+
+def same_shape(one: Any, other: Any) -> bool:
+    """Whether two static shapes may be the same; None stands for any size."""
+    one, other = tuple(one), tuple(other)
+    return len(one) == len(other) and all(a is None or b is None or a == b for a, b in zip(one, other, strict=True))
+
+
+def ensure_shape(
+    tensor: Tensor, like: Tensor, sentence: str, *, without: int | None = None, may_repeat: bool = False
+) -> Tensor:
+    """The tensor; in a TensorFlow graph on the CPU after an assertion that unknown sizes are those of `like`.
+
+    A tensor of size 1 would else be broadcast silently; with `may_repeat` it may be, but not along the first axis.
+    `without` is an axis of `like` that the tensor does not have.
+    """
+    known, sizes = ([size for i, size in enumerate(shape) if i != without] for shape in (like.shape, ops.shape(like)))
+    given = ops.shape(tensor)
+    fits = [
+        ops.logical_or(ops.equal(a, b), ops.equal(a, 1)) if may_repeat and i else ops.equal(a, b)
+        for i, (a, b) in enumerate(zip(given, sizes, strict=True))
+        if tensor.shape[i] is None or known[i] is None
+    ]
+    if not fits:
+        return tensor
+    message = [f"{sentence} Received: shape", *given, "where", *sizes, "is needed."]
+    return assert_in_graph(ops.all(ops.stack(fits)), message, tensor)
+
+
+def squeeze_class_axis(labels: Tensor, logits: Tensor, axis: int, *, hidden: Tensor = None) -> Tensor:
+    """Labels of the shape of `logits` without its class axis; a class axis of size 1 is removed.
+
+    Sizes that are not known before the step runs are taken from `hidden`, the hidden states, where the logits should
+    not be materialized: a graph would compute them for their shape alone.
+    """
+    rank = len(logits.shape)
+    if len(labels.shape) == rank and labels.shape[axis] == 1:
+        labels = ops.squeeze(labels, axis=axis)
+    expected = tuple(size for i, size in enumerate(logits.shape) if i != axis % rank)
+    if not same_shape(labels.shape, expected):
+        name, predicted = arguments.names()
+        raise ValueError(
+            f"`{name}` must have the shape of `{predicted}` without its class axis, one integer for each "
+            f"distribution. Received: {name} of shape {tuple(labels.shape)} and {predicted} of shape "
+            f"{tuple(logits.shape)} with class axis {axis % rank}, so {name} of shape {expected} are needed."
+            f"{_advice_on_shapes(tuple(labels.shape), tuple(logits.shape), predicted)}"
+        )
+    return ensure_shape(
+        labels,
+        logits if hidden is None else hidden,
+        "`labels` must have the shape of `logits` without its class axis.",
+        without=axis % rank,
+    )
+
+
+def _advice_on_shapes(labels, logits, predicted):
+    if same_shape(labels, logits):
+        return " For one-hot or soft targets use the categorical loss."
+    other = [i for i in range(len(logits)) if same_shape(labels, logits[:i] + logits[i + 1 :])]
+    return f" They fit class axis {other[0]}: move that axis of `{predicted}` to the end." if other else ""
+
+
+def align_weights(
+    weights: Tensor, shape: Shape, name: str = "sample_weight", *, like: Tensor = None, without: int | None = None
+) -> Tensor:
+    """Weights with axes of size 1 added at the end, so that they broadcast against losses of shape `shape`.
+
+    For losses `[B, T]` these fit: a scalar, `[B]`, `[B, 1]`, `[B, T]`, and `[B, T, 1]`. Weights line up from the left:
+    `[B]` weights examples, never time steps. Sizes that are not known yet are asserted to be those of `like`, if it is
+    given, except for its axis `without`.
+    """
+    shape, given = tuple(shape), tuple(weights.shape)
+    if not given:
+        return weights
+    if len(given) == len(shape) + 1 and given[-1] == 1:
+        weights = ops.squeeze(weights, axis=-1)
+    elif len(given) < len(shape):
+        weights = ops.reshape(weights, ops.shape(weights) + (1,) * (len(shape) - len(given)))
+    fits = len(weights.shape) == len(shape) and all(
+        w is None or s is None or w == s or (w == 1 and i > 0)
+        for i, (w, s) in enumerate(zip(weights.shape, shape, strict=True))
+    )
+    if not fits:
+        raise ValueError(_misaligned(name, given, shape))
+    if like is not None:
+        rule = f"`{name}` must line up from the left with the losses: [batch], [batch, 1] or [batch, time]."
+        weights = ensure_shape(weights, like, rule, without=without, may_repeat=True)
+    return weights
+
+
+def _misaligned(name, given, shape):
+    allowed = [(), *(shape[: i + 1] for i in range(len(shape))), (*shape, 1)]
+    fix = "Give one weight per example."
+    if len(shape) > 1:
+        allowed.insert(2, (shape[0], 1))
+        fix = "For one weight per example give shape [batch] or [batch, 1]; for one per time step [batch, time]."
+    return (
+        f"`{name}` must line up from the left with the losses, which have shape {shape}: it may have shape "
+        f"{' or '.join(map(str, allowed))}. Received: {name} of shape {given}. {fix}"
+    )

@@ -1,0 +1,158 @@
+"""Workarounds for XLA:CPU, as TensorFlow 2.18 to 2.21 and JAX 0.7 to 0.10 ship it. A file to delete one day.
+
+| weakness                                                             | workaround             |
+|----------------------------------------------------------------------|------------------------|
+| the terms of a long row's sum are written to memory before the sum   | `map_row_blocks`,      |
+| (https://github.com/openxla/xla/issues/49131 has smaller programs)   | `row_sum`, `row_max`   |
+| slicing 16-bit floats makes a float32 copy of the whole array        | `bits_of`, `from_bits` |
+| a cast from float32 to bfloat16 takes as long as an exponential      | `cast_to_nearest_even` |
+| a product is written to memory before it is added to an accumulator  | `accumulate_matmul`    |
+| a product whose left factor is transposed takes half as long again   | `_linear_loop.py`      |
+
+`python -m tools.bench.workarounds` measures what each gains. Accelerators need none of them.
+"""
+
+import contextvars
+import math
+from collections.abc import Callable
+from typing import Any
+
+from keras import ops
+
+from keras_xent import _backend
+from keras_xent._backend import fori_loop, update_rows, uses_xla_cpu
+from keras_xent._types import Shape, Tensor
+from keras_xent.kernels._dtypes import dtype_of, narrow_float
+
+# A block of rows of this size, in float32, stays in the cache.
+_BLOCK_BYTES = 2**21
+# The sum over one slice has few accumulators; longer slices would lose digits.
+_MAX_SLICE = 8192
+_MIN_SLICES = 8
+_MIN_SLICED_ROW = 2048
+# Each slice is a part of the program, and hundreds of them take long to compile.
+_MAX_SLICED_ROW = 64 * _MAX_SLICE
+# Larger products are added to their accumulator strip by strip.
+_STRIP_BYTES = 2**26
+_inside_block = contextvars.ContextVar("_inside_block", default=False)
+
+
+def block_size(shape: Shape) -> int:
+    """How many rows of an array of this shape stay in the cache."""
+    return max(1, _BLOCK_BYTES // max(1, 4 * math.prod(d or 1 for d in shape[1:])))
+
+
+def map_row_blocks(
+    function: Callable, arrays: tuple[Tensor, ...], results: tuple[Tensor, ...], *, in_place: bool = False
+) -> tuple[Tensor, ...]:
+    """`results`, overwritten by what `function` returns for one block of rows of `arrays` after the other.
+
+    Arrays with one row are passed whole. With `in_place` the first result takes the memory of the first array; then the
+    rows of a block have to divide the number of rows.
+    """
+    num_rows = ops.shape(arrays[0])[0]
+    size: Any = block_size(arrays[0].shape)
+    if isinstance(num_rows, int) and num_rows <= size:
+        return _run_block(function, arrays)
+    if not isinstance(num_rows, int):
+        size = ops.minimum(size, num_rows)
+    num_blocks = -(-num_rows // (size if isinstance(size, int) else ops.maximum(size, 1)))
+
+    def body(i, results):
+        # The last block starts earlier instead of being shorter: it computes some rows a second time, to the same.
+        start = ops.minimum(i * size, num_rows - size)
+        current = (results[0], *arrays[1:]) if in_place else arrays
+        pieces = _run_block(function, [a if a.shape[0] == 1 else _slice_rows(a, start, size) for a in current])
+        return tuple(update_rows(result, start, piece) for result, piece in zip(results, pieces, strict=True))
+
+    return fori_loop(num_blocks, body, (arrays[0], *results[1:]) if in_place else tuple(results))
+
+
+def _run_block(function, blocks):
+    token = _inside_block.set(True)
+    try:
+        return function(*blocks)
+    finally:
+        _inside_block.reset(token)
+
+
+def _slice_rows(array, start, size):
+    return ops.slice(array, (start, *[0] * (len(array.shape) - 1)), (size, *ops.shape(array)[1:]))
+
+
+def bits_of(array: Tensor, dtype: str) -> Tensor:
+    """16-bit floats as integers, which XLA:CPU slices without a copy; `dtype` is theirs, or "" for other arrays.
+
+    Read from outside a compiled program, TensorFlow takes the same bits for integers at no cost.
+    """
+    return _backend.bitcast(array, "uint16") if dtype else array
+
+
+def from_bits(array: Tensor, dtype: str) -> Tensor:
+    """The reverse of `bits_of`."""
+    return _backend.bitcast(array, dtype) if dtype else array
+
+
+def row_sum(term: Callable, *arrays: Tensor) -> Tensor:
+    """`sum(term(*arrays), axis=1, keepdims=True)`, on TensorFlow's XLA:CPU without `term(*arrays)` in memory.
+
+    The arrays have `C` columns, or one that is broadcast; the number of columns is that of the first. Only for terms
+    that XLA fuses whole: one that uses an expensive function twice is written to memory after all.
+    """
+    return _reduce_slices(term, ops.add, ops.sum, arrays)
+
+
+def row_max(values: Callable, array: Tensor) -> Tensor:
+    """`max(values(array), axis=1, keepdims=True)`, as `row_sum`."""
+    return _reduce_slices(values, ops.maximum, ops.max, (array,))
+
+
+def _reduce_slices(term, combine, reduce, arrays):
+    columns = arrays[0].shape[1]
+    is_sliced = columns is not None and _MIN_SLICED_ROW <= columns <= _MAX_SLICED_ROW and not _inside_block.get()
+    if not (is_sliced and _backend.XLA_CPU_FUSES_SLICED_SUMS and uses_xla_cpu()):
+        return reduce(term(*arrays), axis=1, keepdims=True)
+    # Cast before they are sliced, 16-bit floats are cast inside the fused program; after, slice by slice.
+    arrays = [ops.cast(a, "float32") if narrow_float(a) else a for a in arrays]
+    num_slices = max(_MIN_SLICES, columns // _MAX_SLICE)
+    width, rest = divmod(columns, num_slices)
+    bounds = [(i * width, (i + 1) * width) for i in range(num_slices)]
+    partial, *others = (term(*[a if a.shape[1] == 1 else a[:, i:j] for a in arrays]) for i, j in bounds)
+    for other in others:
+        partial = combine(partial, other)  # [rows, width]
+    total = reduce(partial, axis=1, keepdims=True)  # [rows, 1]
+    if rest:
+        tail = term(*[a if a.shape[1] == 1 else a[:, columns - rest :] for a in arrays])
+        total = combine(total, reduce(tail, axis=1, keepdims=True))
+    return total
+
+
+def cast_to_nearest_even(x: Tensor, dtype: Any) -> Tensor:
+    """`x` in the dtype, rounded to nearest even."""
+    if dtype != "bfloat16" or dtype_of(x) != "float32" or not uses_xla_cpu():
+        return ops.cast(x, dtype)
+    return _backend.round_to_bfloat16(x)
+
+
+def accumulate_matmul(total: Tensor, product: Callable, gradient: Tensor, *, classes_first: bool) -> Tensor:
+    """`total + product(gradient)`, in strips of classes where the product is large; the product alone without a total.
+
+    `gradient` is `[tokens, V]`; `total` is `[V, D]` with `classes_first`, else `[D, V]`.
+    """
+    if total is None:
+        return product(gradient)
+    axis = 0 if classes_first else 1
+    num_classes, features = total.shape[axis], total.shape[1 - axis]
+    strips = -(-4 * num_classes * features // _STRIP_BYTES)
+    if not uses_xla_cpu() or strips == 1:
+        return total + product(gradient)
+    width = num_classes // strips
+
+    def add_strip(start, width, total):
+        columns = ops.slice(gradient, (0, start), (ops.shape(gradient)[0], width))
+        begin, shape = ((start, 0), (width, features)) if classes_first else ((0, start), (features, width))
+        return ops.slice_update(total, begin, ops.slice(total, begin, shape) + product(columns))
+
+    total = fori_loop(strips, lambda i, total: add_strip(i * width, width, total), total)
+    rest = num_classes - strips * width
+    return add_strip(strips * width, rest, total) if rest else total

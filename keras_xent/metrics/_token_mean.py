@@ -1,0 +1,183 @@
+"""The mean over tokens of a value of each token."""
+
+import abc
+from typing import Any, NamedTuple
+
+import keras
+from keras import ops
+
+from keras_xent import _keras, _loss_statistics, arguments, provenance
+from keras_xent._backend import no_autograph
+from keras_xent._types import DType, Tensor
+from keras_xent.kernels import reduction
+from keras_xent.kernels._dtypes import to_tensor
+from keras_xent.kernels._labels import valid_mask
+from keras_xent.kernels._shapes import align_weights, checked_axis, squeeze_class_axis
+from keras_xent.kernels.linear import LossStatistics
+from keras_xent.metrics._exact_sums import ExactSums
+
+
+class Totals(NamedTuple):
+    """What a metric has summed up, exact to 2^48."""
+
+    # Weighted sum of the tokens' values (nats, hits), and its denominator (weights, bytes).
+    total: Any
+    denominator: Any
+    # Valid tokens, and labels in all, padding included.
+    tokens: Any
+    labels: Any
+
+
+class TokenValues(NamedTuple):
+    """The value of each token of a batch, its weight (0 where it is not valid), and its label."""
+
+    values: Tensor
+    weights: Tensor
+    labels: Tensor
+
+
+class TokenMean(keras.metrics.Metric):
+    """Base of the metrics of tokens. A subclass computes the value of a token.
+
+    The statistics of the loss of the same step are used where they fit: then nothing is computed from the logits, which
+    a fused head never materializes. Otherwise the head computes the value without them, and only where there is no head
+    the logits are read.
+    """
+
+    # Whether the metric needs the rank of the label among the classes, rather than the cross-entropy.
+    needs_ranks = False
+    from_logits = True
+    # Tells the losses that this metric does not make a step materialize the logits.
+    reuses_loss_statistics = True
+    logit_softcap: float | None = None
+
+    def __init__(self, ignore_class: int | None, axis: int, name: str, dtype: DType) -> None:
+        super().__init__(name=name, dtype=arguments.dtype_or_none("dtype", dtype))
+        self.ignore_class = arguments.class_or_none("ignore_class", ignore_class)
+        self.axis = arguments.axis(axis)
+        # In the order of `Totals`.
+        self._sums = ExactSums(self, "sums", len(Totals._fields))
+        self._mailbox = _loss_statistics.Mailbox(self, len(Totals._fields))
+        # Whether updates have weights, once there was one: Keras runs the step symbolically before JAX traces it.
+        self._is_weighted: bool | None = None
+        _loss_statistics.register(self)
+
+    @abc.abstractmethod
+    def _values_from_predictions(self, labels: Tensor, y_pred: Tensor, mask: Tensor) -> Tensor:
+        """The value of each token, from predictions."""
+
+    @abc.abstractmethod
+    def _values_from_statistics(self, statistics: LossStatistics) -> Tensor:
+        """The value of each token, from the statistics of a loss or a head."""
+
+    @no_autograph
+    def update_state(self, y_true: Tensor, y_pred: Tensor, sample_weight: Tensor = None) -> None:
+        """Adds the tokens of a batch: `y_true` `[...]` integers, `y_pred` `[..., C]`."""
+        self._is_weighted = sample_weight is not None
+        sums = self._mailbox.take(y_true, sample_weight)
+        if sums is None:
+            with arguments.named("y_true", "y_pred"):
+                sums = self._sum(self._token_values(y_true, y_pred, sample_weight))
+        self._sums.add(sums)
+
+    @no_autograph
+    def per_token(self, y_true: Tensor, y_pred: Tensor, sample_weight: Tensor = None) -> tuple[Tensor, Tensor]:
+        """The value of each token of a batch, float32, and its weight: 0 where it is not valid."""
+        with arguments.named("y_true", "y_pred"):
+            values, weights, _ = self._token_values(y_true, y_pred, sample_weight)
+        return ops.where(ops.equal(weights, 0), 0.0, ops.cast(values, "float32")), weights
+
+    def totals(self) -> Totals:
+        """The sums since the last reset. Waits for the device."""
+        return Totals(*map(float, self._sums.exact()))
+
+    def receive(self, record: _loss_statistics.LossRecord) -> None:
+        """Keeps the sums of a loss's record, for the update with the same labels, with or without its weights.
+
+        Where it does not fit, the tokens are summed up here if there is a Keras mask, which is lost outside the
+        gradient.
+        """
+        for weight in (None,) if record.sample_weight is None else (None, record.sample_weight):
+            is_expected = self._is_weighted is (weight is not None)
+            try:
+                tokens = self._from_record(record, weight)
+                if tokens is None and is_expected and _keras.mask_of(record.y_pred) is not None:
+                    tokens = self._token_values(record.y_true, record.y_pred, weight)
+            except ValueError:
+                # The output of another metric. If it is this one's, its own update raises the same error.
+                continue
+            if tokens is not None:
+                self._mailbox.put(record.y_true, weight, self._sum(tokens))
+
+    def is_updated_in(self, scope: Any) -> bool:
+        """Whether this metric is part of the step whose variables are in a stateless scope of Keras."""
+        return scope.get_current_value(self.variables[0]) is not None
+
+    def _token_values(self, y_true: Tensor, y_pred: Tensor, sample_weight: Tensor) -> TokenValues:
+        record = _loss_statistics.lookup(y_true, arguments.tensor("y_pred", y_pred))
+        if record is not None and (tokens := self._from_record(record, sample_weight)) is not None:
+            return tokens
+        labels = to_tensor(arguments.tensor("y_true", y_true))
+        axis = checked_axis(self.axis, len(y_pred.shape), "predictions")
+        logits = provenance.fusible_logits(y_pred, axis=axis, from_logits=self.from_logits)
+        head = None if logits is None else provenance.head_of(logits)
+        labels = squeeze_class_axis(labels, y_pred, axis, hidden=head and head.hidden)
+        valid, mask = valid_mask(labels, None, self.ignore_class), _keras.mask_of(y_pred)
+        if mask is not None:
+            mask = align_weights(ops.cast(mask, "bool"), labels.shape, "mask", like=labels)
+            valid = mask if valid is None else ops.logical_and(valid, mask)
+        weights = _weights(labels, valid, sample_weight)
+        is_active = ops.not_equal(weights, 0)
+        if head is None:
+            return TokenValues(self._values_from_predictions(labels, y_pred, is_active), weights, labels)
+        statistics = head.statistics(labels, is_active, self.logit_softcap, ranks=self.needs_ranks)
+        return TokenValues(self._values_from_statistics(statistics), weights, labels)
+
+    def _fits(self, record: _loss_statistics.LossRecord) -> bool:
+        """Whether the record's statistics are of the same quantity."""
+        return record.logit_softcap == self.logit_softcap
+
+    def _from_record(self, record: _loss_statistics.LossRecord, sample_weight: Tensor) -> TokenValues | None:
+        """The values of the tokens from the record of a loss, or None where it does not fit."""
+        statistics = record.statistics
+        # A loss may not have computed the tokens that have weight 0 in it, and has not computed those that it ignores.
+        covers_weights = record.sample_weight is None or record.sample_weight is sample_weight
+        covers_labels = record.ignore_class in (None, self.ignore_class)
+        if statistics is None or not covers_weights or not covers_labels or not self._fits(record):
+            return None
+        labels = ops.reshape(to_tensor(record.y_true), ops.shape(statistics.nll))
+        valid = valid_mask(labels, statistics.valid, self.ignore_class)
+        weights = _weights(statistics.nll, valid, sample_weight)
+        return TokenValues(self._values_from_statistics(statistics), weights, labels)
+
+    def _sum(self, tokens: TokenValues) -> Tensor:
+        """`[4]` float32, in the order of `Totals`."""
+        is_active = ops.not_equal(tokens.weights, 0)
+        values = ops.where(is_active, ops.cast(tokens.values, "float32"), 0.0)
+        denominators = self._denominators(tokens.weights, tokens.labels)
+        parts = tokens.weights * values, denominators, ops.cast(is_active, "float32")
+        return ops.stack([*map(reduction.total, parts), ops.cast(ops.size(tokens.weights), "float32")])
+
+    def _denominators(self, weights: Tensor, labels: Tensor) -> Tensor:
+        """What each token adds to the denominator."""
+        return weights
+
+    def _mean(self) -> Tensor:
+        """The mean over all tokens; nan without a valid token."""
+        sums = Totals(*ops.unstack(self._sums.values()))
+        is_defined = ops.not_equal(sums.denominator, 0)
+        mean = sums.total / ops.where(is_defined, sums.denominator, ops.ones_like(sums.denominator))
+        return ops.where(is_defined, mean, ops.full_like(mean, float("nan")))
+
+    def get_config(self) -> dict[str, Any]:
+        """Every argument of the constructor."""
+        return {**super().get_config(), "ignore_class": self.ignore_class, "axis": self.axis}
+
+
+def _weights(like: Tensor, valid: Tensor, sample_weight: Tensor) -> Tensor:
+    """The weight of each token, float32, of the shape of `like`."""
+    weights = ops.ones_like(like, dtype="float32")
+    if sample_weight is not None:
+        sample_weight = ops.cast(to_tensor(arguments.tensor("sample_weight", sample_weight)), "float32")
+        weights = weights * align_weights(sample_weight, like.shape, like=like)
+    return weights if valid is None else ops.where(valid, weights, 0.0)
