@@ -1,5 +1,7 @@
 """What TensorBoard shows beside single curves: a page of charts, and a table of runs and their settings."""
 
+import glob
+import os
 import uuid
 from collections.abc import Mapping
 from typing import Any
@@ -89,6 +91,20 @@ def begun(settings: dict[str, Any]) -> Any:
     return summary_v2.hparams_pb(settings, trial_id=uuid.uuid4().hex)
 
 
+def has_settings(folder: str) -> bool:
+    """Whether a tuner or an earlier `fit` writes the settings of the run in this folder: the first to write them counts.
+
+    A file that is still empty may be that of a tuner that begins right now.
+    """
+    from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+
+    for path in glob.glob(os.path.join(glob.escape(folder), "events.out.tfevents.*")):
+        tags = [value.tag for event in EventFileLoader(path).Load() for value in event.summary.value]
+        if not tags or "_hparams_/session_start_info" in tags:
+            return True
+    return False
+
+
 def finished() -> Any:
     """The summary that ends a run in the table."""
     from tensorboard.plugins.hparams import api_pb2, summary
@@ -118,7 +134,8 @@ def _config(name, value):
 
 def _plain(value):
     """The value as the table can hold it."""
-    if isinstance(value, bool | float) or isinstance(value, int) and abs(value) < 1e300:
+    # TensorBoard leaves out numbers that are not finite.
+    if isinstance(value, bool | int | float) and abs(value) < 1e300:
         return value
     try:
         array = ops.convert_to_numpy(value) if hasattr(value, "shape") and hasattr(value, "dtype") else None

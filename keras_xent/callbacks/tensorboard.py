@@ -271,11 +271,13 @@ class TensorBoard(TrainingLog, keras.callbacks.TensorBoard):
         self._first_batch_pending = False
         names = [name for name, _ in self._reader.metrics()]
         page = _dashboards.page(names, self._reader.perplexities(), self.update_freq != "epoch", self.gradient_norm)
-        more = _dashboards.mapping_of(self.hparams)
-        with _keras.training_state(self._reader.model):
-            settings = _dashboards.settings(self._reader.model, self.params or {}, more)
-        # Late, so that the settings that a tuner has written into this folder come first, and count.
-        self._runs.write("", [page, _dashboards.begun(settings)])
+        summaries = [page]
+        if not _dashboards.has_settings(self.log_dir):
+            more = _dashboards.mapping_of(self.hparams)
+            with _keras.training_state(self._reader.model):
+                settings = _dashboards.settings(self._reader.model, self.params or {}, more)
+            summaries.append(_dashboards.begun(settings))
+        self._runs.write("", summaries)
         self._runs.flush()
 
     def _write_probe(self, epoch):
