@@ -92,7 +92,7 @@ def begun(settings: dict[str, Any]) -> Any:
 
 
 def has_settings(folder: str) -> bool:
-    """Whether a tuner or an earlier `fit` writes the settings of the run in this folder: the first to write them counts.
+    """Whether a tuner or an earlier `fit` writes the settings of the run in this folder: the first to do so counts.
 
     A file that is still empty may be that of a tuner that begins right now.
     """
