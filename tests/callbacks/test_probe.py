@@ -73,7 +73,7 @@ def test_there_is_a_picture_of_each_of_a_few_sequences_up_to_its_last_token_that
     assert len(many) == 8 and max(many.shape[1:]) < 1000
     counts = np.arange(40) < np.array([[3], [17]])
     padded = heat_maps(loss(np.ones((2, 40)), counts), probe.text)
-    assert padded.shape == heat_maps(loss(np.ones((2, 24))), probe.text).shape
+    assert padded.shape == heat_maps(loss(np.ones((2, 18))), probe.text).shape
     assert padded.shape[1] < heat_maps(loss(np.ones((2, 40))), probe.text).shape[1]
     assert heat_maps(loss(np.ones((2, 3)), np.zeros((2, 3))), probe.text).shape[0] == 2
 
