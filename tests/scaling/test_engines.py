@@ -18,7 +18,7 @@ ENGINES = (
     if BACKEND == "tensorflow"
     else ("DataParallel, 2", "DataParallel, 4", "ModelParallel, 1 x 2", "ModelParallel, 2 x 2")
 )
-CASES = [(engine, case) for engine, cases in ENGINES.items() for case in training.CASES]
+CASES = [(engine, case) for engine in ENGINES for case in training.CASES]
 
 
 @pytest.fixture(scope="module")
