@@ -66,8 +66,8 @@ def softmax_cross_entropy(
     >>> [round(float(x), 4) for x in kx.kernels.softmax_cross_entropy(targets, logits)]
     [0.3567, 0.9831]
 
-    References: label smoothing arXiv:1512.00567, focal loss arXiv:1708.02002, z-loss arXiv:2204.02311; the gradient for rows that do not sum to 1 is `A p - q`, where
-    TensorFlow's op has `p - q`.
+    References: label smoothing, arXiv:1512.00567; focal factor, arXiv:1708.02002; z-loss, arXiv:2204.02311 (section 5);
+    the gradient for rows that do not sum to 1 is `A p - q`, where TensorFlow's op has `p - q`.
     """
     targets, logits = to_tensor(targets), to_float_tensor(logits)
     rank = len(logits.shape)
