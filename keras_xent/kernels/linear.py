@@ -72,8 +72,13 @@ def linear_cross_entropy(
         token_weights: weights of the shape of `labels`, or `[B]`, `[B, 1]` for labels `[B, T]`. They have a gradient;
             tokens of weight 0 are left out, and get none.
         transpose_kernel: whether the kernel is `[V, D]`.
-        mask, ignore_class, label_smoothing, class_weight, focal_gamma, z_loss, logit_softcap: as in
-            `sparse_softmax_cross_entropy`.
+        mask: booleans of the shape of `labels`; False is not valid.
+        ignore_class: the label of tokens that are not valid.
+        label_smoothing: share `s` in [0, 1] of the target spread evenly over all classes.
+        class_weight: `[V]`, one weight per class.
+        focal_gamma: exponent of the focal factor `(1 - p)^gamma`.
+        z_loss: weight of the squared log-sum-exp of the logits.
+        logit_softcap: `c` of `c tanh(x / c)`, applied to the logits.
         reduction: `"none"`, or one of the reductions of the losses: these form the gradient while the loss is computed,
             with three matmuls in all instead of four.
         normalizer: a number in place of the reduction's denominator.
