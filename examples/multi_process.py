@@ -8,9 +8,9 @@
 
 The engine is `keras.distribution` over `jax.distributed`, so the backend is JAX. Every process reads its own rows of
 each batch. The first ones get the long lines and the last ones the short ones, so that a mean of the processes' means
-would be another number; `token_mean` is the mean over all tokens of all processes, and so are the metrics.
+would be a different number; `token_mean` is the mean over all tokens of all processes, and so are the metrics.
 
-With `--backup FOLDER`, one that all machines see, a run that was broken off goes on after its last whole epoch.
+With `--backup FOLDER`, one that all machines see, a run that was interrupted resumes after its last whole epoch.
 """
 
 import os
@@ -38,7 +38,7 @@ BATCH = 64
 
 
 def read_lines(count):
-    """Lines of text `[B, T]` as character codes, 0 behind their end, and the next characters `[B, T]`."""
+    """Lines of text `[B, T]` as character codes, 0 after their end, and the next characters `[B, T]`."""
     text = "\n".join(pydoc_data.topics.topics.values())
     lines = [line.strip() for line in text.splitlines() if line.isascii() and line.strip()][:count]
     codes = [[ord(character) for character in line] for line in lines]
@@ -69,7 +69,7 @@ def build_model():
 
 
 def backups(folder, process):
-    """Callbacks that keep the state of the last whole epoch in the folder, and go on from it."""
+    """Callbacks that keep the state of the last whole epoch in the folder, and resume from it."""
     if folder is None:
         return []
     if process == 0:

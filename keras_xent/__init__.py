@@ -1,11 +1,11 @@
 """Cross-entropy for Keras: losses, kernels, metrics, callbacks and deployment."""
 
-from keras_xent import callbacks, deploy, kernels, layers, losses, metrics
+from keras_xent import callbacks, deploy, kernels, layers, losses, metrics, preference
 from keras_xent.layers import fuse_head
 
 __version__ = "0.1.0"
 
-__all__ = ["callbacks", "deploy", "fuse_head", "kernels", "layers", "losses", "metrics"]
+__all__ = ["callbacks", "deploy", "fuse_head", "kernels", "layers", "losses", "metrics", "preference"]
 
 
 def __dir__() -> list[str]:

@@ -74,7 +74,7 @@ def head_of(logits: Tensor) -> Head | None:
 
 
 def fusible_logits(predictions: Tensor, *, axis: int, from_logits: bool = True) -> Any:
-    """The logits that may have a head: the predictions, or those behind a softmax. None where a head would not help."""
+    """The logits that may have a head: the predictions, or those before a softmax. None where a head would not help."""
     # Eager logits exist already, and a head has its classes last.
     if is_eager(predictions) or axis not in (-1, len(predictions.shape) - 1):
         return None

@@ -42,7 +42,7 @@ def custom_gradient(forward: Callable, backward: Callable) -> Callable:
     `forward(x, *nondiff_args, **options)` returns `(value, residuals)`: the residuals are the few numbers per row that
     make the gradient cheap. `backward(upstream, residuals, x, *nondiff_args, **options)` returns the gradient for `x`.
 
-    Two custom gradients, one behind the other, make higher derivatives right:
+    Two custom gradients, one inside the other, make higher derivatives right:
 
         value      d value / d x            = backward(upstream, residuals(x, ...), x, ...)
         residuals  d residuals / d inputs   = derivative of `forward` without its loops over blocks, computed again

@@ -1,4 +1,4 @@
-"""Pure, compiled cross-entropy kernels: tensors in, losses in nats out, nothing reduced and nothing remembered."""
+"""Pure, compiled cross-entropy kernels: tensors in, losses in nats out, nothing reduced, no state."""
 
 from keras_xent.kernels.linear import linear_cross_entropy
 from keras_xent.kernels.sigmoid import sigmoid_cross_entropy

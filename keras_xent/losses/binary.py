@@ -32,7 +32,7 @@ class BinaryCrossentropy(Crossentropy):
         focal_gamma: exponent of the focal factor (`keras.losses.BinaryFocalCrossentropy` has 2.0).
         focal_alpha: weight of positive labels in [0, 1], negative ones weigh `1 - alpha`; None for no balancing.
         ignore_class: the label, a number or nan, that marks a missing one. The mean of an example is that of the labels
-            it has; an example without any does not count.
+            it has; an example without any is left out.
 
     Call arguments: `y_true` and `y_pred` `[..., L]`, `sample_weight` a scalar, `[B]`, `[B, 1]` or `[...]`. A Keras mask
     on `y_pred` may mark examples `[...]`, or labels `[..., L]`.

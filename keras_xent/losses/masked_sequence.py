@@ -11,7 +11,7 @@ from keras_xent.losses.sparse_categorical import SparseCategoricalCrossentropy
 
 @keras.saving.register_keras_serializable(package="keras_xent")
 class MaskedSequenceCrossentropy(SparseCategoricalCrossentropy):
-    """Cross-entropy of the tokens of sequences: each valid token counts the same, padding does not count at all.
+    """Cross-entropy of the tokens of sequences: each valid token counts the same, padding is left out.
 
     For language models, translation and tagging. A token is valid if the Keras mask (for instance from
     `Embedding(mask_zero=True)`) and `ignore_class` both allow it. The exponential of this loss, without smoothing and
@@ -35,7 +35,7 @@ class MaskedSequenceCrossentropy(SparseCategoricalCrossentropy):
         from_logits: whether `y_pred` holds logits (the default here) or probabilities.
         ignore_class: the label of padding, if labels mark it.
         label_smoothing, class_weight, z_loss, logit_softcap: as in `SparseCategoricalCrossentropy`. **Never use the
-            `class_weight` of `fit` here**: Keras makes a wrong weight per sequence of it, which no loss can notice.
+            `class_weight` of `fit` here**: Keras makes a wrong weight per sequence of it, which the loss cannot see.
         normalizer: a number that takes the place of the denominator.
         reduction: `"token_mean"`, `"sequence_mean"`, or one of Keras' names.
         name: name of the loss.
@@ -45,7 +45,7 @@ class MaskedSequenceCrossentropy(SparseCategoricalCrossentropy):
     `[B, T]`.
 
     Raises:
-        ValueError: an argument out of its range; shapes that do not fit; in eager mode, a label that is no class.
+        ValueError: an argument out of its range; shapes that do not fit; in eager mode, a label out of range.
 
     Example:
 

@@ -29,7 +29,7 @@ class SparseCategoricalCrossentropy(Crossentropy):
     Args:
         from_logits: whether `y_pred` holds logits. If not, the logits before a softmax are used where they are known
             (also through the casts of mixed precision), else the logarithm of the probabilities.
-        ignore_class: a label that does not count, whatever is predicted for it.
+        ignore_class: a label that is ignored, whatever is predicted for it.
         reduction: `"sum_over_batch_size"` (or `"mean"`), `"mean_with_sample_weight"`, `"sum"`, `None` (or `"none"`) as
             in Keras; `"token_mean"`, `"sequence_mean"` as in `MaskedSequenceCrossentropy`.
         axis: the class axis.
@@ -38,7 +38,7 @@ class SparseCategoricalCrossentropy(Crossentropy):
             it; with `"float64"` the whole computation is in float64.
         label_smoothing: share in [0, 1] of the target spread evenly over all classes.
         class_weight: one weight per class: `[C]`, or a dict from class to weight. **Never use that of `fit` with labels
-            `[B, T]`**: Keras makes a wrong weight per example of it, which no loss can notice.
+            `[B, T]`**: Keras makes a wrong weight per example of it, which the loss cannot see.
         focal_gamma: exponent of the focal factor `(1 - p)^gamma`.
         z_loss: weight of the squared log-sum-exp of the logits.
         logit_softcap: `c` of `c tanh(x / c)`, applied to the logits.
@@ -47,7 +47,7 @@ class SparseCategoricalCrossentropy(Crossentropy):
     `[B, 1]` or the shape of the losses `[...]`.
 
     Raises:
-        ValueError: an argument out of its range; shapes that do not fit; in eager mode, a label that is no class.
+        ValueError: an argument out of its range; shapes that do not fit; in eager mode, a label out of range.
 
     Example:
 
