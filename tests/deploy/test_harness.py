@@ -12,7 +12,7 @@ from tokenizers import ByteLevelBPETokenizer
 import keras_xent as kx
 from keras_xent.deploy import _signatures
 from keras_xent.deploy.harness import HarnessModel
-from tests.backend import BACKEND
+from tests.backend import BACKEND, to_numpy
 
 keras_hub = pytest.importorskip("keras_hub", reason="keras-hub is not installed: pip install '.[hub]'")
 only_tensorflow = pytest.mark.skipif(BACKEND != "tensorflow", reason="models are exported by Keras on TensorFlow")
@@ -70,7 +70,7 @@ def log_probabilities(model, tokens):
     length = len(tokens)
     padded = np.pad(tokens, (0, CONTEXT - length))[None]
     given = {"token_ids": padded, "padding_mask": np.arange(CONTEXT)[None] < length}
-    logits = model.predict_on_batch(given if isinstance(model.input, dict) else padded)[0, :length].astype("float64")
+    logits = to_numpy(model(given if isinstance(model.input, dict) else padded))[0, :length]
     logits -= logits.max(-1, keepdims=True)
     return logits - np.log(np.exp(logits).sum(-1, keepdims=True))
 
