@@ -172,7 +172,7 @@ def test_dir_shows_the_public_names_only():
 
 
 PACKAGES = sorted(
-    name.removesuffix(".__init__") for name in _modules() if name.endswith(".__init__") and "._" not in name
+    name.removesuffix(".__init__") for name in _modules() if name.endswith(".__init__") and "_backend" not in name
 )
 
 

@@ -2,5 +2,6 @@
 
 from keras_xent.callbacks.perplexity_logger import PerplexityLogger
 from keras_xent.callbacks.tensorboard import TensorBoard
+from keras_xent.callbacks.validate_every import ValidateEvery
 
-__all__ = ["PerplexityLogger", "TensorBoard"]
+__all__ = ["PerplexityLogger", "TensorBoard", "ValidateEvery"]

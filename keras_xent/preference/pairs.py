@@ -25,7 +25,7 @@ def dpo(
         policy_chosen_logps, policy_rejected_logps: `[B]`, of the model that is trained, summed over the tokens.
         reference_chosen_logps, reference_rejected_logps: `[B]`, of the model that training started from.
         beta: how strongly the policy is kept near the reference.
-        label_smoothing: the probability that a pair is labelled the wrong way round (conservative DPO).
+        label_smoothing: the probability that a pair is labeled the wrong way round (conservative DPO).
 
     Returns:
         Losses `[B]`, float32 (float64 for float64).

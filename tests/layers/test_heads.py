@@ -519,7 +519,7 @@ def fit(scope):
         callback = kx.callbacks.TensorBoard(logs, update_freq=1)
         model.fit(tokens, following, 8, 2, verbose=0, shuffle=False, callbacks=[callback])
         read = scalars(logs + "/train")
-    logged = [read[tag][step] for tag in ("batch_nll", "batch_loss", "batch_valid_share") for step in range(1, 7)]
+    logged = [read[tag][step] for tag in ("units/nll", "batch_loss", "tokens/valid_share") for step in range(1, 7)]
     evaluated = model.evaluate(tokens, following, 8, verbose=0)
     return model.get_weights(), evaluated + logged + list(read["epoch_tokens"].values())
 import contextlib

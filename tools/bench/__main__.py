@@ -28,7 +28,7 @@ def main(arguments: list[str] | None = None) -> None:
         "--write", action="store_true", help="keep them as docs/performance.json, and write them into the pages"
     )
     table_parser.set_defaults(command=table)
-    plot_parser = commands.add_parser("plot", help="draw the pictures of docs/performance.md")
+    plot_parser = commands.add_parser("plot", help="draw the pictures of docs/performance-tables.md")
     plot_parser.add_argument("results", type=Path, nargs="?", default=Path("docs/performance.json"))
     plot_parser.add_argument("--output", type=Path, default=Path("docs"))
     plot_parser.set_defaults(command=plot)

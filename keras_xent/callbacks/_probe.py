@@ -2,7 +2,6 @@
 
 import math
 import unicodedata
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -12,17 +11,16 @@ from keras import ops
 from keras_xent import arguments
 from keras_xent.metrics import Perplexity
 
-_MOST_SEQUENCES, _COLUMNS, _MOST_LINES, _WORST = 8, 8, 40, 20
-# Inches for the text of a token. TensorBoard shows pictures about four inches wide.
-_CELL = (0.55, 0.22)
+_WORST, _CONTEXT = 20, 8
 _SIGNS = {"\n": "\u23ce", "\r": "\u240d", "\t": "\u21e5"}
 
 
 class Loss(NamedTuple):
-    """What a model makes of the tokens of a batch: arrays `[sequences, length]`."""
+    """The tokens of a batch as a model sees them: arrays `[sequences, length]`."""
 
     nll: np.ndarray
-    counts: np.ndarray
+    # Which tokens are valid: neither padding nor masked.
+    valid: np.ndarray
     labels: np.ndarray
     predicted: np.ndarray
     # The cross-entropy of a model that knows nothing, ln of the number of classes.
@@ -56,8 +54,8 @@ class Probe:
         labels, weights = ops.convert_to_tensor(self.y), self.sample_weight
         nll, weights = metric.per_token(labels, y_pred, None if weights is None else ops.convert_to_tensor(weights))
         arrays = nll, ops.not_equal(weights, 0), labels, ops.argmax(y_pred, axis=metric.axis)
-        nll, counts, labels, predicted = map(ops.convert_to_numpy, arrays)
-        return Loss(nll, counts, labels, predicted, uniform=math.log(y_pred.shape[metric.axis]))
+        nll, valid, labels, predicted = map(ops.convert_to_numpy, arrays)
+        return Loss(nll, valid, labels, predicted, uniform=math.log(y_pred.shape[metric.axis]))
 
     def text(self, token: Any) -> str:
         """A token as people read it."""
@@ -77,61 +75,20 @@ class Probe:
 
     def worst_tokens(self, loss: Loss) -> str:
         """A Markdown table of the tokens with the largest loss."""
-        order = np.argsort(np.where(loss.counts, -loss.nll, np.inf), axis=None, kind="stable")
+        order = np.argsort(np.where(loss.valid, -loss.nll, np.inf), axis=None, kind="stable")
         lines = [
-            "| nats | probability | token | predicted | before it | sequence | place |",
+            "| loss (nats) | probability | context | token | prediction | sequence | position |",
             "|--:|--:|---|---|---|--:|--:|",
         ]
-        for index in order[: min(_WORST, int(loss.counts.sum()))]:
-            row, place = np.unravel_index(index, loss.nll.shape)
+        for index in order[: min(_WORST, int(loss.valid.sum()))]:
+            row, position = np.unravel_index(index, loss.nll.shape)
             space = " " if self._decode is None else ""
-            before = space.join(map(self.text, loss.labels[row, max(0, place - 8) : place].tolist()))
-            nll = loss.nll[row, place]
-            texts = (self.text(loss.labels[row, place]), self.text(loss.predicted[row, place]), before)
-            cells = [f"{nll:.3f}", f"{np.exp(-nll):.2e}", *map(_cell, texts), str(row), str(place)]
+            context = space.join(map(self.text, loss.labels[row, max(0, position - _CONTEXT) : position].tolist()))
+            nll = loss.nll[row, position]
+            texts = (context, self.text(loss.labels[row, position]), self.text(loss.predicted[row, position]))
+            cells = [f"{nll:.3f}", f"{np.exp(-nll):.2e}", *map(_cell, texts), str(row), str(position)]
             lines.append(f"| {' | '.join(cells)} |")
         return "\n".join(lines)
-
-    def heat_maps(self, loss: Loss) -> np.ndarray:
-        """A picture of each sequence, `[sequences, height, width, 3]` of uint8.
-
-        The tokens on a ground that is the darker the larger their loss: black on white is certain, white on dark red as
-        bad as if the model knew nothing.
-        """
-        places = int(np.flatnonzero(loss.counts.any(axis=0))[-1]) + 1 if loss.counts.any() else 1
-        places = min(places, _COLUMNS * _MOST_LINES)
-        return np.stack([self._heat_map(loss, row, places) for row in range(min(len(loss.nll), _MOST_SEQUENCES))])
-
-    def _heat_map(self, loss, row, places):
-        from matplotlib import colormaps
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.cm import ScalarMappable
-        from matplotlib.colors import Normalize
-        from matplotlib.figure import Figure
-        from matplotlib.patches import Rectangle
-
-        lines = -(-places // _COLUMNS)
-        width, height = _COLUMNS * _CELL[0] + 0.2, lines * _CELL[1] + 0.65
-        figure = Figure(figsize=(width, height), dpi=100)
-        axes = figure.add_axes((0.1 / width, 0.55 / height, 1 - 0.2 / width, 1 - 0.65 / height))
-        axes.set(xlim=(0, _COLUMNS), ylim=(lines, 0))
-        axes.axis("off")
-        scale = ScalarMappable(Normalize(0, loss.uniform), colormaps["Reds"])
-        for place in np.flatnonzero(loss.counts[row, :places]):
-            line, column = divmod(int(place), _COLUMNS)
-            nll, text = loss.nll[row, place], self.text(loss.labels[row, place])
-            axes.add_patch(Rectangle((column, line), 1, 1, facecolor=scale.to_rgba(nll), edgecolor="white"))
-            written = axes.text(column + 0.5, line + 0.5, text if len(text) <= 9 else f"{text[:8]}\u2026")
-            ink = "white" if nll > 0.6 * loss.uniform else "black"
-            written.set(color=ink, ha="center", va="center", fontsize=7, parse_math=False)
-        bar = figure.add_axes((0.1 / width, 0.38 / height, 0.5, 0.1 / height))
-        figure.colorbar(scale, cax=bar, orientation="horizontal").set_label("nats", size=7)
-        bar.tick_params(labelsize=6)
-        canvas = FigureCanvasAgg(figure)
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Glyph .* missing from")
-            canvas.draw()
-        return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 
 
 def _visible(character):

@@ -1,4 +1,4 @@
-"""Texts as tokens, and what their tokens' likelihoods say of them."""
+"""Texts as tokens, and what the likelihoods of their tokens say of them."""
 
 import math
 from pathlib import Path
@@ -6,13 +6,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from keras_xent.metrics import byte_lengths
+
 
 class Document(NamedTuple):
-    """A text, its tokens, and where in the text each token begins and ends, in characters."""
+    """A text, its tokens, where each begins and ends, in characters, and for how many bytes it stands."""
 
     text: str
     ids: list[int]
     spans: list[tuple[int, int]]
+    sizes: list[int]
 
 
 class Piece(NamedTuple):
@@ -36,26 +39,52 @@ def load_tokenizer(path: Any) -> Any:
     # What was set for training would cut and pad the texts.
     tokenizer.no_truncation()
     tokenizer.no_padding()
+    # A text that spells "[PAD]" is text.
+    tokenizer.encode_special_tokens = True
     return tokenizer
 
 
 def read(path: Any, tokenizer: Any) -> Document:
-    """The text of a file and its tokens, without the special ones that the tokenizer would add."""
-    content = Path(path).read_bytes()
-    if not content:
-        raise ValueError("The file is empty.")
+    """The text of a file and its tokens, without a byte order mark and without special tokens."""
     try:
-        text = content.decode()
+        text = Path(path).read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"The file is no text in UTF-8 (byte {error.start}).") from None
+    if not text:
+        raise ValueError("The file is empty.")
     encoding = tokenizer.encode(text, add_special_tokens=False)
-    return Document(text, encoding.ids, encoding.offsets)
+    return Document(text, encoding.ids, encoding.offsets, _sizes(text, encoding.tokens, encoding.offsets))
+
+
+def _sizes(text, tokens, spans):
+    """The bytes of each token, which add up to those of the text: spaces without a token go to the next one."""
+    sizes: list[int] = []
+    begin = first = 0
+    while first < len(tokens):
+        end, last = max(begin, spans[first][1]), first + 1
+        # Tokens that share a character are counted together.
+        while last < len(tokens) and spans[last][0] < end:
+            end, last = max(end, spans[last][1]), last + 1
+        part = text[begin:end] if last < len(tokens) else text[begin:]
+        sizes += _shares(len(part.encode()), tokens[first:last])
+        begin, first = end, last
+    return sizes
+
+
+def _shares(size, tokens):
+    """The bytes of each of some tokens that stand for `size` bytes together; evenly, if their names do not say."""
+    for length in (byte_lengths.byte_level_length, byte_lengths.sentencepiece_length):
+        lengths = [length(token) for token in tokens]
+        if sum(lengths) == size:
+            return lengths
+    share, rest = divmod(size, len(tokens))
+    return [share + (i < rest) for i in range(len(tokens))]
 
 
 def summary(document: Document, log_likelihood: np.ndarray) -> dict[str, Any]:
-    """What is known of a text: numbers that JSON can hold, None in the place of an infinite one.
+    """What is known of a text: numbers that JSON can hold, None in place of an infinite one.
 
-    Bits per byte are those of the text from the first token that was scored.
+    Bits per byte are those of the bytes that the scored tokens stand for.
     """
     scored = ~np.isnan(log_likelihood)
     if not scored.any():
@@ -63,9 +92,8 @@ def summary(document: Document, log_likelihood: np.ndarray) -> dict[str, Any]:
             f"The file has {len(document.ids)} token(s), and none that comes after another. "
             "Export the model with a `start_token`, if it was trained with one."
         )
-    first = int(np.argmax(scored))
-    begin = document.spans[first - 1][1] if first else 0
-    return totals(int(scored.sum()), len(document.text[begin:].encode()), float(log_likelihood[scored].sum()))
+    size = int(np.array(document.sizes)[scored].sum())
+    return totals(int(scored.sum()), size, float(log_likelihood[scored].sum()))
 
 
 def totals(tokens: int, size: int, log_likelihood: float) -> dict[str, Any]:

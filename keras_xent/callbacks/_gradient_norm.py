@@ -7,6 +7,8 @@ from typing import Any
 import keras
 from keras import ops
 
+from keras_xent._keras import training_state
+
 
 class GradientNorm(keras.metrics.Metric):
     """Euclidean norm of the gradient of the last step, over all trainable weights, before any clipping.
@@ -14,6 +16,9 @@ class GradientNorm(keras.metrics.Metric):
     Keras shows the gradient to the optimizer only, and on JAX a step can leave a number in the variables of the model,
     the optimizer or the metrics only. So this watches the one and is the other: a metric that has no place in the logs.
     """
+
+    # Tells the readers of metrics that Keras' logs have no entry of it.
+    is_in_logs = False
 
     def __init__(self, name: str = "gradient_norm", dtype: Any = None) -> None:
         super().__init__(name=name, dtype=dtype)
@@ -27,6 +32,11 @@ class GradientNorm(keras.metrics.Metric):
         if getattr(getattr(model, "distribute_strategy", None), "num_replicas_in_sync", 1) > 1:
             raise ValueError(
                 "`gradient_norm` must be False under tf.distribute, where each replica has a gradient of its own. "
+                "Received: gradient_norm=True."
+            )
+        if getattr(model, "optimizer", None) is None:
+            raise ValueError(
+                "`gradient_norm` must be False for a model that is compiled without an optimizer. "
                 "Received: gradient_norm=True."
             )
         norm = getattr(model, "_keras_xent_gradient_norm", None)
@@ -87,9 +97,10 @@ class GradientNorm(keras.metrics.Metric):
     def load_own_variables(self, store: Any) -> None:
         """Loads nothing."""
 
-    def value(self) -> float:
-        """The norm. Waits for the device."""
-        return float(ops.convert_to_numpy(self._norm))
+    def value(self, model: Any) -> float:
+        """The norm, for the model that is watched. Waits for the device."""
+        with training_state(model):
+            return float(ops.convert_to_numpy(self._norm))
 
 
 def _whole(gradient):
