@@ -10,8 +10,10 @@ from typing import NamedTuple
 from keras import ops
 
 from keras_xent import arguments
+from keras_xent._backend import custom_gradient
 from keras_xent._types import Tensor
 from keras_xent.kernels import _softmax_row as row
+from keras_xent.kernels._compiled import CompiledKernel, row_kernel
 from keras_xent.kernels._dtypes import upcast
 from keras_xent.kernels._masking import multiply_no_nan
 
@@ -105,3 +107,24 @@ class Divergence:
 
 def _mean(p, values):
     return ops.sum(multiply_no_nan(p, values), axis=1, keepdims=True)
+
+
+@row_kernel(num_outputs=6, is_blocked=lambda **_: True)
+def _forward(logits, teacher, *, divergence, softmax):
+    normalizers = softmax.normalize(teacher), softmax.normalize(logits)
+    log_p, log_q = (softmax.log_prob(x, n) for x, n in zip((teacher, logits), normalizers, strict=True))
+    loss, mean = divergence.of_rows(log_p, log_q)
+    return softmax.temperature**2 * loss, (*normalizers[0], *normalizers[1], mean)
+
+
+@CompiledKernel
+def _backward(upstream, residuals, logits, teacher, *, divergence, softmax):
+    *numbers, mean = residuals
+    log_p = softmax.log_prob(teacher, Normalizer(*numbers[:2]))
+    log_q = softmax.log_prob(logits, Normalizer(*numbers[2:]))
+    gradient = divergence.gradient(log_p, log_q, mean)
+    return softmax.gradient(gradient, softmax.temperature**2 * upstream, logits)
+
+
+# Of student logits `[n, V]` and teacher logits `[n, V]`: the losses `[n, 1]`, with a gradient for the former.
+divergence_of_rows = custom_gradient(_forward, _backward)
