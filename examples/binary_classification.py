@@ -1,4 +1,4 @@
-"""Find rare tumours with `pos_weight`, and make the probabilities true again afterwards.
+"""Find rare tumors with `pos_weight`, and make the probabilities true again afterwards.
 
     python examples/binary_classification.py            # three seeds, about half a minute on two cores
     python examples/binary_classification.py --smoke    # one seed, in seconds
@@ -29,7 +29,7 @@ ROWS = ("no weight", "pos_weight", "pos_weight, corrected")
 
 
 def read_cases(rng):
-    """Training and test cases, half each: measurements `[B, 2]`, standardised, and labels `[B]`, 1 for malignant."""
+    """Training and test cases, half each: measurements `[B, 2]`, standardized, and labels `[B]`, 1 for malignant."""
     data = load_breast_cancer()
     features = data.data[:, [list(data.feature_names).index(name) for name in COLUMNS]]
     malignant = rng.permutation(np.flatnonzero(data.target == 0))[::3]
@@ -84,7 +84,7 @@ def draw(results, path):
     for row in ROWS:
         p, labels = (np.concatenate([result[row][key] for result in results]) for key in ("probabilities", "labels"))
         axes.plot(*reliability(p, labels), marker="o", label=row)
-    axes.set(xlabel="probability of a tumour, as predicted", ylabel="share of tumours", xlim=(0, 1), ylim=(0, 1))
+    axes.set(xlabel="probability of a tumor, as predicted", ylabel="share of tumors", xlim=(0, 1), ylim=(0, 1))
     axes.legend()
     figure.savefig(path, dpi=100)
 

@@ -46,7 +46,7 @@ def read_documents(limit):
 
 
 def encode(documents, tokenizer, max_length):
-    """Token sequences of uneven length: as many neighbouring paragraphs as fit `max_length`."""
+    """Token sequences of uneven length: as many neighboring paragraphs as fit `max_length`."""
     sequences = []
     for paragraphs in documents:
         sequences.append([])

@@ -57,7 +57,7 @@ def build_model(head, vocabulary, length, width, heads):
 
 
 def train(head, output, batch_size, epochs, vocabulary):
-    """What a process of its own does: train one of the two, and print what came of it."""
+    """What a process of its own does: train one of the two, and print the result."""
     import resource
 
     # An error, before the system has to end something.

@@ -1,4 +1,4 @@
-"""Train a small masked language model, and see that a step takes less time where fewer labels count.
+"""Train a small masked language model, and see that a step takes less time where fewer labels are valid.
 
     python examples/masked_language_model.py            # about three minutes on two cores
     python examples/masked_language_model.py --smoke    # the same steps at toy size, in seconds
@@ -55,7 +55,7 @@ class MaskedBatches(keras.utils.PyDataset):
 
 
 def build_model(vocabulary, length, layers, width, heads):
-    """A bidirectional transformer of standard Keras layers, with a head that makes logits only for who asks."""
+    """A bidirectional transformer of standard Keras layers, with a head that materializes no logits in training."""
     tokens = keras.Input([length], dtype="int32", name="tokens")
     x = keras.layers.Embedding(vocabulary, width, mask_zero=True)(tokens)
     positions = keras.ops.cumsum(keras.ops.ones_like(tokens), axis=1) - 1
@@ -73,10 +73,10 @@ def build_model(vocabulary, length, layers, width, heads):
 
 
 def time_steps(shares, vocabulary, tokens, width, steps):
-    """Median seconds of a training step of the head alone, for each share of labels that count.
+    """Median seconds of a training step of the head alone, for each share of valid labels.
 
     The hidden states are random numbers in an embedding, so that the step also makes the gradient for them. The head
-    takes the labels that count in chunks of some hundred, and a chunk that is not full costs as much as a full one.
+    takes the valid labels in chunks of some hundred, and a chunk that is not full costs as much as a full one.
     """
     model = keras.Sequential([keras.layers.Embedding(tokens, width), kx.layers.LogitsDense(vocabulary)])
     model.compile(keras.optimizers.SGD(), loss=kx.losses.MaskedSequenceCrossentropy(ignore_class=IGNORED))
@@ -84,13 +84,13 @@ def time_steps(shares, vocabulary, tokens, width, steps):
     inputs = np.arange(tokens, dtype="int32")[None]
     labels = rng.integers(0, vocabulary, (1, tokens), "int32")
     order = rng.permutation(tokens)[None]
-    labelled = {share: np.where(order < share * tokens, labels, IGNORED) for share in shares}
-    model.train_on_batch(inputs, labelled[min(shares)])  # the first step compiles
+    labeled = {share: np.where(order < share * tokens, labels, IGNORED) for share in shares}
+    model.train_on_batch(inputs, labeled[min(shares)])  # the first step compiles
     seconds = {share: [] for share in shares}
     for _ in range(steps):
         for share in shares:  # in turn, so that a busy machine slows all of them
             begin = time.perf_counter()
-            float(model.train_on_batch(inputs, labelled[share]))
+            float(model.train_on_batch(inputs, labeled[share]))
             seconds[share].append(time.perf_counter() - begin)
     return {share: float(np.median(found)) for share, found in seconds.items()}
 
@@ -122,7 +122,7 @@ def main(smoke, epochs, seed):
     model.compile(
         optimizer=keras.optimizers.AdamW(rate, weight_decay=0.1, clipnorm=1.0),
         loss=kx.losses.MaskedSequenceCrossentropy(ignore_class=IGNORED),
-        # Both use what the loss found out. Keras' "accuracy" would need the logits of every token.
+        # Both use the statistics of the loss. Keras' "accuracy" would need the logits of every token.
         metrics=[kx.metrics.Perplexity(ignore_class=IGNORED), kx.metrics.TokenAccuracy(ignore_class=IGNORED)],
     )
     history = model.fit(
@@ -140,7 +140,7 @@ def main(smoke, epochs, seed):
     seconds = time_steps((1.0, 0.5, 0.15), classes, tokens, width, steps)
     print(f"\nA training step of the head alone: {tokens:,} tokens, {classes:,} classes, median of {steps}")
     for share, median in seconds.items():
-        print(f"  {share:4.0%} of the labels count {1e3 * median:8.0f} ms")
+        print(f"  {share:4.0%} of the labels valid {1e3 * median:8.0f} ms")
     print(f"\nFinished in {time.perf_counter() - begin:.0f} s.")
 
 

@@ -8,9 +8,9 @@
 
 The engine is `keras.distribution` over `jax.distributed`, so the backend is JAX. Every process reads its own rows of
 each batch. The first ones get the long lines and the last ones the short ones, so that a mean of the processes' means
-would be another number; `token_mean` is the mean over all tokens of all processes, and so are the metrics.
+would be a different number; `token_mean` is the mean over all tokens of all processes, and so are the metrics.
 
-With `--backup FOLDER`, one that all machines see, a run that was broken off goes on after its last whole epoch.
+With `--backup FOLDER`, one that all machines see, a run that was interrupted resumes after its last whole epoch.
 """
 
 import os
@@ -38,7 +38,7 @@ BATCH = 64
 
 
 def read_lines(count):
-    """Lines of text `[B, T]` as character codes, 0 behind their end, and the next characters `[B, T]`."""
+    """Lines of text `[B, T]` as character codes, 0 after their end, and the next characters `[B, T]`."""
     text = "\n".join(pydoc_data.topics.topics.values())
     lines = [line.strip() for line in text.splitlines() if line.isascii() and line.strip()][:count]
     codes = [[ord(character) for character in line] for line in lines]
@@ -69,13 +69,13 @@ def build_model():
 
 
 def backups(folder, process):
-    """Callbacks that keep the state of the last whole epoch in the folder, and go on from it."""
+    """Callbacks that keep the state of the last whole epoch in the folder, and resume from it."""
     if folder is None:
         return []
     if process == 0:
         return [keras.callbacks.BackupAndRestore(folder, double_checkpoint=True)]
-    # The others read what process 0 has written, and write it where nobody looks: Keras saves only in all processes
-    # at once, since each variable that it makes on the way is compared between them.
+    # The others read what process 0 has written, and write to a folder that is not read: Keras saves only in all
+    # processes at once, since each variable that it makes on the way is compared between them.
     reads = keras.callbacks.BackupAndRestore(folder, save_freq=sys.maxsize, delete_checkpoint=False)
     return [reads, keras.callbacks.BackupAndRestore(tempfile.mkdtemp(), double_checkpoint=True)]
 

@@ -1,8 +1,8 @@
-"""Perplexity from the formula to the progress bar, and why the mean of batch losses is another number.
+"""Perplexity from the formula to the progress bar, and why the mean of batch losses is not the perplexity.
 
     python examples/perplexity.py    # seconds; `--smoke` is the same
 
-Three batches of a sequence model's predictions, with 32, 4 and 8 tokens that count. Nothing is trained: the point is
+Three batches of a sequence model's predictions, with 32, 4 and 8 valid tokens. Nothing is trained: the point is
 what is reported of one and the same model. The figures in docs/perplexity.md are printed here.
 """
 
@@ -30,7 +30,7 @@ def make_batches():
 
 
 def losses_of_tokens(logits, labels):
-    """The negative log-likelihood of each token that counts, by NumPy in float64."""
+    """The negative log-likelihood of each valid token, by NumPy in float64."""
     logits = logits.astype("float64")
     log_p = logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
     return -np.take_along_axis(log_p, labels[..., None], axis=-1)[..., 0][labels != PAD]
@@ -50,7 +50,7 @@ def main():
     batches = list(make_batches())
     losses = [losses_of_tokens(*batch) for batch in batches]
     nll = np.concatenate(losses).mean()
-    print("tokens that count   nats per token   perplexity")
+    print("     valid tokens   nats per token   perplexity")
     for one in losses:
         print(f"{len(one):17} {one.mean():16.4f} {math.exp(one.mean()):12.4f}")
 

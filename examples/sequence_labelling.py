@@ -1,4 +1,4 @@
-"""Colour Python code: a class for every character of lines of uneven length, padded, with label smoothing.
+"""Color Python code: a class for every character of lines of uneven length, padded, with label smoothing.
 
     python examples/sequence_labelling.py            # three seeds, about a minute on two cores
     python examples/sequence_labelling.py --smoke    # one seed and fewer lines, in seconds
@@ -45,7 +45,7 @@ def class_of(token):
 
 
 def read_lines(modules):
-    """Lines `[B, T]` as character codes, 0 behind their end, and the classes `[B, T]` of the characters."""
+    """Lines `[B, T]` as character codes, 0 after their end, and the classes `[B, T]` of the characters."""
     codes, labels = [], []
     for module in modules.split():
         source = inspect.getsource(importlib.import_module(module))
@@ -94,7 +94,7 @@ def evaluate(seed, training, test, epochs):
 
 
 def draw(model, test, path, lines=20):
-    """Test lines in the colours of the predicted classes; what is wrong is underlined in red."""
+    """Test lines in the colors of the predicted classes; what is wrong is underlined in red."""
     codes, labels = (array[:lines] for array in test)
     predicted = keras.ops.convert_to_numpy(model(codes)).argmax(axis=-1)
     figure = pyplot.figure(figsize=(LENGTH / 11, lines / 5))
@@ -113,7 +113,7 @@ def main(output, seeds, every, epochs):
     baseline = baseline_accuracy(training, test)
     characters, places = np.sum(test[1] != IGNORED), test[1].size
     print(f"{len(training[0]):,} lines to learn from; {len(test[0]):,} of other modules")
-    print(f"{characters / places:.0%} of the test characters count; the others are blanks and padding")
+    print(f"{characters / places:.0%} of the test characters are labeled; the others are blanks and padding")
     print(f"seed  {'':24}accuracy  perplexity\n      {'each character alone':24}{baseline:8.3f}")
     results = []
     for seed in range(seeds):
@@ -121,7 +121,7 @@ def main(output, seeds, every, epochs):
         results.append(found)
         print(f"{seed:4}  {'this model':24}{found['token_accuracy']:8.3f}{found['perplexity']:12.3f}")
     draw(model, test, output / "code.png")
-    print(f"Code in colours: {output / 'code.png'}")
+    print(f"Code in colors: {output / 'code.png'}")
     return float(baseline), results
 
 

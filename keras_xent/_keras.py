@@ -3,6 +3,7 @@
 Written for Keras 3.12 to 3.15. Each function names what it replaces, so that it can go when Keras makes it public.
 """
 
+import contextlib
 import sys
 import types
 from collections.abc import Iterator
@@ -112,8 +113,37 @@ def set_direction(metric: Any, direction: str) -> None:
 
 
 def batches_seen(optimizer: Any) -> Any:
-    """The variable in which an optimizer counts batches (`_iterations`), also under gradient accumulation; or None."""
-    return getattr(optimizer, "_iterations", getattr(optimizer, "iterations", None))
+    """The variable in which an optimizer counts batches; `iterations` counts updates. None if there is none."""
+    named = [one for one in getattr(optimizer, "variables", ()) if one.name == "iteration"]
+    return named[0] if named else getattr(optimizer, "iterations", None)
+
+
+@contextlib.contextmanager
+def training_state(model: Any) -> Iterator[None]:
+    """Metrics and counters of a model in `fit`, read inside, have the values that the steps so far have given them.
+
+    On JAX the variables are empty between two steps, and `fit` holds their values (`_jax_state`). Unlike
+    `jax_state_sync` this copies nothing and leaves the state with `fit`, so that the next step stays as fast as it was.
+    """
+    state = getattr(model, "_jax_state", None)
+    if not state or not _is_empty(model.metrics_variables[0]):
+        yield
+        return
+    pairs = list(zip(model.metrics_variables, state.get("metrics_variables") or (), strict=False))
+    if getattr(model, "optimizer", None) is not None:
+        counters = zip(model.optimizer.variables, state.get("optimizer_variables") or (), strict=False)
+        # The rest are moments of the weights.
+        pairs += [(variable, value) for variable, value in counters if not variable.shape]
+    with keras.StatelessScope(state_mapping=pairs):
+        yield
+
+
+def _is_empty(variable):
+    try:
+        return variable.value is None
+    except TypeError:
+        # It would call its initializer, which it had when it was built.
+        return True
 
 
 class Step(NamedTuple):

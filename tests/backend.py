@@ -4,6 +4,7 @@ import os
 
 import keras
 import numpy as np
+import pytest
 from keras import ops
 
 BACKEND = keras.backend.backend()
@@ -24,6 +25,10 @@ else:
 # One mode with compiled kernels in uncompiled code and one where everything is one program: for sweeps over options,
 # since each compilation takes a second.
 TWO_MODES = ("eager", "xla" if BACKEND == "tensorflow" else "jit")
+# Every mode; the fast suite takes the one where everything is one program.
+every_mode = pytest.mark.parametrize(
+    "mode", [pytest.param(mode, marks=() if mode == TWO_MODES[1] else pytest.mark.whole) for mode in MODES]
+)
 DTYPES = (
     ("float64", "float32", "bfloat16", "float16") if BACKEND == "tensorflow" else ("float32", "bfloat16", "float16")
 )

@@ -2,7 +2,8 @@
 #
 #   help_from_header                          print the comment at the head of the running command
 #   environment FOLDER EXTRAS [REQUIREMENT..] see to it that the virtual environment FOLDER holds this
-#                                             package, editable, with EXTRAS; sets $python to its Python.
+#                                             package, editable, with EXTRAS; sets $python to its Python,
+#                                             and has compiled programs kept in FOLDER/compile-cache.
 #                                             Where nothing has changed since, nothing is done.
 #   quietly COMMAND..                         run it without the notes that TensorFlow starts with
 #
@@ -26,6 +27,11 @@ quietly() {
 }
 
 environment() {
+    _installed "$@" || return
+    _keep_compiled_programs "$1"
+}
+
+_installed() {
     local folder=$1 extras=$2
     shift 2
     python=$PWD/$folder/bin/python
@@ -71,6 +77,46 @@ environment() {
 import keras, tensorflow
 print(f"      TensorFlow {tensorflow.__version__}, Keras {keras.__version__}")' || return
     _fingerprint "$version" "$@" >"$stamp"
+}
+
+# Compiled programs are kept from one process to the next, which changes no result. What the user has set stays: of two
+# values of a flag XLA takes the later.
+_keep_compiled_programs() {
+    local caches=$PWD/$1/compile-cache cache most=2000
+    cache=$caches/$(_compilers) || return
+    # Programs of other versions are of no use any more; those of old sources are few until there are gigabytes.
+    find "$caches" -mindepth 1 -maxdepth 1 ! -path "$cache" -exec rm -rf {} + 2>/dev/null || true
+    if [[ $(du -sm "$cache" 2>/dev/null | cut -f1) -gt $most ]]; then
+        rm -rf "$cache"
+    fi
+    mkdir -p "$cache/tensorflow" "$cache/jax"
+    local flags="--tf_xla_persistent_cache_directory=$cache/tensorflow --tf_xla_persistent_cache_device_types=XLA_CPU_JIT"
+    # TensorFlow splits its flags at spaces, and knows no quotes.
+    [[ $cache == *[[:space:]]* ]] || export TF_XLA_FLAGS="$flags${TF_XLA_FLAGS:+ $TF_XLA_FLAGS}"
+    export JAX_COMPILATION_CACHE_DIR="${JAX_COMPILATION_CACHE_DIR:-$cache/jax}"
+    # Else only programs that take over a second to compile are kept.
+    export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="${JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS:-0}"
+}
+
+# The versions of the compilers, and the processor that they compile for: "tensorflow-2.21.0-jax-0.10.2-1234".
+_compilers() {
+    "$python" - <<'PYTHON'
+import importlib.metadata
+import pathlib
+import platform
+import zlib
+
+names = []
+for name in "tensorflow", "jax":
+    try:
+        names.append(f"{name}-{importlib.metadata.version(name)}")
+    except importlib.metadata.PackageNotFoundError:
+        continue
+cpuinfo = pathlib.Path("/proc/cpuinfo")
+lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+processor = [platform.machine(), *sorted({line for line in lines if line.startswith(("model name", "flags", "Features"))})]
+print(*names, zlib.crc32("\n".join(processor).encode()), sep="-")
+PYTHON
 }
 
 _version_of() {

@@ -42,7 +42,7 @@ def custom_gradient(forward: Callable, backward: Callable) -> Callable:
     `forward(x, *nondiff_args, **options)` returns `(value, residuals)`: the residuals are the few numbers per row that
     make the gradient cheap. `backward(upstream, residuals, x, *nondiff_args, **options)` returns the gradient for `x`.
 
-    Two custom gradients, one behind the other, make higher derivatives right:
+    Two custom gradients, one inside the other, make higher derivatives right:
 
         value      d value / d x            = backward(upstream, residuals(x, ...), x, ...)
         residuals  d residuals / d inputs   = derivative of `forward` without its loops over blocks, computed again
@@ -209,6 +209,12 @@ def update_rows(array: Tensor, start: Any, rows: Tensor) -> Tensor:
     # The former is an operation of XLA.
     indices = start + tf.range(tf.shape(rows)[0])
     return tf.tensor_scatter_nd_update(array, indices[:, None], rows)
+
+
+def add_at_columns(array: Tensor, columns: Tensor, values: Tensor) -> Tensor:
+    """`[n, V]` with `values` `[n, K]` added at `columns` `[n, K]`; those that come twice are added twice."""
+    rows = tf.broadcast_to(tf.range(tf.shape(columns)[0])[:, None], tf.shape(columns))
+    return tf.tensor_scatter_nd_add(array, tf.stack([rows, columns], axis=-1), values)
 
 
 def bitcast(array: Tensor, dtype: str) -> Tensor:

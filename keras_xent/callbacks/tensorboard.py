@@ -1,56 +1,60 @@
-"""TensorBoard logs of perplexity."""
+"""TensorBoard logs of losses and perplexity."""
 
 import importlib.util
-import time
-from collections.abc import Callable, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-import numpy as np
+import keras
 
-from keras_xent import arguments
-from keras_xent.callbacks import dashboards
-from keras_xent.callbacks.gradient_norm import GradientNorm
-from keras_xent.callbacks.probe import Probe
-from keras_xent.callbacks.readings import NO_PERPLEXITY, Readings, in_units, is_running
-from keras_xent.callbacks.runs import Runs
-from keras_xent.callbacks.timeline import Timeline, epochs_in_events
+from keras_xent import _keras, arguments
+from keras_xent.callbacks import _dashboards, _scalars
+from keras_xent.callbacks._gradient_norm import GradientNorm
+from keras_xent.callbacks._heat_map import heat_maps
+from keras_xent.callbacks._probe import Probe
+from keras_xent.callbacks._run_writers import RunWriters
+from keras_xent.callbacks._timeline import Mark
+from keras_xent.callbacks._training_log import Batches, Epoch, TrainingLog
 from keras_xent.metrics._token_mean import Totals
 
 
-class TensorBoard(Runs):
-    """`keras.callbacks.TensorBoard`, with a perplexity that is right, in steps that go on.
+class TensorBoard(TrainingLog, keras.callbacks.TensorBoard):
+    """`keras.callbacks.TensorBoard` with batches of their own, exact perplexity, and steps that continue.
 
-    A drop-in with all its arguments. What it adds, for each `keras_xent.metrics.Perplexity` of the model:
+    A drop-in with all its arguments and tags (`epoch_loss`, `batch_loss`, `epoch_perplexity`, ...). What differs:
 
-    - at the end of an epoch `epoch_perplexity`, `epoch_nll` (nats per token), `epoch_bits_per_token` and `epoch_tokens`
-      in the runs `train` and `validation`, so that both are in one chart, and `epoch_generalization_gap`, the nats of
-      validation less those of train;
-    - with `update_freq="batch"` or a number, `batch_*` of every metric **over the batches since the last that was
-      written**, not since the beginning of the epoch; of the perplexity also `batch_nll`, `batch_valid_share` (of the
-      labels, how many count) and `tokens_per_second` (those that count), and `batch_learning_rate`;
-    - a page of charts, a table of runs with the settings of loss and optimizer, and what `probe` shows.
+    - A `batch_` value is of the batches since the last that was written, not the mean since the epoch began.
+    - Steps are batches. They and the epochs continue over several calls of `fit`, and in a new process that has loaded
+      the model and has the same `log_dir`, also where loss scaling skips updates.
+    - `evaluate` outside of `fit` writes into a run of its own, `evaluation`.
+    - A step that writes nothing does not wait for the device, and what was written is in the files however a run ends.
 
-    Steps are batches as the optimizer counts them. They and the epochs go on over several calls of `fit`, and in a new
-    process where the optimizer was loaded and `log_dir` is the same. `evaluate` outside of `fit` writes into a run of
-    its own, `evaluation`. A step that writes nothing does not wait for the device. What was written is in the files,
-    however a run ends.
+    What it adds, all at steps, so that training and validation share an axis:
 
-    Formula: `nll = sum_n t_n nll_n / sum_n t_n`, `perplexity = exp(nll)`, `bits = nll / ln 2`.
+    - `units/nll`, the loss of train and validation in nats per token, and `gap/nll`, validation less train;
+    - `tokens/per_second`, `tokens/valid_share` (valid tokens among all labels), and for each epoch `tokens/valid`;
+    - `optimizer/learning_rate`, and with `gradient_norm=True` `optimizer/gradient_norm`;
+    - a page of charts, a table of the settings of runs, and what `probe` shows.
+
+    Tokens and nats need a `keras_xent.metrics.Perplexity` in the model. Formula: `nll = sum_n t_n nll_n / sum_n t_n`
+    over valid tokens `n` with weights `t_n`, `perplexity = exp(nll)`.
 
     Args:
         log_dir, histogram_freq, write_graph, write_images, write_steps_per_second, update_freq, profile_batch,
             embeddings_freq, embeddings_metadata: as in `keras.callbacks.TensorBoard`.
-        gradient_norm: whether to write `batch_gradient_norm`, of the last step before; needs a recompilation.
+        gradient_norm: whether to write the norm of the gradient of the last step; needs a recompilation.
         probe: a fixed batch `(x, y)` or `(x, y, sample_weight)`, labels `[sequences, length]`, whose tokens are looked
             at after each epoch, in the run `probe`: a histogram of their losses, a picture of the tokens on a ground
             that is the darker the larger the loss, and a table of the worst.
         probe_freq: after how many epochs.
         decode: how tokens are read: a function from number to text, a list of texts, or a dict.
-        hparams: more settings for the table of runs.
+        hparams: more settings for the table of runs: a dict, or the `HyperParameters` of KerasTuner. What is no number,
+            string or bool is written as text.
 
     Raises:
         ImportError: TensorBoard, TensorFlow or, for `probe`, Matplotlib is not installed.
-        ValueError: a `probe` that is no batch of sequences; under `tf.distribute`, `gradient_norm`.
+        ValueError: a `probe` that is no batch of sequences; `hparams` that are no dict; under `tf.distribute`,
+            `gradient_norm`.
 
     Example:
 
@@ -59,6 +63,9 @@ class TensorBoard(Runs):
 
     Then `model.fit(..., callbacks=[callback])`, and `tensorboard --logdir logs` shows the curves.
     """
+
+    write_graph: bool
+    write_steps_per_second: bool
 
     def __init__(
         self,
@@ -76,7 +83,7 @@ class TensorBoard(Runs):
         probe: Any = None,
         probe_freq: int = 1,
         decode: Callable[[int], str] | Sequence[str] | Mapping[int, str] | None = None,
-        hparams: dict[str, Any] | None = None,
+        hparams: Any = None,
     ) -> None:
         needed = {"tensorboard": "to read it", "tensorflow": "which writes its files"}
         if probe is not None:
@@ -95,195 +102,197 @@ class TensorBoard(Runs):
             embeddings_freq,
             embeddings_metadata,
         )
-        # Keras then lets training go on while logs come from the device. Here they come to no use.
-        self.async_safe = not (profile_batch or write_steps_per_second)
-        self.gradient_norm = GradientNorm() if arguments.boolean("gradient_norm", gradient_norm) else None
+        # Keras then need not wait for the logs of each batch, which are not used here.
+        self.async_safe = not profile_batch
+        self.gradient_norm = arguments.boolean("gradient_norm", gradient_norm)
         self.probe = None if probe is None else Probe(probe, decode)
         self.probe_freq = arguments.count("probe_freq", probe_freq)
-        self.hparams = dict(hparams or {})
-        self._draws_graph = write_graph
-        self._timeline = Timeline()
-        self._drawn_graph_of: Any = None
-        self._warned = self._in_fit = self._evaluated_inside = self._begins = False
-        self._model: Any = None
-
-    def set_model(self, model: Any) -> None:
-        """Called by `fit` and by `evaluate`; ends what an interrupted call has left."""
-        self._evaluated_inside = self._in_fit and self._model is model and is_running("fit", "evaluate", of=model)
-        if self._evaluated_inside:
-            return
-        self._end_runs()
-        # Keras would draw the graph, and so make a run `train`, for `evaluate` too.
-        self.write_graph = False
-        super().set_model(model)
-        self.write_graph = self._draws_graph
-        self._in_fit = False
-        self._readings = Readings(model)
-        self._begin_epoch()
-        if self.gradient_norm is not None:
-            self.gradient_norm = GradientNorm.watching(model)
+        self.hparams = hparams
+        _dashboards.mapping_of(hparams)
+        self._graph_drawn_of: Any = None
+        self._writers_by_run: RunWriters | None = None
+        self._keras_has_begun = False
 
     @property
-    def _train_writer(self):
-        return self._writer("train")
+    def _runs(self) -> RunWriters:
+        if self._writers_by_run is None or self._writers_by_run.folder != self.log_dir:
+            self._writers_by_run = RunWriters(self.log_dir)
+        return self._writers_by_run
 
     @property
-    def _val_writer(self):
-        return self._writer("validation" if self._in_fit and not self._evaluated_inside else "evaluation")
+    def _train_writer(self) -> Any:
+        # The only private name of Keras' callback here, which writes histograms, the graph and profiles through it: two
+        # files that grow in one folder would hide one another.
+        return self._runs.writer("train")
+
+    def _follow(self, model):
+        # A call that was interrupted has left files open.
+        self._end_keras()
+        self._runs.close()
+        super()._follow(model)
+        self._first_batch_pending = False
+        self._gradient_norm = GradientNorm.watching(model) if self.gradient_norm else None
 
     # Training.
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         """See `keras.callbacks.TensorBoard`."""
-        self._in_fit, self._begins = True, True
-        if self.write_graph and self._drawn_graph_of is not self._model:
-            self._write_keras_model_summary()
-            self._drawn_graph_of = self._model
         super().on_train_begin(logs)
-        self._timeline.begin_fit(self._model)
+        self._first_batch_pending = True
+        # Not when `set_model` is called, which `evaluate` does too: this draws the graph, and so makes a run `train`.
+        model, write_graph = self._reader.model, self.write_graph
+        self.write_graph = write_graph and self._graph_drawn_of is not model
+        keras.callbacks.TensorBoard.set_model(self, model)
+        self.write_graph, self._graph_drawn_of = write_graph, model
+        if self._profiles:
+            keras.callbacks.TensorBoard.on_train_begin(self, logs)
+            self._keras_has_begun = True
 
-    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """See `keras.callbacks.TensorBoard`."""
-        self._timeline.begin_epoch(epoch, lambda: epochs_in_events(self._train_dir))
-        self._begin_epoch()
-        super().on_epoch_begin(epoch, logs)
-
-    def _begin_epoch(self):
-        self._readings.restart()
-        self._train_totals: dict[str, Totals] = {}
-        self._validation_totals: dict[str, Totals] = {}
-        self._clock = time.perf_counter()
+    @property
+    def _profiles(self) -> bool:
+        return not self.async_safe
 
     def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        """Writes what the batches before have brought: at their end Keras would make the device wait for the logs."""
-        if self._timeline.begin_batch(batch, self.update_freq):
-            self._write_batches()
-        if self._begins and batch:
-            self._write_dashboards()
-        self._global_train_batch = self._timeline.steps
+        """Writes what the batches before have brought; see `keras.callbacks.TensorBoard`."""
         super().on_train_batch_begin(batch, logs)
+        if self._first_batch_pending and batch:
+            self._write_dashboards()
+        if self._profiles:
+            self._runs.end_default()
+            keras.callbacks.TensorBoard.on_train_batch_begin(self, batch, logs)
+        if self.update_freq != "epoch":
+            # For summaries that layers of the user write.
+            step = self._timeline.steps + 1
+            self._runs.make_default("train", step, step % self.update_freq == 0)
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         """See `keras.callbacks.TensorBoard`."""
-        self._timeline.end_batch(batch)
-        if not self.async_safe:
-            super().on_train_batch_end(batch, None)
-
-    def _write_batches(self):
-        totals, now = self._readings.new_totals(), time.perf_counter()
-        if totals and not any(new.labels for new in totals.values()):
-            # The data has run out where Keras did not know its length.
-            return
-        seconds, self._clock = now - self._clock, now
-        written = {f"batch_{name}": value for name, value in self._readings.new_values().items()}
-        for one in self._readings.perplexed():
-            new = totals[one.name]
-            of_batch = one.values(new)
-            tokens = of_batch.pop(one.named("tokens"))
-            of_batch[one.named("valid_share")] = new.tokens / new.labels if new.labels else np.nan
-            written.update({f"batch_{name}": value for name, value in of_batch.items()})
-            written.setdefault("tokens_per_second", tokens / seconds)
-        rates = self._collect_learning_rate({})
-        written.update({f"batch_{name}": value for name, value in rates.items()})
-        if self.gradient_norm is not None:
-            written["batch_gradient_norm"] = self.gradient_norm.value()
-        self._write_scalars("train", written, self._timeline.steps)
-        self._flush()
+        super().on_train_batch_end(batch, logs)
+        if self._profiles:
+            # What it would write beside the profile is written here with the batches.
+            writes, self.write_steps_per_second = self.write_steps_per_second, False
+            keras.callbacks.TensorBoard.on_train_batch_end(self, batch, None)
+            self.write_steps_per_second = writes
 
     def _end_batches(self):
-        """The batches of an epoch have ended, and their metrics are still there."""
-        if self._timeline.batches_ended:
-            return
-        self._readings.wait()
-        if self._timeline.end_batches(self.update_freq):
-            self._write_batches()
-        if self._begins:
+        self._runs.end_default()
+        super()._end_batches()
+        if self._first_batch_pending:
             self._write_dashboards()
-        self._train_totals = self._readings.totals()
-
-    def _write_dashboards(self):
-        # The metrics have their names once a batch has been seen.
-        self._begins = False
-        perplexed = self._readings.perplexed()
-        settings = dashboards.hparams(self._model, self.params or {}, self.hparams)
-        self._write_raw("", [dashboards.layout(perplexed), *dashboards.hparams_summaries(settings, perplexed)])
-
-    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Writes the epoch's values; see `keras.callbacks.TensorBoard`."""
-        self._end_batches()
-        logs, number = dict(logs or {}), self._timeline.number(epoch)
-        perplexed = self._readings.perplexed()
-        self._name_units(logs, perplexed)
-        for one in perplexed:
-            train = one.values_of_epoch(self._train_totals.get(one.name), logs.get(one.name))
-            logs.update(train)
-            if f"val_{one.name}" in logs and train:
-                totals = self._validation_totals.get(one.name)
-                validation = one.values_of_epoch(totals, logs[f"val_{one.name}"])
-                logs.update({f"val_{name}": value for name, value in validation.items()})
-                gap = validation[one.named("nll")] - train[one.named("nll")]
-                logs[f"val_{one.named('generalization_gap')}"] = gap
-        logs["iterations"] = self._timeline.end_epoch(epoch).steps
-        # Keras would leave the epoch out where its last step is none that writes.
-        with self.summary.record_if(True):
-            super().on_epoch_end(number, logs)
-        if self.probe is not None and number % self.probe_freq == 0 and perplexed:
-            self._write_probe(self.probe, perplexed[0].metric, number)
-        self._flush()
-
-    def _name_units(self, logs, perplexed):
-        """The units of perplexities that are not ours, and a warning if there is none at all."""
-        foreign = [name for name in logs if name.endswith("perplexity")] if not perplexed else []
-        for name in foreign:
-            logs.update(in_units(name, logs[name]))
-        if not perplexed and not foreign and not self._warned:
-            self._warned = True
-            arguments.warn(NO_PERPLEXITY)
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         """See `keras.callbacks.TensorBoard`."""
-        names = {f"{prefix}{one.name}" for one in self._readings.perplexed() for prefix in ("", "val_")}
-        final = {name: value for name, value in (logs or {}).items() if name in names}
-        self._write_scalars("", final, self._timeline.steps)
-        self._write_raw("", [dashboards.finished()])
         super().on_train_end(logs)
-        self._end_runs()
-        self._in_fit = False
+        self._end_keras()
+        self._runs.close()
+
+    def _end_keras(self):
+        self._runs.end_default()
+        if self._keras_has_begun:
+            keras.callbacks.TensorBoard.on_train_end(self)
+            self._keras_has_begun = False
 
     # Evaluation.
 
     def on_test_begin(self, logs: dict[str, Any] | None = None) -> None:
         """See `keras.callbacks.TensorBoard`."""
-        if self._in_fit and not self._evaluated_inside:
-            self._end_batches()
+        self._runs.end_default()
         super().on_test_begin(logs)
+
+    def on_test_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        """See `keras.callbacks.TensorBoard`."""
+        if self.update_freq != "epoch":
+            run = "validation" if self._in_fit and self._evaluated is None else "evaluation"
+            self._runs.make_default(run, batch + 1, (batch + 1) % self.update_freq == 0)
 
     def on_test_end(self, logs: dict[str, Any] | None = None) -> None:
         """Writes into the run `evaluation` if `evaluate` was called by itself; see `keras.callbacks.TensorBoard`."""
-        totals, logs = self._readings.totals(), dict(logs or {})
-        for one in self._readings.perplexed():
-            logs.update(one.values(totals[one.name]))
-        with self.summary.record_if(True):
-            super().on_test_end(logs)
-        if self._evaluated_inside:
-            self._evaluated_inside = False
-        elif self._in_fit:
-            self._validation_totals = totals
-        else:
-            self._end_runs()
+        self._runs.end_default()
+        super().on_test_end(logs)
 
-    # The probe.
+    # What is written.
 
-    def _write_probe(self, probe, metric, epoch):
+    def read_marks(self) -> Iterator[Mark]:
+        """The marks that an earlier process has written."""
+        return _scalars.marks_in_events(os.path.join(self.log_dir, "train"))
+
+    def write_batches(self, mark: Mark, batches: Batches) -> None:
+        """Writes the values of these batches, at their last step."""
+        written = _scalars.of_batches(batches, self._reader.perplexities())
+        rates = _scalars.learning_rates(self._reader.model)
+        written |= {f"optimizer/{name}": value for name, value in rates.items()}
+        if self._gradient_norm is not None:
+            written["optimizer/gradient_norm"] = self._gradient_norm.value(self._reader.model)
+        if self.write_steps_per_second:
+            written["batch_steps_per_second"] = batches.steps / batches.seconds
+        self._runs.write("train", [_scalars.summary(written), _scalars.mark_summary(mark)], mark.step)
+        self._runs.flush()
+
+    def write_epoch(self, epoch: Epoch) -> None:
+        """Writes Keras' values at the number of the epoch, and ours at its last step."""
+        train, validation = _scalars.of_logs(epoch.logs)
+        rates = _scalars.learning_rates(self._reader.model)
+        train |= {f"epoch_{name}": value for name, value in rates.items()}
+        if self.write_steps_per_second and epoch.seconds:
+            train["epoch_steps_per_second"] = epoch.steps / epoch.seconds
+        self._runs.write("train", [_scalars.summary(train)], epoch.number)
+        if validation:
+            self._runs.write("validation", [_scalars.summary(validation)], epoch.number)
+        ours, validation = _scalars.of_epoch(epoch, self._reader.perplexities(), self.update_freq != "epoch")
+        self._runs.write("train", [_scalars.summary(ours), _scalars.mark_summary(epoch.mark)], epoch.mark.step)
+        if validation:
+            self._runs.write("validation", [_scalars.summary(validation)], epoch.mark.step)
+        # Without logs Keras writes histograms and embeddings only.
+        keras.callbacks.TensorBoard.on_epoch_end(self, epoch.number, None)
+        self._write_probe(epoch.number)
+        self._runs.flush()
+
+    def write_validation(self, step: int, logs: dict[str, Any], totals: dict[str, Totals]) -> None:
+        """Writes Keras' values of a validation and its nats, at the step after which it was made."""
+        written = _scalars.of_evaluation(logs) | _scalars.nats(totals, self._reader.perplexities())
+        self._runs.write("validation", [_scalars.summary(written)], step)
+        self._runs.flush()
+
+    def write_evaluation(self, step: int, logs: dict[str, Any], totals: dict[str, Totals]) -> None:
+        """Writes the values of an `evaluate` that is no validation."""
+        self._runs.write("evaluation", [_scalars.summary(_scalars.of_evaluation(logs))], step)
+        self._runs.flush()
+        if not self._in_fit:
+            self._runs.close()
+
+    def write_end(self, step: int, logs: dict[str, Any]) -> None:
+        """Writes the results of the run beside its settings."""
+        names = {one.name for one in self._reader.perplexities()} or {"loss"}
+        final = {f"final/{key}": value for key, value in logs.items() if key.removeprefix("val_") in names}
+        self._runs.write("", [_scalars.summary(final), _dashboards.finished()], step)
+
+    def _write_dashboards(self):
+        # The metrics have their names once the model has seen a batch.
+        self._first_batch_pending = False
+        names = [name for name, _ in self._reader.metrics()]
+        page = _dashboards.page(names, self._reader.perplexities(), self.update_freq != "epoch", self.gradient_norm)
+        summaries = [page]
+        if not _dashboards.has_settings(self.log_dir):
+            more = _dashboards.mapping_of(self.hparams)
+            with _keras.training_state(self._reader.model):
+                settings = _dashboards.settings(self._reader.model, self.params or {}, more)
+            summaries.append(_dashboards.begun(settings))
+        self._runs.write("", summaries)
+        self._runs.flush()
+
+    def _write_probe(self, epoch):
+        perplexities = self._reader.perplexities()
+        if self.probe is None or epoch % self.probe_freq or not perplexities:
+            return
         try:
-            loss = probe.loss(self._model, metric)
+            loss = self.probe.loss(self._reader.model, perplexities[0].metric)
         except ValueError as error:
             # The training is worth more than the picture.
             arguments.warn(f"The probe is left out: {error}")
             self.probe = None
             return
-        with self._writer("probe").as_default(epoch), self.summary.record_if(True):
-            self.summary.histogram("token_nll", loss.nll[loss.counts], description="nats of each token of the probe")
-            pictures = probe.heat_maps(loss)
+        with self._runs.writer("probe").as_default(epoch), self.summary.record_if(True):
+            self.summary.histogram("token_nll", loss.nll[loss.valid], description="nats of each token of the probe")
+            pictures = heat_maps(loss, self.probe.text)
             self.summary.image("tokens", pictures, max_outputs=len(pictures), description="dark: a large loss")
-            self.summary.text("worst_tokens", probe.worst_tokens(loss))
+            self.summary.text("worst_tokens", self.probe.worst_tokens(loss))

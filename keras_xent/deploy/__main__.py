@@ -1,63 +1,78 @@
-"""Perplexity and bits per byte of text files: `python -m keras_xent.deploy score MODEL FILE...`."""
+"""Perplexity and bits per byte of text files: `keras-xent-score MODEL FILE...`."""
 
 import argparse
 import contextlib
 import functools
 import json
 import math
+import os
 import sys
+from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from keras_xent.deploy import document, page
-from keras_xent.deploy.scorer import load_scorer
+from keras_xent.deploy import _documents, _html_report
+from keras_xent.deploy._scorer import load_scorer
+from keras_xent.deploy._tokenizers import load_tokenizer
 
 
 def main(arguments: argparse.Namespace) -> int:
-    """Scores each file, and returns the exit status: 1 if one of them could not be scored."""
+    """Scores each file, and returns the exit status: 1 if something could not be scored or written."""
     console = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
-    with contextlib.ExitStack() as stack:
-        try:
-            scorer = load_scorer(arguments.model)
-            tokenizer = document.load_tokenizer(_tokenizer_for(scorer, arguments))
-            # Before the work, so that it is not done for nothing.
+    try:
+        scorer = load_scorer(arguments.model)
+        tokenizer = load_tokenizer(_tokenizer_path(scorer, arguments))
+        _check_outputs(arguments)
+        with contextlib.ExitStack() as stack:
+            # Opened before the work, so that it is not done for nothing.
             output, html = (_opened(path, stack) for path in (arguments.output, arguments.html))
-        except (OSError, ValueError) as error:
+            scored = _score_files(scorer, tokenizer, arguments, console, output or sys.stdout)
+            if html:
+                html.write(_html_report.page(scored))
+    except (OSError, ValueError) as error:
+        # Writing, other than opening, does not name the file.
+        if isinstance(error, OSError) and error.filename is None:
+            console.print(f"error: The results cannot be written ({error.strerror}).")
+            _discard_standard_output()
+        else:
             console.print(f"error: {error}")
-            return 1
-        columns = BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-        progress = Progress(TextColumn("{task.description}", markup=False), *columns, console=console, transient=True)
-        stack.enter_context(progress)
-        scored = []
+        return 1
+    if len(scored) > 1:
+        console.print(_totals([figures for _, figures, _ in scored]))
+    return 1 if len(scored) < len(arguments.files) else 0
+
+
+def _score_files(scorer, tokenizer, arguments, console, output):
+    """Writes a line for each file. Returns name, figures and pieces of those that could be scored."""
+    columns = TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    scored = []
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         for name in arguments.files:
             task = progress.add_task(name, total=None)
             try:
-                text = document.read(name, tokenizer)
-                progress.update(task, total=len(text.ids))
+                document = _documents.read(name, tokenizer)
+                progress.update(task, total=len(document.ids))
                 likelihood = scorer.score_document(
-                    text.ids,
+                    document.ids,
                     context=arguments.context,
                     stride=arguments.stride,
                     batch_size=arguments.batch_size,
+                    start_in_every_window=arguments.start_in_every_window,
                     progress=functools.partial(progress.advance, task),
                 )
-                figures = document.summary(text, likelihood)
+                figures = _documents.summary(document, likelihood)
             except (OSError, ValueError) as error:
                 figures = {"error": getattr(error, "strerror", None) or str(error)}
                 console.print(f"{name}: {figures['error']}")
             else:
-                scored.append((name, figures, document.pieces(text, likelihood) if html else []))
+                scored.append((name, figures, _documents.pieces(document, likelihood) if arguments.html else []))
             progress.remove_task(task)
-            print(json.dumps({"file": name, **figures}, allow_nan=False), file=output or sys.stdout, flush=True)
-        if html:
-            html.write(page.page(scored))
-    if len(scored) > 1:
-        console.print(_all_of([figures for _, figures, _ in scored]))
-    return 1 if len(scored) < len(arguments.files) else 0
+            print(json.dumps({"file": name, **figures}, allow_nan=False), file=output, flush=True)
+    return scored
 
 
-def _tokenizer_for(scorer, arguments):
+def _tokenizer_path(scorer, arguments):
     if not scorer.causal:
         raise ValueError(f"'{arguments.model}' scores inputs with labels. For text it takes a language model.")
     if arguments.tokenizer is None and scorer.tokenizer is None:
@@ -68,18 +83,45 @@ def _tokenizer_for(scorer, arguments):
     return arguments.tokenizer or scorer.tokenizer
 
 
+def _check_outputs(arguments):
+    """Refuses to write over what is read, by whatever name, and to write two results to one file."""
+    outputs = {option: getattr(arguments, option) for option in ("output", "html") if getattr(arguments, option)}
+    for option, path in outputs.items():
+        inputs = [*arguments.files, *filter(None, [arguments.tokenizer])]
+        in_model = Path(path).resolve().is_relative_to(Path(arguments.model).resolve())
+        if in_model or any(_is_same_file(path, other) for other in inputs):
+            raise ValueError(f"--{option} would overwrite '{path}', which is read. Write to another file.")
+    if len(outputs) == 2 and _is_same_file(*outputs.values()):
+        raise ValueError(f"--output and --html would both write '{arguments.html}'. Write to two files.")
+
+
+def _is_same_file(one, other):
+    one, other = Path(one), Path(other)
+    if not (one.exists() and other.exists()):
+        return one.resolve() == other.resolve()
+    # Devices such as /dev/null may be read and written.
+    return one.is_file() and one.samefile(other)
+
+
 def _opened(path, stack):
     # A file's name may hold what is no text.
     return path and stack.enter_context(open(path, "w", encoding="utf-8", errors="replace"))
 
 
-def _all_of(figures):
+def _discard_standard_output():
+    """Python would write what is left once more at the end, and fail with a traceback."""
+    # A stream that is no file has no number.
+    with contextlib.suppress(OSError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _totals(figures):
     """One line for all files together: each token counts the same."""
     tokens, size = (sum(one[name] for one in figures) for name in ("tokens", "bytes"))
     likelihoods = [one["log_likelihood"] for one in figures]
     total = -math.inf if None in likelihoods else sum(likelihoods)
-    figures = document.totals(tokens, size, total)
-    shown = (f"{figures[name]:.4f}" if figures[name] is not None else "inf" for name in ("perplexity", "bits_per_byte"))
+    totals = _documents.totals(tokens, size, total)
+    shown = (f"{totals[name]:.4f}" if totals[name] is not None else "inf" for name in ("perplexity", "bits_per_byte"))
     return "{} files, {:,} tokens: perplexity {}, bits per byte {}".format(len(likelihoods), tokens, *shown)
 
 
@@ -90,17 +132,29 @@ def _positive(text):
     return number
 
 
-# What argparse says of a value that is none.
+# What argparse calls an invalid value.
 _positive.__name__ = "whole number above 0"
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """The command line of `python -m keras_xent.deploy`."""
     top = argparse.ArgumentParser(prog="python -m keras_xent.deploy", description=__doc__)
-    score = top.add_subparsers(required=True, metavar="score").add_parser(
-        "score",
-        help="perplexity and bits per byte of text files",
-        description="Writes a line of JSON for each file, and exits with status 1 if one of them could not be scored.",
+    commands = top.add_subparsers(required=True, metavar="score")
+    _add_arguments(commands.add_parser("score", help="perplexity and bits per byte of text files"))
+    return top
+
+
+def score() -> int:
+    """The command `keras-xent-score`."""
+    command = argparse.ArgumentParser(prog="keras-xent-score")
+    _add_arguments(command)
+    return main(command.parse_args())
+
+
+def _add_arguments(score):
+    score.description = (
+        "Perplexity and bits per byte of text files. Writes a line of JSON for each file, and exits with status 1 if "
+        "one of them could not be scored."
     )
     score.add_argument("model", metavar="MODEL", help="folder that keras_xent.deploy.export_scorer has written")
     score.add_argument("files", metavar="FILE", nargs="+", help="text in UTF-8")
@@ -108,9 +162,11 @@ def parser() -> argparse.ArgumentParser:
     score.add_argument("--context", type=_positive, metavar="N", help="most tokens given; default: the model's, or 512")
     score.add_argument("--stride", type=_positive, metavar="N", help="tokens scored at a time; default: half of them")
     score.add_argument("--batch-size", type=_positive, default=8, metavar="N", help="windows at a time; default: 8")
+    score.add_argument(
+        "--start-in-every-window", action="store_true", help="begin each window with the start token, not the first one"
+    )
     score.add_argument("--output", metavar="JSONL", help="where the lines go; default: the standard output")
-    score.add_argument("--html", metavar="FILE", help="a page that colours each token by its cross-entropy")
-    return top
+    score.add_argument("--html", metavar="FILE", help="a page that colors each token by its cross-entropy")
 
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ def equals_ignored(labels: Tensor, ignore_class: float) -> Tensor:
 
 
 def class_indices(labels: Tensor, num_classes: Any, valid: Tensor) -> Tensor:
-    """int32 labels in `[0, num_classes)`, or -1 where a valid label is out of range. They are never cast to a float type.
+    """int32 labels in `[0, num_classes)`, or -1 where a valid label is out of range, never cast to a float type.
 
     A valid label that is out of range is an error in eager mode and in a TensorFlow graph on the CPU. Where values
     cannot be read (inside XLA), or reading them would make an accelerator wait, the -1 becomes a NaN loss in the

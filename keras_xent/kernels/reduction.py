@@ -21,7 +21,7 @@ def reduce(losses: Tensor, *, reduction: str | None, **counting: Any) -> Tensor:
     - `"sum_over_batch_size"`, `"mean"`: `sum(v t l) / sum(v)`
     - `"mean_with_sample_weight"`: `sum(v t l) / sum(v t)`
     - `"token_mean"`: `sum(v t l) / sum(v t w)`, both sums over all replicas
-    - `"sequence_mean"`: the mean over sequences of each one's token mean; sequences without a valid token do not count
+    - `"sequence_mean"`: the mean over sequences of each one's token mean; sequences without a valid token are left out
     - `"sum"`: `sum(v t l)`
     - `None`, `"none"`: `v t l`
 

@@ -7,6 +7,7 @@ from keras_xent.losses.binary import BinaryCrossentropy
 from keras_xent.losses.binary_focal import BinaryFocalCrossentropy
 from keras_xent.losses.categorical import CategoricalCrossentropy
 from keras_xent.losses.categorical_focal import CategoricalFocalCrossentropy
+from keras_xent.losses.distillation import Distillation
 from keras_xent.losses.functions import (
     binary_crossentropy,
     binary_focal_crossentropy,
@@ -24,6 +25,7 @@ __all__ = [
     "BinaryFocalCrossentropy",
     "CategoricalCrossentropy",
     "CategoricalFocalCrossentropy",
+    "Distillation",
     "KLDivergence",
     "MaskedSequenceCrossentropy",
     "SparseCategoricalCrossentropy",

@@ -242,7 +242,7 @@ class Crossentropy(NamedArguments, keras.losses.Loss):
             if end is not None and end.kind in ("softmax", "sigmoid"):
                 self._warn_of_activation(y_pred, end.kind, is_known=False)
         if self.from_logits and logits is not None:
-            self._warn_of_activation(y_pred, activation)
+            self._warn_of_activation(y_pred, str(activation))
         if not self.from_logits and logits is None:
             self._warn_of_logits(y_pred)
         known = self.from_logits or (logits is not None and activation == self._activation)

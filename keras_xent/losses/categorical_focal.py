@@ -3,7 +3,6 @@
 from typing import Any
 
 import keras
-import numpy as np
 from keras import ops
 
 from keras_xent import arguments
@@ -60,8 +59,16 @@ class CategoricalFocalCrossentropy(CategoricalCrossentropy):
     ) -> None:
         self.alpha = arguments.label_weights("alpha", alpha)
         self.gamma = arguments.not_negative("gamma", gamma)
-        weights = {"class_weight": None if np.ndim(self.alpha) == 0 else self.alpha}
-        super().__init__(from_logits, label_smoothing, axis, reduction, name, dtype, focal_gamma=gamma, **weights)
+        super().__init__(
+            from_logits,
+            label_smoothing,
+            axis,
+            reduction,
+            name,
+            dtype,
+            class_weight=self.alpha if isinstance(self.alpha, list) else None,
+            focal_gamma=gamma,
+        )
 
     def _unreduced(self, y_true: Tensor, logits: Tensor, aligned: Alignment) -> Unreduced:
         unreduced = super()._unreduced(y_true, logits, aligned)

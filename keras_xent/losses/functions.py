@@ -10,7 +10,6 @@ from keras_xent import _keras
 from keras_xent._types import Tensor
 from keras_xent.kernels._dtypes import to_tensor
 from keras_xent.kernels._labels import valid_mask
-from keras_xent.losses.base import Crossentropy
 from keras_xent.losses.binary import BinaryCrossentropy
 from keras_xent.losses.binary_focal import BinaryFocalCrossentropy
 from keras_xent.losses.categorical import CategoricalCrossentropy
@@ -19,7 +18,7 @@ from keras_xent.losses.kl_divergence import KLDivergence
 from keras_xent.losses.sparse_categorical import SparseCategoricalCrossentropy
 
 
-def _losses(kind: type[Crossentropy], y_true: Tensor, y_pred: Tensor, **options: Any) -> Tensor:
+def _losses(kind: Any, y_true: Tensor, y_pred: Tensor, **options: Any) -> Tensor:
     # Lists cannot be looked up.
     options = {name: tuple(value) if isinstance(value, list) else value for name, value in options.items()}
     return _loss(kind, **options).call(y_true, y_pred)

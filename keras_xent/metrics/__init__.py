@@ -3,7 +3,8 @@
 import keras
 
 from keras_xent._elsewhere import attribute_error
-from keras_xent.metrics.bits_per_byte import BitsPerByte, bytes_of_tokens
+from keras_xent.metrics.bits_per_byte import BitsPerByte
+from keras_xent.metrics.byte_lengths import bytes_of_tokens
 from keras_xent.metrics.perplexity import Perplexity
 from keras_xent.metrics.token_accuracy import TokenAccuracy
 from keras_xent.metrics.token_crossentropy import TokenCrossentropy

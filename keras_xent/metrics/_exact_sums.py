@@ -1,4 +1,4 @@
-"""Running sums that go on counting past 2^24, where a float32 stands still."""
+"""Running sums that stay exact past 2^24, where a float32 stops counting."""
 
 from typing import Any
 

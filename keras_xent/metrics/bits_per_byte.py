@@ -1,8 +1,7 @@
 """Bits per byte: the cross-entropy of the text itself, whatever its tokens are."""
 
 import math
-import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -14,10 +13,6 @@ from keras_xent._backend import no_autograph
 from keras_xent._types import DType, Tensor
 from keras_xent.metrics._token_mean import TokenValues
 from keras_xent.metrics.token_crossentropy import TokenCrossentropy
-
-# How byte-level tokenizers write the bytes that are no printable ASCII or Latin-1 characters: from here on, in order.
-_FIRST_STAND_IN, _STAND_INS = 0x100, 68
-_BYTE = re.compile("<0x[0-9A-Fa-f]{2}>")
 
 
 @keras.saving.register_keras_serializable(package="keras_xent")
@@ -35,8 +30,12 @@ class BitsPerByte(TokenCrossentropy):
     Args:
         bytes_per_token: for each class the number of bytes that it stands for, `[C]`; or the tokens themselves, as
             `bytes` or as `str`. `bytes_of_tokens` gives the numbers for what tokenizers write into their vocabularies.
-        from_logits, ignore_class, axis, dtype, logit_softcap: as in `Perplexity`.
+        from_logits: whether `y_pred` holds logits or probabilities.
+        ignore_class: the label of padding.
+        axis: the class axis.
         name: name of the metric (default `"bits_per_byte"`).
+        dtype: dtype of the result (default float32). The sums are exact to 2^48 tokens whatever it is.
+        logit_softcap: the loss's `logit_softcap`, if it has one.
 
     Raises:
         ValueError: numbers below 0, or not one for each class of the predictions.
@@ -100,46 +99,3 @@ class BitsPerByte(TokenCrossentropy):
     def get_config(self) -> dict[str, Any]:
         """Every argument of the constructor."""
         return {**super().get_config(), "bytes_per_token": self.bytes_per_token}
-
-
-def bytes_of_tokens(vocabulary: Any, special: Iterable[str] = ()) -> list[int]:
-    """How many bytes of text each entry of a tokenizer's vocabulary stands for.
-
-    Knows the alphabets in which tokenizers write bytes as characters: that of byte-level BPE (GPT-2, RoBERTa, Llama 3),
-    in which each character is one byte, and that of SentencePiece, with U+2581 for a space and `<0x0A>` for a byte.
-
-    Args:
-        vocabulary: a dict from token to number, such as `tokenizer.get_vocab()` gives, or the tokens in order.
-        special: tokens that stand for no text, such as `"[PAD]"`.
-
-    Example:
-
-    >>> from keras_xent.metrics import bytes_of_tokens
-    >>> bytes_of_tokens({"<s>": 0, "\u2581the": 1, "<0x0A>": 2, "\u20ac": 3}, special=["<s>"])
-    [0, 4, 1, 3]
-
-    References: byte alphabet, https://github.com/openai/gpt-2 (`bytes_to_unicode`); SentencePiece, arXiv:1808.06226.
-    """
-    tokens = (
-        sorted(vocabulary, key=lambda token: vocabulary[token]) if isinstance(vocabulary, dict) else list(vocabulary)
-    )
-    if isinstance(vocabulary, dict) and sorted(vocabulary.values()) != list(range(len(tokens))):
-        raise ValueError(
-            "`vocabulary` must number its tokens from 0 without a gap. "
-            f"Received: {len(tokens)} tokens with numbers up to {max(vocabulary.values())}."
-        )
-    special = set(special)
-    text = [token for token in tokens if token not in special]
-    spaces = any("\u2581" in token for token in text)
-    byte_level = not spaces and all(_is_byte(character) for token in text for character in token)
-    return [0 if t in special else len(t) if byte_level else _bytes_of_piece(t) for t in tokens]
-
-
-def _is_byte(character):
-    code = ord(character)
-    printable = 0x21 <= code <= 0x7E or 0xA1 <= code <= 0xFF and code != 0xAD
-    return printable or _FIRST_STAND_IN <= code < _FIRST_STAND_IN + _STAND_INS
-
-
-def _bytes_of_piece(token):
-    return 1 if _BYTE.fullmatch(token) else len(token.replace("\u2581", " ").encode())

@@ -48,7 +48,7 @@ class TokenAccuracy(TokenMean):
     References: `return_token_accuracy` of the Liger Kernel, which counts in the same place.
     """
 
-    needs_ranks = True
+    needs_statistics = frozenset({"rank"})
 
     def __init__(
         self,
@@ -75,8 +75,9 @@ class TokenAccuracy(TokenMean):
 
     def _fits(self, record: _loss_statistics.LossRecord) -> bool:
         # A cap keeps the order of the logits, and so does a softmax.
-        axis = self._settings(record.y_pred).axis
-        return record.statistics is not None and record.statistics.rank is not None and record.settings.axis == axis
+        settings, axis = record.settings, self._settings(record.y_pred).axis
+        has_ranks = record.statistics is not None and record.statistics.rank is not None
+        return has_ranks and settings is not None and settings.axis == axis
 
     def _values_from_predictions(self, labels: Tensor, y_pred: Tensor, mask: Tensor) -> Tensor:
         labels = class_indices(labels, y_pred.shape[self.axis], mask)

@@ -66,7 +66,7 @@ def test_a_row_that_was_not_measured_says_so():
     assert tables.table(FOUND, "gemma") == "Not measured yet."
 
 
-def test_whoever_is_faster_than_ours_is_listed():
+def test_every_peer_that_is_faster_than_ours_is_listed():
     assert tables.faster(FOUND).splitlines()[2:] == ["| sparse [2048, 32000] bfloat16 0 | Keras, graph | 2.00 |"]
     assert tables.faster({"rows": FOUND["rows"][:1]}) == "None."
 
@@ -186,7 +186,7 @@ def test_the_commands_are_one_script(name):
     subprocess.run(["bash", "-n", script], check=True)
 
 
-def test_what_stands_between_marks_is_made_from_the_results_and_nothing_else_is_touched():
+def test_pages_are_filled_between_their_marks_only():
     page = "before\n<!-- bench: machine -->\nold\n<!-- /bench -->\nafter\n<!-- bench: gemma -->\n<!-- /bench -->\n"
     filled = pages.filled(page, {"machine": MACHINE, "rows": []})
     assert filled == (
@@ -205,5 +205,5 @@ def test_the_figures_on_a_page_are_those_of_the_results_that_are_kept(page):
     assert pages.filled(text, results.read(pages.RESULTS)) == text
 
 
-def test_every_row_is_on_the_page_of_performance():
-    assert set(rows.ROWS) <= set(re.findall(r"<!-- bench: (\S+) -->", pages.PAGES[1].read_text()))
+def test_every_row_is_on_the_page_of_tables():
+    assert set(rows.ROWS) <= set(re.findall(r"<!-- bench: (\S+) -->", pages.PAGES[2].read_text()))

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from tests import oracles
+from tests.tiers import whole
 from tools.bench import agreement, data, measuring, rows
 from tools.bench.shapes import Head, Shape
 from tools.bench.workers import LIBRARIES, Library, Missing, Worker, Workers
@@ -114,6 +115,7 @@ def test_what_heads_are_compared_with_is_right(valid, tmp_path):
     assert (found["hidden"][~chosen] == 0).all()
 
 
+@whole
 def test_the_real_peers_do_the_same_work():
     """A row of losses and one of a head, with every peer that is there, as the command measures them.
 

@@ -20,7 +20,7 @@ def rows(path):
     with open(path, newline="") as file:
         if path.suffix == ".jsonl":
             return list(map(json.loads, file))
-        return [{k: v if k == "of" else float(v) for k, v in row.items() if v != ""} for row in csv.DictReader(file)]
+        return [{k: v if k == "kind" else float(v) for k, v in row.items() if v != ""} for row in csv.DictReader(file)]
 
 
 @pytest.mark.parametrize("end", ["csv", "jsonl"])
@@ -28,10 +28,10 @@ def test_the_file_holds_epochs_and_batches(tmp_path, end):
     path, (_, y) = tmp_path / f"log.{end}", data()
     history = fit(model(), kx.callbacks.PerplexityLogger(path, update_freq=3))
     read = rows(path)
-    assert [row["of"] for row in read] == ["batches", "batches", "epoch"] * 2
+    assert [row["kind"] for row in read] == ["batches", "batches", "epoch"] * 2
     assert [(row["epoch"], row["step"]) for row in read] == [(0, 3), (0, 4), (0, 4), (1, 6), (1, 8), (1, 8)]
     for prefix, labels in (("", y), ("val_", y[:5])):
-        epochs = [row for row in read if row["of"] == "epoch"]
+        epochs = [row for row in read if row["kind"] == "epoch"]
         perplexities = [row[f"{prefix}perplexity"] for row in epochs]
         np.testing.assert_allclose(perplexities, history[f"{prefix}perplexity"], rtol=1e-6)
         np.testing.assert_allclose([row[f"{prefix}nll"] for row in epochs], np.log(perplexities))
@@ -49,7 +49,7 @@ def test_the_file_holds_epochs_and_batches(tmp_path, end):
 def test_an_evaluation_inside_fit_with_the_logger_changes_nothing():
     logger = kx.callbacks.PerplexityLogger(update_freq=3)
     history = fit(model(), Evaluating(logger), logger)
-    epochs = [row for row in logger.rows if row["of"] == "epoch"]
+    epochs = [row for row in logger.rows if row["kind"] == "epoch"]
     for name in "perplexity", "val_perplexity":
         np.testing.assert_allclose([row[name] for row in epochs], history[name], rtol=1e-6)
     assert [row["step"] for row in logger.rows] == [3, 4, 4, 6, 8, 8]

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+import warnings
 
 import keras
 import numpy as np
@@ -15,6 +16,8 @@ from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.plugins.hparams import plugin_data_pb2
 
 import keras_xent as kx
+from keras_xent.callbacks._scalars import marks_in_events
+from keras_xent.callbacks._timeline import Mark
 from tests import oracles
 from tests.backend import environment, to_numpy
 from tests.callbacks.logs import events, of_plugin, scalars
@@ -26,7 +29,7 @@ TEXTS = ["[PAD]", "a|b", "<b>", "\n", *(f"token{i}" for i in range(4, CLASSES))]
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """One run with everything: two calls of `fit` with two epochs each, then `evaluate`."""
-    folder = tmp_path_factory.mktemp("logs")
+    folder = tmp_path_factory.mktemp("logs") / "first"
     x, y = data()
     built = model([kx.metrics.Perplexity(ignore_class=0), kx.metrics.TokenAccuracy(ignore_class=0)])
     callback = kx.callbacks.TensorBoard(
@@ -48,30 +51,58 @@ def test_epochs_of_train_and_validation_are_under_the_same_tags(run):
         perplexities = joined(histories, f"{prefix}perplexity")
         assert list(read["epoch_perplexity"]) == [0, 1, 2, 3]
         np.testing.assert_allclose(list(read["epoch_perplexity"].values()), perplexities, rtol=1e-6)
-        np.testing.assert_allclose(list(read["epoch_nll"].values()), np.log(perplexities), rtol=1e-6)
-        np.testing.assert_allclose(list(read["epoch_bits_per_token"].values()), np.log2(perplexities), rtol=1e-6)
-        assert set(read["epoch_tokens"].values()) == {tokens}
+        assert read["tokens/valid"] == {STEPS * (epoch + 1): tokens for epoch in range(4)}
         np.testing.assert_allclose(list(read["epoch_loss"].values()), joined(histories, f"{prefix}loss"), rtol=1e-6)
 
 
-def test_the_gap_is_the_nats_of_validation_less_those_of_train(run):
+def test_nats_of_train_and_validation_and_their_gap_are_at_the_same_steps(run):
     train, validation = (scalars(run[0] / name) for name in ("train", "validation"))
-    gap = [validation["epoch_nll"][epoch] - train["epoch_nll"][epoch] for epoch in range(4)]
-    np.testing.assert_allclose(list(validation["epoch_generalization_gap"].values()), gap, atol=1e-6)
+    steps = [STEPS * (epoch + 1) for epoch in range(4)]
+    assert list(validation["units/nll"]) == list(validation["gap/nll"]) == steps
+    assert list(train["units/nll"]) == list(range(1, 4 * STEPS + 1))
+    nll, val_nll = (np.log(joined(run[2], name)) for name in ("perplexity", "val_perplexity"))
+    np.testing.assert_allclose(list(validation["units/nll"].values()), val_nll, rtol=1e-6)
+    np.testing.assert_allclose(list(validation["gap/nll"].values()), val_nll - nll, atol=1e-6)
+
+
+def test_the_default_page_has_keras_tags_and_few_groups_and_no_curve_twice(run):
+    names = ("loss", "perplexity", "token_accuracy")
+    keras_tags = {f"{kind}_{name}" for kind in ("epoch", "batch") for name in names} | {"epoch_learning_rate"}
+    groups = {
+        "train": {"tokens/per_second", "tokens/valid_share", "tokens/valid", "units/nll"}
+        | {"optimizer/learning_rate", "optimizer/gradient_norm"},
+        "validation": {"tokens/valid", "units/nll", "gap/nll"},
+    }
+    evaluated = {f"evaluation_{name}_vs_iterations" for name in names}
+    assert scalars(run[0] / "train").keys() == keras_tags | groups["train"]
+    assert scalars(run[0] / "validation").keys() == {f"epoch_{n}" for n in names} | evaluated | groups["validation"]
+    assert scalars(run[0] / "evaluation").keys() == evaluated
+    assert scalars(run[0]).keys() == {"final/perplexity", "final/val_perplexity"}
+
+
+@pytest.mark.parametrize("update_freq", ["epoch", 2])
+def test_without_batches_an_epoch_has_the_nats_and_the_tokens(tmp_path, update_freq):
+    history = fit(model(), kx.callbacks.TensorBoard(tmp_path, update_freq=update_freq), validation=False)
+    read = scalars(tmp_path / "train")
+    steps = [STEPS, 2 * STEPS] if update_freq == "epoch" else [2, 4, 6, 8]
+    for tag in ("units/nll", "tokens/valid_share", "tokens/per_second"):
+        assert list(read[tag]) == steps
+    if update_freq == "epoch":
+        np.testing.assert_allclose(list(read["units/nll"].values()), np.log(history["perplexity"]), rtol=1e-6)
+        np.testing.assert_allclose(list(read["tokens/valid_share"].values()), (data()[1] != 0).mean(), rtol=1e-6)
 
 
 def test_steps_go_on_over_two_fits(run):
     train = scalars(run[0] / "train")
     assert list(train["batch_perplexity"]) == list(range(1, 4 * STEPS + 1))
-    assert train["epoch_iterations"] == {epoch: STEPS * (epoch + 1) for epoch in range(4)}
+    marks = [mark for mark in marks_in_events(str(run[0] / "train")) if mark.epoch is not None]
+    assert marks == [Mark(STEPS * (epoch + 1), STEPS * (epoch + 1), epoch) for epoch in range(4)]
 
 
 def test_evaluate_writes_into_a_run_of_its_own(run):
     folder, _, _, evaluated = run
     read = scalars(folder / "evaluation")
     assert read["evaluation_perplexity_vs_iterations"] == {4 * STEPS: pytest.approx(evaluated["perplexity"], rel=1e-6)}
-    nll = np.log(evaluated["perplexity"])
-    assert read["evaluation_nll_vs_iterations"] == {4 * STEPS: pytest.approx(nll, rel=1e-6)}
     assert len(scalars(folder / "validation")["evaluation_perplexity_vs_iterations"]) == 4
 
 
@@ -94,16 +125,15 @@ def test_batch_values_are_of_the_batch_alone(tmp_path):
         hits = (logits.argmax(-1) == y[batch])[y[batch] != 0]
         loss = float(built.loss(y[batch], built(x[batch])))
         for tag, value in {
-            "nll": nll.mean(),
-            "perplexity": np.exp(nll.mean()),
-            "bits_per_token": nll.mean() / np.log(2),
-            "valid_share": (y[batch] != 0).mean(),
-            "token_accuracy": hits.mean(),
-            "loss": loss,
-            "learning_rate": 0.0,
+            "units/nll": nll.mean(),
+            "batch_perplexity": np.exp(nll.mean()),
+            "tokens/valid_share": (y[batch] != 0).mean(),
+            "batch_token_accuracy": hits.mean(),
+            "batch_loss": loss,
+            "optimizer/learning_rate": 0.0,
         }.items():
-            np.testing.assert_allclose(read[f"batch_{tag}"][step + 1], value, rtol=1e-5, err_msg=tag)
-        assert read["tokens_per_second"][step + 1] > 0
+            np.testing.assert_allclose(read[tag][step + 1], value, rtol=1e-5, err_msg=tag)
+        assert read["tokens/per_second"][step + 1] > 0
 
 
 @pytest.mark.parametrize("options", [{}, {"steps_per_execution": 3}], ids=["", "three steps at once"])
@@ -112,18 +142,18 @@ def test_between_two_writings_the_batches_are_taken_together(tmp_path, options):
     fit(model(rate=0.0), kx.callbacks.TensorBoard(tmp_path / "1", update_freq=1), epochs=2)
     together, each = (scalars(tmp_path / n / "train") for n in ("3", "1"))
     # Three batches and the rest of the epoch; then up to the sixth, and the rest.
-    assert list(together["batch_nll"]) == ([3, 4, 7, 8] if options else [3, 4, 6, 8])
+    assert list(together["units/nll"]) == ([3, 4, 7, 8] if options else [3, 4, 6, 8])
     tokens = np.array([(y != 0).sum() for y in np.split(data()[1], [4, 8, 12])])
-    nll = np.array(list(each["batch_nll"].values())[:4])
+    nll = np.array(list(each["units/nll"].values())[:4])
     first = (nll * tokens)[:3].sum() / tokens[:3].sum()
-    np.testing.assert_allclose([together["batch_nll"][3], together["batch_nll"][4]], [first, nll[3]], rtol=1e-5)
+    np.testing.assert_allclose([together["units/nll"][3], together["units/nll"][4]], [first, nll[3]], rtol=1e-5)
 
 
 def test_the_gradient_norm_is_that_of_the_step(run, tmp_path):
     built, (x, y) = model(rate=0.0), data()
     before = built.get_weights()
     fit(built, kx.callbacks.TensorBoard(tmp_path, update_freq=1, gradient_norm=True), epochs=1)
-    read = list(scalars(tmp_path / "train")["batch_gradient_norm"].values())
+    read = list(scalars(tmp_path / "train")["optimizer/gradient_norm"].values())
     # A step of plain descent with rate 1 is the gradient.
     for step in range(STEPS):
         built.set_weights(before)
@@ -146,7 +176,7 @@ def test_a_watched_model_trains_saves_and_loads_as_any_other(tmp_path, policy):
         loaded = keras.models.load_model(tmp_path / "model.keras")
     finally:
         keras.config.set_dtype_policy(before)
-    norms = list(scalars(tmp_path / "logs" / "train")["batch_gradient_norm"].values())
+    norms = list(scalars(tmp_path / "logs" / "train")["optimizer/gradient_norm"].values())
     # A scaled loss would have a gradient that is thousands of times as large.
     assert all(0 < norm < 10 for norm in norms)
     for ours, theirs in zip(built.get_weights(), plain.get_weights(), strict=True):
@@ -174,11 +204,13 @@ def test_the_page_of_charts_finds_its_tags(run):
     folder = run[0]
     content = events(folder).Tensors("custom_scalars__config__")[0].tensor_proto.string_val[0]
     layout = layout_pb2.Layout.FromString(content)
-    assert [category.title for category in layout.category] == ["perplexity", "batches"]
-    tags = {tag.strip("^$") for category in layout.category for chart in category.chart for tag in chart.multiline.tag}
-    written = scalars(folder / "train").keys() | scalars(folder / "validation").keys()
-    assert tags <= written
-    assert {"epoch_perplexity", "epoch_generalization_gap", "batch_gradient_norm"} <= tags
+    assert [category.title for category in layout.category] == ["train and validation", "optimization"]
+    # Charts of margins are not smoothed.
+    series = [chart.margin.series[0] for category in layout.category for chart in category.chart]
+    assert all(one.value == one.lower == one.upper for one in series)
+    tags = {one.value for one in series}
+    assert tags <= scalars(folder / "train").keys() | scalars(folder / "validation").keys()
+    assert {"units/nll", "gap/nll", "epoch_loss", "epoch_token_accuracy", "optimizer/gradient_norm"} <= tags
 
 
 def test_the_table_of_runs_has_the_settings_of_loss_and_optimizer(run):
@@ -192,10 +224,9 @@ def test_the_table_of_runs_has_the_settings_of_loss_and_optimizer(run):
     assert settings["optimizer/learning_rate"].number_value == pytest.approx(0.05)
     assert settings["parameters"].number_value == run[1].count_params()
     assert settings["note"].string_value == "hello"
-    content = read.SummaryMetadata("_hparams_/experiment").plugin_data.content
-    metrics = plugin_data_pb2.HParamsPluginData.FromString(content).experiment.metric_infos
-    assert ("epoch_perplexity", "validation") in {(m.name.tag, m.name.group) for m in metrics}
     assert "_hparams_/session_end_info" in read.Tags()["tensors"]
+    # One of ours would hide the columns of KerasTuner and of `tensorboard.plugins.hparams.api`.
+    assert "_hparams_/experiment" not in read.Tags()["tensors"]
 
 
 def test_the_probe_shows_its_tokens(run):
@@ -228,8 +259,8 @@ def test_outputs_have_tags_of_their_own(tmp_path):
     history = built.fit(x, {"a": y, "b": y}, batch_size=BATCH, verbose=0, callbacks=[callback]).history
     read = scalars(tmp_path / "train")
     for name in "ab":
-        np.testing.assert_allclose(read[f"epoch_{name}_nll"][0], np.log(history[f"{name}_perplexity"][0]), rtol=1e-6)
-        assert list(read[f"batch_{name}_nll"]) == [2, 4]
+        assert read[f"epoch_{name}_perplexity"] == {0: pytest.approx(history[f"{name}_perplexity"][0], rel=1e-6)}
+        assert list(read[f"units/{name}_nll"]) == [2, 4]
 
 
 def test_data_of_unknown_length_end_without_an_empty_batch(tmp_path):
@@ -237,7 +268,7 @@ def test_data_of_unknown_length_end_without_an_empty_batch(tmp_path):
 
     batches = tf.data.Dataset.from_tensor_slices(data()).batch(BATCH).filter(lambda x, y: True)
     model().fit(batches, epochs=2, verbose=0, callbacks=[kx.callbacks.TensorBoard(tmp_path, update_freq=3)])
-    read = scalars(tmp_path / "train")["batch_nll"]
+    read = scalars(tmp_path / "train")["units/nll"]
     assert all(np.isfinite(value) for value in read.values())
     assert len(read) == 4
 
@@ -256,10 +287,10 @@ def test_an_interrupted_run_leaves_complete_files(tmp_path, error):
     with pytest.raises(error):
         fit(built, callback, Interrupt())
     # The files are read while the writers are still open.
-    assert list(scalars(tmp_path / "train")["batch_nll"]) == [1, 2, 3]
+    assert list(scalars(tmp_path / "train")["units/nll"]) == [1, 2, 3]
     fit(built, callback)
     read = scalars(tmp_path / "train")
-    assert list(read["batch_nll"]) == [1, 2, 3, *range(4, 4 + 2 * STEPS)]
+    assert list(read["units/nll"]) == [1, 2, 3, *range(4, 4 + 2 * STEPS)]
     assert list(read["epoch_perplexity"]) == [0, 1]
 
 
@@ -281,7 +312,7 @@ def test_a_resume_in_a_new_process_is_one_curve(tmp_path):
     for name in ("train", "validation"):
         two, one = scalars(tmp_path / "two" / name), scalars(tmp_path / "one" / name)
         assert two.keys() == one.keys()
-        for tag in two.keys() - {"tokens_per_second"}:
+        for tag in two.keys() - {"tokens/per_second"}:
             assert list(two[tag]) == list(one[tag]), tag
             np.testing.assert_allclose(list(two[tag].values()), list(one[tag].values()), rtol=1e-4, atol=1e-6)
 
@@ -293,7 +324,7 @@ def test_an_evaluation_inside_fit_changes_nothing(tmp_path):
     history = fit(model(), Evaluating(), callback, logger, validation=False)
     read = scalars(tmp_path / "train")
     np.testing.assert_allclose(list(read["epoch_perplexity"].values()), history["perplexity"], rtol=1e-6)
-    np.testing.assert_allclose(list(read["epoch_nll"].values()), np.log(history["perplexity"]), rtol=1e-6)
+    np.testing.assert_allclose(list(read["units/nll"].values()), np.log(history["perplexity"]), rtol=1e-6)
     np.testing.assert_allclose([row["perplexity"] for row in logger.rows], history["perplexity"], rtol=1e-6)
 
 
@@ -348,21 +379,31 @@ def test_a_probe_that_cannot_be_drawn_is_left_out_and_told(tmp_path):
     ]
 
 
-def test_without_a_perplexity_it_says_once_what_is_missing(tmp_path):
-    with pytest.warns(UserWarning) as warned:
-        fit(model(metrics=[]), kx.callbacks.TensorBoard(tmp_path))
-    ours = [(str(w.message), w.filename) for w in warned if "perplexity" in str(w.message)]
-    sentence = (
-        "No perplexity will be logged, since the model has no metric of it. Compile it with "
-        "metrics=[keras_xent.metrics.Perplexity()]."
-    )
-    assert [message for message, _ in ours] == [sentence]
-    assert "epoch_loss" in scalars(tmp_path / "train")
+def test_a_classifier_gets_a_page_of_its_metrics_and_no_warning(tmp_path):
+    rng = np.random.default_rng(0)
+    built = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
+    loss = kx.losses.SparseCategoricalCrossentropy(from_logits=True)
+    built.compile("sgd", loss, metrics=[keras.metrics.SparseCategoricalAccuracy(name="accuracy")])
+    x, y = rng.normal(size=(12, 4)), rng.integers(0, 3, 12)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        callback = kx.callbacks.TensorBoard(tmp_path, update_freq=1)
+        history = built.fit(x, y, 4, 2, verbose=0, validation_data=(x, y), callbacks=[callback]).history
+    train = scalars(tmp_path / "train")
+    batches = {"batch_loss", "batch_accuracy", "optimizer/learning_rate"}
+    assert train.keys() == {"epoch_loss", "epoch_accuracy", "epoch_learning_rate"} | batches
+    np.testing.assert_allclose(list(train["epoch_accuracy"].values()), history["accuracy"], rtol=1e-6)
+    # Batches of one size: the mean of theirs is that of the epoch.
+    np.testing.assert_allclose(np.mean(list(train["batch_accuracy"].values())[:3]), history["accuracy"][0], rtol=1e-5)
+    content = events(tmp_path).Tensors("custom_scalars__config__")[0].tensor_proto.string_val[0]
+    first = layout_pb2.Layout.FromString(content).category[0]
+    assert [chart.margin.series[0].value for chart in first.chart] == ["epoch_loss", "epoch_accuracy"]
+    assert scalars(tmp_path).keys() == {"final/loss", "final/val_loss"}
 
 
 def test_another_name_is_as_good(tmp_path):
     fit(model([kx.metrics.Perplexity(ignore_class=0, name="ppl")]), kx.callbacks.TensorBoard(tmp_path), epochs=1)
-    assert {"epoch_ppl", "epoch_ppl_nll", "epoch_ppl_tokens"} <= scalars(tmp_path / "train").keys()
+    assert {"epoch_ppl", "units/ppl_nll", "tokens/ppl_valid"} <= scalars(tmp_path / "train").keys()
 
 
 def test_a_perplexity_of_another_package_gets_its_units(tmp_path):
@@ -372,8 +413,8 @@ def test_a_perplexity_of_another_package_gets_its_units(tmp_path):
 
     fit(model([Foreign(name="perplexity")]), kx.callbacks.TensorBoard(tmp_path), epochs=1)
     read = scalars(tmp_path / "train")
-    assert read["epoch_bits_per_token"] == {0: pytest.approx(3.0)}
-    assert read["epoch_nll"] == {0: pytest.approx(3 * np.log(2))}
+    assert read["epoch_perplexity"] == {0: pytest.approx(8.0)}
+    assert read["units/nll"] == {STEPS: pytest.approx(3 * np.log(2))}
 
 
 def test_all_arguments_of_keras_are_taken(tmp_path):
@@ -413,7 +454,7 @@ def test_a_probe_that_is_no_batch_is_refused():
 
 @pytest.fixture(scope="module")
 def server(run):
-    command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(run[0]), "--host=127.0.0.1", "--port=0"]
+    command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(run[0].parent), "--host=127.0.0.1", "--port=0"]
     process = subprocess.Popen([*command, "--load_fast=false"], stderr=subprocess.PIPE, text=True, env=environment())
     lines = []
     for line in process.stderr:
@@ -424,7 +465,8 @@ def server(run):
         raise AssertionError("".join(lines))
     address = next(word for word in line.split() if word.startswith("http://")).rstrip("/")
     deadline = time.monotonic() + 60
-    while set(get(f"{address}/data/runs")) < {".", "train", "validation", "evaluation", "probe"}:
+    runs = {"first", *(f"first/{name}" for name in ("train", "validation", "evaluation", "probe"))}
+    while set(get(f"{address}/data/runs")) < runs:
         assert time.monotonic() < deadline
         time.sleep(0.5)
     yield address
@@ -438,13 +480,13 @@ def get(address, body=None):
 
 def test_the_server_shows_what_was_written(run, server):
     tags = get(f"{server}/data/plugin/scalars/tags")
-    assert {"epoch_perplexity", "batch_nll", "tokens_per_second"} <= tags["train"].keys()
-    assert {"epoch_perplexity", "epoch_generalization_gap"} <= tags["validation"].keys()
-    points = get(f"{server}/data/plugin/scalars/scalars?run=validation&tag=epoch_perplexity")
+    assert {"epoch_perplexity", "units/nll", "tokens/per_second"} <= tags["first/train"].keys()
+    assert {"epoch_perplexity", "gap/nll"} <= tags["first/validation"].keys()
+    points = get(f"{server}/data/plugin/scalars/scalars?run=first/validation&tag=epoch_perplexity")
     assert [step for _, step, _ in points] == [0, 1, 2, 3]
     np.testing.assert_allclose([value for *_, value in points], joined(run[2], "val_perplexity"), rtol=1e-6)
     layout = get(f"{server}/data/plugin/custom_scalars/layout")
-    assert layout["category"][0]["chart"][0]["multiline"]["tag"] == ["^epoch_perplexity$"]
+    assert layout["category"][0]["chart"][0]["margin"]["series"][0]["value"] == "units/nll"
     experiment = get(f"{server}/data/plugin/hparams/experiment", b"{}")
     assert "loss/label_smoothing" in {one["name"] for one in experiment["hparamInfos"]}
     asked = {
@@ -455,10 +497,10 @@ def test_the_server_shows_what_was_written(run, server):
     }
     (session,) = get(f"{server}/data/plugin/hparams/session_groups", json.dumps(asked).encode())["sessionGroups"]
     values = {metric["name"]["tag"]: metric["value"] for metric in session["metricValues"]}
-    assert values["val_perplexity"] == pytest.approx(run[2][-1]["val_perplexity"][-1], rel=1e-6)
-    assert values["perplexity"] == pytest.approx(run[2][-1]["perplexity"][-1], rel=1e-6)
+    assert values["final/val_perplexity"] == pytest.approx(run[2][-1]["val_perplexity"][-1], rel=1e-6)
+    assert values["final/perplexity"] == pytest.approx(run[2][-1]["perplexity"][-1], rel=1e-6)
     for plugin, tag in (("images", "tokens"), ("text", "worst_tokens"), ("histograms", "token_nll")):
-        assert tag in get(f"{server}/data/plugin/{plugin}/tags")["probe"]
+        assert tag in get(f"{server}/data/plugin/{plugin}/tags")["first/probe"]
 
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

@@ -13,6 +13,7 @@ from keras_xent.deploy import export_scorer, load_scorer
 from tests.deploy.models import VOCABULARY, classifier, in_plain_tensorflow, language_model, sequences
 
 ALL = ("serve", "score", "train_step")
+OF_TOKENS = (*ALL, "rank")
 # Of batch 1 and 64, and of lengths that the model has never seen.
 SHAPES = [(1, 9), (64, 9), (6, 23), (5, 1), (2, 0), (0, 9)]
 STEPS = 5
@@ -32,10 +33,11 @@ def exported(tmp_path_factory):
     model.fit(*step(99)[:2], verbose=0)
     calls = {}
     for name, compiled in (("operations", False), ("xla", True)):
-        export_scorer(model, folder / name, endpoints=ALL, compiled=compiled)
+        export_scorer(model, folder / name, endpoints=OF_TOKENS, compiled=compiled)
         for shape in SHAPES:
             tokens = sequences(*shape)
-            calls[name, "score", shape] = {"token_ids": tokens, "mask": tokens != 3}
+            for signature in ("score", "rank"):
+                calls[name, signature, shape] = {"token_ids": tokens, "mask": tokens != 3}
         calls[name, "serve", 0] = {"token_ids": sequences(4, 9)}
         for i in range(STEPS):
             x, y, weights = step(i)
@@ -72,6 +74,22 @@ def test_scores_are_those_of_evaluate(exported, name, shape):
     np.testing.assert_array_equal(result["num_tokens"], counts.sum(-1))
     total = result["log_likelihood"].sum() / result["num_tokens"].sum() if counts.any() else np.nan
     np.testing.assert_allclose(np.exp(-total), perplexity, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["operations", "xla"])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_scores_say_which_tokens_are_valid_and_how_many_are_more_likely(exported, name, shape):
+    _, model, results, scored, _ = exported
+    result, valid, score = results[name, "rank", str(shape)], scored[shape][1], results[name, "score", str(shape)]
+    np.testing.assert_array_equal(result["token_mask"], valid)
+    np.testing.assert_array_equal(score["token_mask"], valid)
+    np.testing.assert_allclose(result["token_log_likelihood"], score["token_log_likelihood"], rtol=1e-6)
+    tokens = sequences(*shape)
+    if not tokens[:, 1:].size:
+        return
+    logits = model.predict(tokens[:, :-1], verbose=0)
+    of_label = np.take_along_axis(logits, tokens[:, 1:, None], -1)
+    np.testing.assert_array_equal(result["token_rank"], np.where(valid, (logits > of_label).sum(-1), 0))
 
 
 @pytest.mark.parametrize("name", ["operations", "xla"])
@@ -267,6 +285,38 @@ def test_what_lay_beside_an_earlier_model_does_not_stay(tmp_path):
     assert json.loads((tmp_path / "model/assets.extra/scorer.json").read_text())["causal"] is True
 
 
+def test_a_tokenizer_may_be_that_of_the_export_which_is_written_over(tmp_path):
+    tokenizer = tmp_path / "vocabulary.json"
+    tokenizer.write_text("{}")
+    export_scorer(language_model(), tmp_path / "model", tokenizer=tokenizer)
+    beside = load_scorer(tmp_path / "model").tokenizer
+    export_scorer(language_model(), tmp_path / "model", tokenizer=beside)
+    assert beside.read_text() == "{}"
+
+
+def test_a_model_of_fixed_length_is_exported_with_a_warning(tmp_path):
+    tokens = keras.Input((5,), dtype="int32")
+    model = keras.Model(tokens, kx.layers.LogitsDense(9)(keras.layers.Embedding(9, 4)(tokens)))
+    with pytest.warns(UserWarning) as caught:
+        export_scorer(model, tmp_path, endpoints=("serve", "score"))
+    [warning] = [w for w in caught if "exactly" in str(w.message)]
+    assert warning.filename == __file__
+    assert str(warning.message) == (
+        "`model` takes exactly 5 tokens, and so does what is exported: `score` takes token_ids of shape [B, 6]. "
+        "`load_scorer` pads shorter texts to that; other callers have to, with `mask` False. For texts of any length "
+        "make the model with `keras.Input([None])`."
+    )
+    loaded = tf.saved_model.load(str(tmp_path))
+    for name, length in (("serve", 5), ("score", 6)):
+        spec = loaded.signatures[name].structured_input_signature[1]["token_ids"]
+        assert spec.shape.as_list() == [None, length]
+    # The default of the mask is "all".
+    np.testing.assert_array_equal(loaded.score(np.ones((2, 6), "int32"))["num_tokens"], [5, 5])
+    with pytest.raises(ValueError) as error:
+        export_scorer(model, tmp_path, context=6)
+    assert str(error.value) == "`context` must be None or a whole number of at least 1 and below 6. Received: 6."
+
+
 # What cannot be exported
 
 
@@ -275,9 +325,13 @@ def test_what_lay_beside_an_earlier_model_does_not_stay(tmp_path):
     [
         (
             {"endpoints": ("serve", "loss")},
-            "`endpoints` must be some of 'serve', 'score', 'train_step', each once. Received: ('serve', 'loss').",
+            "`endpoints` must be some of 'serve', 'score', 'rank', 'train_step', each once. "
+            "Received: ('serve', 'loss').",
         ),
-        ({"endpoints": ()}, "`endpoints` must be some of 'serve', 'score', 'train_step', each once. Received: ()."),
+        (
+            {"endpoints": ()},
+            "`endpoints` must be some of 'serve', 'score', 'rank', 'train_step', each once. Received: ().",
+        ),
         ({"compiled": 1}, "`compiled` must be True or False. Received: compiled=1."),
         (
             {"start_token": 50},
@@ -306,6 +360,10 @@ def test_models_that_cannot_be_exported(tmp_path):
             (bare, {}),
             "`model` must be compiled with one loss for the endpoints ('serve', 'score'). Received: loss=None. "
             "Compile it first, or export fewer `endpoints`.",
+        ),
+        (
+            (built, {"endpoints": ("score", "rank")}),
+            "`endpoints` may hold 'rank' for a language model only, and `model` has labels (causal=False).",
         ),
         (
             (unbuilt, {}),

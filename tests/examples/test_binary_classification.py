@@ -1,13 +1,14 @@
-"""The binary classification of examples/: from one seed, or with `--whole` from three."""
+"""The binary classification of examples/, from three seeds."""
 
 import pytest
 
 from tests.examples import scripts
+from tests.tiers import whole
 
 
-def test_pos_weight_finds_more_and_its_correction_makes_the_probabilities_true(tmp_path, request):
-    whole = request.config.getoption("--whole")
-    results = scripts.load("binary_classification").main(tmp_path, seeds=3 if whole else 1, epochs=40)
+@whole
+def test_pos_weight_finds_more_and_its_correction_makes_the_probabilities_true(tmp_path):
+    results = scripts.load("binary_classification").main(tmp_path, seeds=3, epochs=40)
     for result in results:
         plain, weighted, corrected = result.values()
         assert weighted["found"] > plain["found"] + 0.3

@@ -9,10 +9,12 @@ import sys
 import pytest
 
 from tests.backend import environment
+from tests.tiers import whole
 
 SCRIPT = pathlib.Path(__file__).parents[2] / "examples" / "deploy.py"
 
 
+@whole
 def test_a_process_without_keras_and_litert_score_what_keras_evaluates(tmp_path):
     command = [sys.executable, SCRIPT, "--smoke", "--output", tmp_path]
     done = subprocess.run(command, env=environment(), capture_output=True, text=True)

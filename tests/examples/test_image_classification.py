@@ -1,11 +1,12 @@
-"""The digits of examples/: from one seed, or with `--whole` from three."""
+"""The digits of examples/, from three seeds."""
 
 from tests.examples import scripts
+from tests.tiers import whole
 
 
-def test_label_smoothing_helps_accuracy_and_a_little_of_it_calibration(tmp_path, request):
-    whole = request.config.getoption("--whole")
-    results = scripts.load("image_classification").main(tmp_path, seeds=3 if whole else 1, epochs=30)
+@whole
+def test_label_smoothing_helps_accuracy_and_a_little_of_it_calibration(tmp_path):
+    results = scripts.load("image_classification").main(tmp_path, seeds=3, epochs=30)
     for result in results:
         none, little, usual = result.values()
         assert none["accuracy"] > 0.85  # one in ten by chance

@@ -12,6 +12,7 @@ import tensorflow as tf
 from tensorboard.backend.event_processing.event_accumulator import TENSORS, EventAccumulator
 
 from tests.backend import environment
+from tests.tiers import whole
 
 ROOT = pathlib.Path(__file__).parents[2]
 SCRIPT = ROOT / "examples" / "language_model.py"
@@ -69,7 +70,7 @@ def test_the_model_beats_the_unigram_model(run):
     assert history_of(output)["val_perplexity"][-1] < float(unigram[1])
 
 
-@pytest.mark.whole
+@whole
 @pytest.mark.parametrize("seed", range(3))
 def test_whole_it_is_a_fifth_as_perplexed_as_the_unigram_model(seed, tmp_path):
     command = [sys.executable, SCRIPT, "--seed", str(seed), "--output", tmp_path]

@@ -8,10 +8,12 @@ import sys
 import pytest
 
 from tests.backend import environment
+from tests.tiers import whole
 
 SCRIPT = pathlib.Path(__file__).parents[2] / "examples" / "large_vocabulary.py"
 
 
+@whole
 def test_it_trains_as_with_logits_and_needs_a_fraction_of_their_memory(tmp_path):
     command = [sys.executable, SCRIPT, "--smoke", "--output", tmp_path]
     done = subprocess.run(command, env=environment(), capture_output=True, text=True)

@@ -1,9 +1,10 @@
-"""The code in colours of examples/: from one seed and few lines, or with `--whole` from three seeds."""
+"""The code in colours of examples/, from three seeds."""
 
 import numpy as np
 import pytest
 
 from tests.examples import scripts
+from tests.tiers import whole
 
 
 @pytest.fixture(scope="module")
@@ -21,12 +22,11 @@ def test_a_character_has_the_class_of_its_token(script):
     assert (labels[row, len(line) :] == script.IGNORED).all()
 
 
-def test_it_knows_more_of_a_character_than_the_character_tells(script, tmp_path, request):
-    whole = request.config.getoption("--whole")
-    seeds, every, epochs, least, most = (3, 2, 6, 0.9, 1.4) if whole else (1, 4, 4, 0.8, 2.0)
-    baseline, results = script.main(tmp_path, seeds, every, epochs)
+@whole
+def test_it_knows_more_of_a_character_than_the_character_tells(script, tmp_path):
+    baseline, results = script.main(tmp_path, seeds=3, every=2, epochs=6)
     assert 0.4 < baseline < 0.65
     for result in results:
-        assert result["token_accuracy"] > least
-        assert result["perplexity"] < most
+        assert result["token_accuracy"] > 0.9
+        assert result["perplexity"] < 1.4
     assert (tmp_path / "code.png").read_bytes().startswith(b"\x89PNG")

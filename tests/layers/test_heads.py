@@ -11,11 +11,11 @@ import pytest
 from keras import ops
 
 import keras_xent as kx
-from keras_xent import _keras, provenance
-from keras_xent.kernels import _linear_loop, linear
 from keras_xent.layers.fuse_head import is_fused
 from keras_xent.losses import SparseCategoricalCrossentropy
 from tests.backend import BACKEND, environment, to_numpy
+from tests.internals import count_linear_calls, head_of, mask_of, set_sizes
+from tests.tiers import sample, whole
 
 if BACKEND == "tensorflow":
     import tensorflow as tf
@@ -91,21 +91,16 @@ def metrics():
 @pytest.fixture
 def calls(monkeypatch):
     """How often the linear kernel is called."""
-    made = []
-    whole = linear.with_statistics
-
-    def counted(*arguments, **options):
-        made.append(options)
-        return whole(*arguments, **options)
-
-    monkeypatch.setattr(linear, "with_statistics", counted)
-    return made
+    return count_linear_calls(monkeypatch)
 
 
 # The same training as with Keras' layers.
 
 
-@pytest.mark.parametrize("tied,mode", [*[(False, mode) for mode in FIT_MODES], (True, "auto")])
+@pytest.mark.parametrize(
+    "tied, mode",
+    sample([*[(False, mode) for mode in FIT_MODES], (True, "auto")], [(False, "auto"), (True, "auto")]),
+)
 def test_training_is_that_of_the_dense_layer(tied, mode, calls):
     layers = (
         (keras.layers.ReversibleEmbedding, kx.layers.TiedLogits)
@@ -126,16 +121,17 @@ def test_training_is_that_of_the_dense_layer(tied, mode, calls):
     assert_same_training(*results)
 
 
+OPTIONS = (
+    {"reduction": "sum_over_batch_size"},
+    {"reduction": "sequence_mean"},
+    {"normalizer": 50.0},
+    {"class_weight": np.linspace(0.5, 2, VOCABULARY).tolist(), "logit_softcap": 4.0},
+    {"dtype": "float64"} if BACKEND == "tensorflow" else {"label_smoothing": 1.0},
+)
+
+
 @pytest.mark.parametrize(
-    "arguments",
-    [
-        {"reduction": "sum_over_batch_size"},
-        {"reduction": "sequence_mean"},
-        {"normalizer": 50.0},
-        {"class_weight": np.linspace(0.5, 2, VOCABULARY).tolist(), "logit_softcap": 4.0},
-        {"dtype": "float64"} if BACKEND == "tensorflow" else {"label_smoothing": 1.0},
-    ],
-    ids=lambda arguments: next(iter(arguments)),
+    "arguments", sample(OPTIONS, [OPTIONS[1], OPTIONS[3]]), ids=lambda options: next(iter(options))
 )
 def test_every_option_of_the_loss_trains_the_same(arguments):
     results = [
@@ -144,7 +140,7 @@ def test_every_option_of_the_loss_trains_the_same(arguments):
     assert_same_training(*results)
 
 
-@pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
+@pytest.mark.parametrize("policy", sample(["mixed_bfloat16", "mixed_float16"], ["mixed_bfloat16"]))
 def test_mixed_precision_trains_alike(policy):
     results = []
     for layer in (keras.layers.Dense, kx.layers.LogitsDense):
@@ -221,10 +217,10 @@ def test_a_model_inside_a_model_and_one_of_two_outputs(calls):
     assert_same_training(*results)
 
 
-# What the metrics are told.
+# What the metrics reuse.
 
 
-def test_metrics_use_what_the_loss_has_found_and_make_no_logits(calls):
+def test_metrics_reuse_the_statistics_of_the_loss(calls):
     model = language_model(kx.layers.LogitsDense)
     trained(model, loss(), weighted_metrics=metrics())
     # One trace for each batch size in training and in validation: a metric with a pass of its own would double them.
@@ -234,8 +230,10 @@ def test_metrics_use_what_the_loss_has_found_and_make_no_logits(calls):
     assert traces == len(calls)
 
 
-@pytest.mark.parametrize("metric", ["same weights", "other weights", "another ignored class"])
-def test_metrics_that_count_otherwise_are_right_too(metric):
+@pytest.mark.parametrize(
+    "metric", sample(["same weights", "other weights", "another ignored class"], ["another ignored class"])
+)
+def test_metrics_with_other_weights_or_ignored_classes_are_right(metric):
     results = []
     for layer in (keras.layers.Dense, kx.layers.LogitsDense):
         own = kx.metrics.Perplexity(ignore_class=3 if metric == "another ignored class" else 0)
@@ -255,18 +253,17 @@ def test_keras_metrics_that_read_logits_still_do():
 # The compiled step.
 
 
-def test_the_training_step_holds_no_logits(monkeypatch):
+@pytest.mark.parametrize("layer, expected", [(kx.layers.LogitsDense, False), (keras.layers.Dense, True)])
+def test_the_training_step_holds_no_logits(monkeypatch, layer, expected):
     """All buffers of the compiled step are smaller than the logits of its batch."""
     batch, length, classes = 16, 64, 4099
-    monkeypatch.setattr(_linear_loop, "CPU_CHUNK_BYTES", 4 * classes * 64)
-    monkeypatch.setattr(_linear_loop, "MIN_CHUNK_TOKENS", 64)
+    set_sizes(monkeypatch.setattr, chunk_bytes=4 * classes * 64, fewest_rows=64)
     tokens = np.random.default_rng(0).integers(1, classes, (batch, length))
-    for layer, expected in (kx.layers.LogitsDense, False), (keras.layers.Dense, True):
-        model = keras.Sequential([keras.layers.Embedding(classes, 4), layer(classes)])
-        model.compile("sgd", loss(), metrics=metrics() if layer is kx.layers.LogitsDense else [], jit_compile=True)
-        model.fit(tokens, tokens, batch, verbose=0)
-        text = compiled_step(model, tokens)
-        assert (f"[{batch},{length},{classes}]" in text or f"[{batch * length},{classes}]" in text) == expected
+    model = keras.Sequential([keras.layers.Embedding(classes, 4), layer(classes)])
+    model.compile("sgd", loss(), metrics=metrics() if layer is kx.layers.LogitsDense else [], jit_compile=True)
+    model.fit(tokens, tokens, batch, verbose=0)
+    text = compiled_step(model, tokens)
+    assert (f"[{batch},{length},{classes}]" in text or f"[{batch * length},{classes}]" in text) == expected
 
 
 def compiled_step(model, tokens):
@@ -285,7 +282,7 @@ def compiled_step(model, tokens):
 if BACKEND == "tensorflow":
 
     @pytest.mark.parametrize("layer, expected", [(kx.layers.LogitsDense, False), (keras.layers.Dense, True)])
-    def test_a_graph_for_batches_of_any_size_does_not_ask_for_the_logits(layer, expected):
+    def test_a_graph_for_batches_of_any_size_does_not_read_the_logits(layer, expected):
         """Not for their shape either, which TensorFlow would make them for."""
         model = language_model(layer)
         model.compile("sgd", loss(), metrics=metrics() if layer is kx.layers.LogitsDense else [])
@@ -337,7 +334,7 @@ if BACKEND == "tensorflow":
             model.train_on_batch(tokens, {"a": following, "b": following})
 
 
-def test_logits_that_still_live_somewhere_do_not_matter():
+def test_live_logits_of_another_program_are_not_mistaken_for_these():
     """Eager ones belong to no program: neither to that of the next loss, nor to one another."""
     layer, hidden = kx.layers.LogitsDense(5), np.ones((2, 3, 4), "float32")
     alive, labels = layer(hidden), np.zeros((2, 3), int)
@@ -352,10 +349,10 @@ def test_logits_that_still_live_somewhere_do_not_matter():
 
             compiled = jax.jit(lambda logits: loss()(labels, logits))(plain)
     np.testing.assert_allclose(to_numpy(compiled), to_numpy(eager), rtol=1e-6)
-    assert provenance.head_of(alive) is not None
+    assert head_of(alive) is not None
 
 
-def test_a_metric_that_reads_logits_works_and_is_told_once():
+def test_a_metric_that_reads_logits_works_and_warns_once():
     model = language_model(kx.layers.LogitsDense, name="vocabulary")
     metrics = [kx.metrics.TokenAccuracy(ignore_class=0), kx.metrics.Perplexity(ignore_class=0)]
     told = []
@@ -375,7 +372,7 @@ def test_a_metric_that_reads_logits_works_and_is_told_once():
         [],
         [
             "The logits of layer 'vocabulary' are materialized, since the metric 'accuracy' reads them; "
-            "MaskedSequenceCrossentropy alone would do without. keras_xent.metrics.TokenAccuracy and Perplexity do."
+            "MaskedSequenceCrossentropy alone does not. Nor do keras_xent.metrics.TokenAccuracy and Perplexity."
         ],
     ]
 
@@ -397,27 +394,26 @@ def test_a_linear_activation_in_float32_keeps_provenance(calls):
 # Models that exist.
 
 
-def test_fuse_head_changes_the_layer_and_nothing_else(calls):
+@pytest.mark.parametrize("tied", [False, True])
+def test_fuse_head_changes_the_call_and_nothing_else(calls, tied):
     tokens, _, _ = data()
-    for tied in False, True:
-        head = keras.layers.ReversibleEmbedding if tied else keras.layers.Dense
-        plain, model = language_model(head, tied=tied), language_model(head, tied=tied)
-        before = model.predict(tokens, verbose=0)
-        assert kx.fuse_head(model) is model
-        assert [type(layer) for layer in model.layers] == [type(layer) for layer in plain.layers]
-        assert sum(map(is_fused, model.layers)) == 1
-        np.testing.assert_array_equal(model.predict(tokens, verbose=0), before)
-        assert_same_training(trained(plain, loss()), trained(model, loss()))
-        assert calls
-        calls.clear()
+    head = keras.layers.ReversibleEmbedding if tied else keras.layers.Dense
+    plain, model = language_model(head, tied=tied), language_model(head, tied=tied)
+    before = model.predict(tokens, verbose=0)
+    assert kx.fuse_head(model) is model
+    assert [type(layer) for layer in model.layers] == [type(layer) for layer in plain.layers]
+    assert sum(map(is_fused, model.layers)) == 1
+    np.testing.assert_array_equal(model.predict(tokens, verbose=0), before)
+    assert_same_training(trained(plain, loss()), trained(model, loss()))
+    assert calls
 
 
 def test_tied_logits_take_the_mask_of_their_embeddings_and_give_none():
     layer = kx.layers.TiedLogits(VOCABULARY, FEATURES, mask_zero=True)
     embedded = layer(np.array([[1, 0]]))
-    assert to_numpy(_keras.mask_of(embedded)).tolist() == [[True, False]]
+    assert to_numpy(mask_of(embedded)).tolist() == [[True, False]]
     logits = layer(ops.ones((1, 2, FEATURES)), reverse=True)
-    assert _keras.mask_of(logits) is None
+    assert mask_of(logits) is None
 
 
 def test_fuse_head_after_fit_is_used_in_the_next_fit(calls):
@@ -468,6 +464,7 @@ def test_a_quantized_head_is_left_alone_with_a_warning():
 # Saving.
 
 
+@whole
 @pytest.mark.parametrize("tied", [False, True], ids=["dense", "tied"])
 def test_a_saved_model_goes_on_training_in_a_fresh_process(tmp_path, tied):
     model = language_model(kx.layers.TiedLogits if tied else kx.layers.LogitsDense, tied=tied)
@@ -499,11 +496,12 @@ def test_logits_are_those_of_the_dense_layer_in_predict_and_outside():
     plain.set_weights(layer.get_weights())
     np.testing.assert_array_equal(to_numpy(layer(hidden)), to_numpy(plain(hidden)))
     assert layer.count_params() == plain.count_params()
-    assert provenance.head_of(layer(hidden)).layer == layer.name
+    assert head_of(layer(hidden)).layer == layer.name
 
 
 if BACKEND == "tensorflow":
 
+    @whole
     def test_replicas_train_as_one_device_does():
         program = """
 import tempfile
@@ -524,7 +522,7 @@ def fit(scope):
         callback = kx.callbacks.TensorBoard(logs, update_freq=1)
         model.fit(tokens, following, 8, 2, verbose=0, shuffle=False, callbacks=[callback])
         read = scalars(logs + "/train")
-    logged = [read[tag][step] for tag in ("batch_nll", "batch_loss", "batch_valid_share") for step in range(1, 7)]
+    logged = [read[tag][step] for tag in ("units/nll", "batch_loss", "tokens/valid_share") for step in range(1, 7)]
     evaluated = model.evaluate(tokens, following, 8, verbose=0)
     return model.get_weights(), evaluated + logged + list(read["epoch_tokens"].values())
 import contextlib

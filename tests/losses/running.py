@@ -1,10 +1,10 @@
 """A loss and its gradient, in every mode of the backend."""
 
-import keras
 import numpy as np
 from keras import ops
 
 from tests.backend import BACKEND, MODES, to_numpy
+from tests.internals import set_keras_mask
 
 if BACKEND == "tensorflow":
     import tensorflow as tf
@@ -20,7 +20,7 @@ def run(loss, y_true, y_pred, sample_weight=None, mask=None, *, mode="eager"):
 
     def forward(y_true, y_pred, sample_weight, mask):
         if mask is not None:
-            keras.src.backend.set_keras_mask(y_pred, mask)
+            set_keras_mask(y_pred, mask)
         return loss(y_true, y_pred, sample_weight)
 
     if BACKEND == "tensorflow":
@@ -47,9 +47,9 @@ def value(loss, y_true, y_pred, sample_weight=None, mask=None, *, mode="eager"):
     return run(loss, y_true, y_pred, sample_weight, mask, mode=mode)[0]
 
 
-def assert_close(actual, expected, rtol=2e-6, scale=None):
+def assert_close(actual, expected, rtol=2e-6, scale=None, case=""):
     """Within `rtol` of each number, or of `scale` times the largest of them (for gradients: 1e-6)."""
     expected = np.asarray(expected, np.float64)
     atol = 0.0 if scale is None else scale * np.abs(expected).max(initial=0.0)
-    np.testing.assert_allclose(actual, expected, rtol=0.0 if scale else rtol, atol=atol)
-    assert np.shape(actual) == expected.shape
+    np.testing.assert_allclose(actual, expected, rtol=0.0 if scale else rtol, atol=atol, err_msg=f"{case}")
+    assert np.shape(actual) == expected.shape, case

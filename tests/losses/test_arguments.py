@@ -65,7 +65,7 @@ def test_a_normalizer_of_losses_that_are_not_reduced_is_refused():
 
 
 @pytest.mark.parametrize("name", SPARSE)
-def test_a_share_as_the_ignored_class_is_taken_for_smoothing(name):
+def test_an_ignore_class_between_0_and_1_is_suspected_of_being_label_smoothing(name):
     """The second argument of the dense loss is the smoothing, so that moving to the sparse one brings it here."""
     sentence = f"`ignore_class` {CLASS}. Received: ignore_class=0.1. For label smoothing say label_smoothing=0.1."
     with pytest.raises(ValueError, match=exactly(sentence)):

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import keras_xent as kx
-from tests.backend import DTYPES, environment, tensor, to_numpy
+from tests.backend import BACKEND, DTYPES, environment, tensor, to_numpy
 from tests.losses import reference
 from tests.losses.cases import (
     ARGUMENTS,
@@ -29,6 +29,7 @@ from tests.losses.cases import (
     parameters,
 )
 from tests.losses.running import assert_close, run, value
+from tests.tiers import sample, whole
 
 every_loss = pytest.mark.parametrize("name", NAMES)
 # The constructors
@@ -66,7 +67,7 @@ SIGNATURES = {
 
 
 @every_loss
-def test_signature(name):
+def test_the_signature_is_that_of_the_contract(name):
     plain = [p.replace(annotation=inspect.Parameter.empty) for p in parameters(name).values()]
     assert str(inspect.Signature(plain)) == SIGNATURES[name]
 
@@ -120,7 +121,7 @@ def test_a_dtype_policy_is_kept_by_its_name(name):
 
 
 @every_loss
-def test_is_registered_under_the_name_of_the_package(name):
+def test_every_loss_is_registered_under_the_name_of_the_package(name):
     assert keras.saving.get_registered_name(getattr(kx.losses, name)) == f"keras_xent>{name}"
 
 
@@ -131,6 +132,7 @@ def _model(name):
     )
 
 
+@whole
 def test_compiled_models_load_in_a_fresh_process(tmp_path):
     """Each configuration above, and one per loss that is also evaluated."""
     x = np.array([[1, 2, 0], [3, 4, 5]])
@@ -195,7 +197,7 @@ def test_each_argument_alone_does_what_the_formula_says(name, argument):
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if "axis" in ARGUMENTS[name]])
-@pytest.mark.parametrize("axis", [0, 1, 2, -2, -3])
+@pytest.mark.parametrize("axis", sample([0, 1, 2, -2, -3], [0, -2]))
 def test_the_class_axis_may_be_any(name, axis):
     """The same as moving the axis to the end."""
     options = arguments(name, reduction="sum")
@@ -208,7 +210,7 @@ def test_the_class_axis_may_be_any(name, axis):
 
 
 @every_loss
-@pytest.mark.parametrize("dtype", [dtype for dtype in ("float64", "float32", "bfloat16", "float16") if dtype in DTYPES])
+@pytest.mark.parametrize("dtype", sample(DTYPES, ["bfloat16"]))
 def test_the_result_has_the_dtype_of_the_loss_and_the_gradient_that_of_the_logits(name, dtype):
     labels, logits = example(name)
     loss = make(name, **arguments(name), dtype=dtype)(labels, logits)
@@ -301,13 +303,20 @@ def test_inputs_that_keras_takes_give_what_keras_gives(name, labels, predictions
     assert_close(to_numpy(ours), to_numpy(theirs), rtol=3e-6)
 
 
+SEVERAL_ROWS = pytest.mark.xfail(
+    BACKEND == "tensorflow", reason="of several long rows XLA:CPU sums each slice with one accumulator: off by 4e-6"
+)
+
+
 @pytest.mark.parametrize("name", SPARSE)
-@pytest.mark.parametrize("classes", [1, 2**15 + 1, 2**18])
-def test_losses_are_accurate_for_any_number_of_classes(name, classes):
+@pytest.mark.parametrize(
+    "rows, classes", [(1, 1), (1, 2**15 + 1), (1, 2**18), pytest.param(16, 2**16, marks=SEVERAL_ROWS)]
+)
+def test_losses_are_accurate_for_any_number_of_classes(name, rows, classes):
     """All the others' terms are equal, so that their sum's rounding adds up as badly as it can."""
-    logits = np.zeros((1, classes), "float32")
-    logits[0, -1] = 20.0
-    result, gradient = run(make(name, from_logits=True), np.array([classes - 1]), logits)
+    logits = np.zeros((rows, classes), "float32")
+    logits[:, -1] = 20.0
+    result, gradient = run(make(name, from_logits=True, reduction="sum"), np.full(rows, classes - 1), logits)
     others = (classes - 1) * math.exp(-20.0)
-    assert_close(result, math.log1p(others))
-    assert_close(gradient[0, -1], -others / (1 + others))
+    assert_close(result, rows * math.log1p(others))
+    assert_close(gradient[:, -1], np.full(rows, -others / (1 + others)))

@@ -9,6 +9,7 @@ import pytest
 
 import keras_xent as kx
 from tests.backend import BACKEND, MODES, tensor
+from tests.internals import set_keras_mask
 from tests.losses.cases import ARGUMENTS, CLASSES, NAMES, SOFTMAX, SPARSE, example, make
 
 every_loss = pytest.mark.parametrize("name", NAMES)
@@ -44,7 +45,7 @@ MISALIGNED = [
 
 @pytest.mark.parametrize("shape, weights, allowed", MISALIGNED)
 @every_loss
-def test_weights_that_fit_nothing_are_refused(name, shape, weights, allowed):
+def test_sample_weights_of_a_shape_that_does_not_align_are_refused(name, shape, weights, allowed):
     labels, logits = example(name, shape)
     fix = STEPS if len(shape) > 1 else "Give one weight per example."
     sentence = ALIGNED.format(what="sample_weight", shape=shape, allowed=allowed, given=weights, fix=fix)
@@ -53,23 +54,23 @@ def test_weights_that_fit_nothing_are_refused(name, shape, weights, allowed):
 
 
 @every_loss
-def test_masks_that_fit_nothing_are_refused(name):
+def test_masks_of_a_shape_that_does_not_align_are_refused(name):
     labels, logits = example(name)
     sentence = ALIGNED.format(what="mask", shape=(4, 3), allowed=TWO, given=(3,), fix=STEPS)
     logits = tensor(logits)
-    keras.src.backend.set_keras_mask(logits, tensor(np.ones((3,), bool)))
+    set_keras_mask(logits, tensor(np.ones((3,), bool)))
     with pytest.raises(ValueError, match=exactly(sentence)):
         make(name, from_logits=True)(labels, logits)
 
 
 @pytest.mark.parametrize("name", SPARSE)
 @pytest.mark.parametrize("label", [5, -1, -100, 2**40, -1.0])
-def test_a_label_that_is_no_class_is_refused(name, label):
+def test_an_out_of_range_label_is_refused(name, label):
     _refused(name, label, NO_CLASS + "If it marks padding, say so with `ignore_class={whole}`.")
 
 
 @pytest.mark.parametrize("name", SPARSE)
-def test_labels_that_count_from_1_are_told_so(name):
+def test_labels_that_count_from_1_are_recognized(name):
     labels, logits = example(name, missing=False)
     labels[:], labels[1, 2] = 1, 5
     sentence = NO_CLASS.format(label=5).replace("2 such", "1 such") + (
@@ -80,7 +81,7 @@ def test_labels_that_count_from_1_are_told_so(name):
 
 
 @pytest.mark.parametrize("name", SPARSE)
-def test_a_label_that_is_not_a_number_is_refused(name):
+def test_a_nan_label_is_refused(name):
     fix = "For a missing label give a whole number, such as -1, and say so with `ignore_class=-1`."
     _refused(name, math.nan, NO_CLASS + fix)
 
@@ -159,7 +160,7 @@ def test_class_weights_for_another_number_of_classes_are_refused(name, weights):
 
 @pytest.mark.parametrize("name", SOFTMAX)
 @pytest.mark.parametrize("label", [5, -1])
-def test_a_class_weight_for_a_class_that_is_none_is_refused(name, label):
+def test_a_class_weight_for_an_out_of_range_class_is_refused(name, label):
     labels, logits = example(name)
     sentence = f"`class_weight` must name classes from 0 to 4. Received: class {label}."
     with pytest.raises(ValueError, match=exactly(sentence)):
@@ -179,7 +180,7 @@ def test_positive_weights_for_another_number_of_labels_are_refused(weights):
 
 @pytest.mark.parametrize("name", [name for name in NAMES if "axis" in ARGUMENTS[name]])
 @pytest.mark.parametrize("axis", [3, -4, 1.0, None, True, np.bool_(True)])
-def test_an_axis_that_is_none_is_refused(name, axis):
+def test_an_axis_out_of_range_is_refused(name, axis):
     labels, logits = example(name)
     sentence = f"`axis` must be an integer from -3 to 2 for predictions of 3 dimensions. Received: axis={axis!r}."
     with pytest.raises(ValueError, match=exactly(sentence)):
@@ -188,7 +189,7 @@ def test_an_axis_that_is_none_is_refused(name, axis):
 
 @pytest.mark.parametrize("name", SOFTMAX)
 @pytest.mark.parametrize("option", [{"z_loss": 1e-3}, {"logit_softcap": 3.0}])
-def test_what_needs_logits_refuses_bare_probabilities(name, option):
+def test_z_loss_and_softcap_refuse_probabilities_without_logits(name, option):
     labels, logits = example(name)
     probabilities = np.exp(logits) / np.exp(logits).sum(axis=-1, keepdims=True)
     sentence = (
@@ -227,7 +228,7 @@ def _unusual():
 
 @pytest.mark.parametrize("argument", ["y_true", "y_pred", "sample_weight"])
 @every_loss
-def test_what_holds_no_numbers_is_refused(name, argument):
+def test_inputs_that_are_not_dense_tensors_of_numbers_are_refused(name, argument):
     labels, logits = example(name)
     for value, what in _unusual():
         if argument == "sample_weight" and value is None:
@@ -290,7 +291,7 @@ def test_soft_and_rounded_binary_labels_are_not_refused(label, dtype):
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_binary_labels_that_do_not_count_may_be_anything(mode):
+def test_masked_binary_labels_may_be_anything(mode):
     labels, logits = _binary(7, "float32")
     there = tensor(labels != 7)
 
@@ -298,7 +299,7 @@ def test_binary_labels_that_do_not_count_may_be_anything(mode):
         return kx.losses.BinaryCrossentropy(from_logits=True, **options)(labels, logits)
 
     def masked(logits):
-        keras.src.backend.set_keras_mask(logits, there)
+        set_keras_mask(logits, there)
         return call(logits)
 
     def weighted(logits):

@@ -1,6 +1,7 @@
 """Predictions that are probabilities: which logits are behind them, and what if there are none."""
 
 import functools
+import itertools
 import math
 import warnings
 
@@ -9,12 +10,12 @@ import numpy as np
 import pytest
 
 import keras_xent as kx
-from tests.backend import BACKEND, DTYPES, MODES, TWO_MODES, tensor, to_numpy
+from tests.backend import BACKEND, DTYPES, MODES, every_mode, tensor, to_numpy
 from tests.losses.cases import NAMES, make
 from tests.losses.running import assert_close, run
+from tests.tiers import sample
 
 tensorflow_only = functools.partial(pytest.mark.skipif, BACKEND != "tensorflow")
-every_mode = pytest.mark.parametrize("mode", TWO_MODES)
 Binary, Categorical, Sparse = (
     kx.losses.BinaryCrossentropy,
     kx.losses.CategoricalCrossentropy,
@@ -46,7 +47,7 @@ def test_a_frozen_softmax_is_not_trained_through_its_logits(through):
 
 @tensorflow_only(reason="Keras leaves nothing on JAX arrays")
 @pytest.mark.parametrize("logits", [[[-10.0, 10.0]], [[-40.0, 40.0]], [[0.02, -0.01]], [[0.0, 20.0], [NAN, 1.0]]])
-def test_an_eager_softmax_is_told_from_a_sigmoid(logits):
+def test_an_eager_softmax_is_distinguished_from_a_sigmoid(logits):
     logits = tensor(logits, "float32")
     expected = keras.losses.SparseCategoricalCrossentropy(from_logits=True, reduction=None)
     outputs = keras.activations.softmax(logits)
@@ -58,7 +59,7 @@ def test_an_eager_softmax_is_told_from_a_sigmoid(logits):
 
 
 @tensorflow_only(reason="Keras leaves nothing on JAX arrays")
-def test_an_eager_sigmoid_is_told_from_a_softmax():
+def test_an_eager_sigmoid_is_distinguished_from_a_softmax():
     logits = tensor([[30.0], [NAN], [-1.0]], "float32")
     losses = Binary(reduction=None)(np.zeros((3, 1)), keras.activations.sigmoid(logits))
     assert_close(to_numpy(losses), [30.0, NAN, math.log1p(math.exp(-1))])
@@ -70,7 +71,7 @@ def test_an_eager_sigmoid_is_told_from_a_softmax():
 
 
 @tensorflow_only(reason="Keras leaves nothing on JAX arrays")
-def test_an_eager_softmax_over_another_axis_is_one():
+def test_an_eager_softmax_over_another_axis_is_recognized():
     logits = np.random.default_rng(0).normal(scale=0.1, size=(2, 3, 10)).astype("float32")
     labels = np.ones((2, 10), int)
     outputs = keras.activations.softmax(tensor(logits), axis=1)
@@ -124,7 +125,7 @@ UNDER = [
 
 @every_mode
 @pytest.mark.parametrize("loss, labels, weights", UNDER)
-def test_nan_probabilities_that_do_not_count_leave_no_trace(loss, labels, weights, mode):
+def test_masked_nan_probabilities_leave_no_trace(loss, labels, weights, mode):
     clean = np.array([[0.2, 0.8], [0.5, 0.5]], "float32")
     poisoned = np.array([[0.2, 0.8], [NAN, NAN]], "float32")
     result, gradient = run(loss, labels, poisoned, weights, mode=mode)
@@ -136,7 +137,7 @@ def test_nan_probabilities_that_do_not_count_leave_no_trace(loss, labels, weight
 
 @every_mode
 @pytest.mark.parametrize("loss, labels", [(Sparse(), np.array([0])), (Binary(), np.array([[1, 0, 1, 0]]))])
-def test_numbers_that_are_no_probabilities_have_no_gradient(loss, labels, mode):
+def test_values_outside_0_and_1_have_no_gradient(loss, labels, mode):
     """Without a gradient of 1e7 a forgotten `from_logits=True` does not destroy the model."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -187,7 +188,7 @@ def _sentence(loss, layer, why):
 
 
 @pytest.mark.parametrize("outputs, why", [([[-2.0, 0.5]], "from -2 to 0.5"), ([[0.5, 30.25]], "from 0.5 to 30.2")])
-def test_values_that_are_no_probabilities_warn_once(outputs, why):
+def test_values_outside_0_and_1_warn_once(outputs, why):
     loss = Sparse()
     sentences = _caught(lambda: loss(np.array([0]), tensor(outputs, "float32")))
     assert sentences == [_sentence(Sparse, "the last layer", f"holds values {why}")]
@@ -200,9 +201,13 @@ def test_values_that_are_probabilities_do_not_warn(outputs):
 
 
 @tensorflow_only(reason="only TensorFlow graphs know the operations that made a tensor")
-@pytest.mark.parametrize("shape", [(3,), (2, 3)])
-@pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16"])
+@pytest.mark.parametrize(
+    "shape, bias, policy",
+    sample(
+        list(itertools.product([(3,), (2, 3)], [True, False], ["float32", "mixed_bfloat16"])),
+        [((3,), True, "float32"), ((2, 3), False, "mixed_bfloat16")],
+    ),
+)
 def test_a_dense_layer_without_activation_warns_once_and_is_named(shape, bias, policy):
     dense = keras.layers.Dense(4, use_bias=bias, name="answers", dtype=policy)
     model = keras.Sequential([keras.Input(shape), dense])

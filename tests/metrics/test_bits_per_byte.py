@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 
 import keras_xent as kx
-from keras_xent.metrics import bytes_of_tokens
 from tests import oracles
 from tests.backend import to_numpy
 
@@ -67,22 +66,6 @@ def test_tokens_stand_for_their_bytes():
     assert kx.metrics.BitsPerByte([b"a", b"\xe2\x82"]).bytes_per_token == [1, 2]
 
 
-def test_the_alphabets_of_tokenizers_are_known():
-    # Byte-level: U+0120 is a space, and each of the two others is a byte of a Cyrillic letter.
-    assert bytes_of_tokens({"\u0120the": 0, "\u00d0\u00b0": 1}) == [4, 2]
-    assert bytes_of_tokens(["<s>", "\u2581the", "<0x0A>", "\u20ac"], special=["<s>"]) == [0, 4, 1, 3]
-
-
-def test_bytes_of_a_trained_tokenizer_add_up_to_the_text():
-    tokenizers = pytest.importorskip("tokenizers")
-    tokenizer = tokenizers.ByteLevelBPETokenizer()
-    text = "Na\u00efve caf\u00e9s cost 5 \u20ac, \u4e2d\u6587 too.\n" * 3
-    tokenizer.train_from_iterator([text], 300, special_tokens=["[PAD]"], show_progress=False)
-    sizes = bytes_of_tokens(tokenizer.get_vocab(), special=["[PAD]"])
-    assert sizes[0] == 0
-    assert sum(sizes[i] for i in tokenizer.encode(text).ids) == len(text.encode())
-
-
 @pytest.mark.parametrize(
     "arguments, sentence",
     [
@@ -108,12 +91,4 @@ def test_predictions_of_other_classes_are_told():
         kx.metrics.BitsPerByte([1, 2]).update_state(np.zeros((1, 1), int), np.zeros((1, 1, 3), "float32"))
     assert str(told.value) == (
         "`bytes_per_token` must have one number for each class. Received: 2 numbers and predictions of shape (1, 1, 3)."
-    )
-
-
-def test_a_vocabulary_with_a_gap_is_told():
-    with pytest.raises(ValueError) as told:
-        bytes_of_tokens({"a": 0, "b": 2})
-    assert str(told.value) == (
-        "`vocabulary` must number its tokens from 0 without a gap. Received: 2 tokens with numbers up to 2."
     )

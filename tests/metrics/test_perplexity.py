@@ -8,6 +8,7 @@ from keras import ops
 import keras_xent as kx
 from tests import oracles
 from tests.backend import MODES, tensor, to_numpy
+from tests.internals import ExactSums, set_keras_mask
 
 
 def example(shape, seed=0, classes=11):
@@ -25,11 +26,11 @@ def result(metric):
 
 def with_mask(logits, mask):
     logits = ops.convert_to_tensor(logits)
-    keras.src.backend.set_keras_mask(logits, ops.convert_to_tensor(mask))
+    set_keras_mask(logits, ops.convert_to_tensor(mask))
     return logits
 
 
-def test_a_uniform_model_is_as_perplexed_as_there_are_classes():
+def test_uniform_logits_have_perplexity_num_classes():
     metric = kx.metrics.Perplexity()
     metric.update_state(np.zeros((2, 3), int), np.zeros((2, 3, 131), "float32"))
     np.testing.assert_allclose(result(metric), 131, rtol=1e-6)
@@ -76,7 +77,7 @@ def test_probabilities_and_logits_agree():
     np.testing.assert_allclose(result(metric), np.exp(nll(labels, logits).mean()), rtol=1e-5)
 
 
-def test_nothing_counted_is_not_a_number_and_reset_forgets():
+def test_without_valid_tokens_the_result_is_nan_also_after_reset():
     metric = kx.metrics.Perplexity(ignore_class=0)
     assert np.isnan(result(metric))
     labels, logits = example((2, 3))
@@ -88,7 +89,7 @@ def test_nothing_counted_is_not_a_number_and_reset_forgets():
     assert np.isnan(result(metric))
 
 
-def test_past_the_largest_float_the_perplexity_is_infinite_and_the_nll_is_not():
+def test_a_perplexity_that_overflows_is_infinite_and_its_nll_finite():
     metric = kx.metrics.Perplexity()
     metric.update_state(np.array([0]), np.array([[0.0, 110.0]], "float32"))
     assert np.isposinf(result(metric))
@@ -96,9 +97,7 @@ def test_past_the_largest_float_the_perplexity_is_infinite_and_the_nll_is_not():
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_counters_go_on_past_the_exact_integers_of_float32(mode):
-    from keras_xent.metrics._exact_sums import ExactSums
-
+def test_counts_are_exact_beyond_two_to_the_24(mode):
     metric = keras.metrics.Metric(name="holder")
     sums = ExactSums(metric, "sums", 2)
     if mode == "jit":

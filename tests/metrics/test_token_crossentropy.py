@@ -20,7 +20,7 @@ def batches():
 
 
 @pytest.mark.parametrize("head", [keras.layers.Dense, kx.layers.LogitsDense])
-def test_by_the_name_loss_it_is_what_keras_logs(head):
+def test_a_metric_named_loss_replaces_the_loss_that_keras_logs(head):
     """The token mean of the epoch, where Keras has the mean of the batches' means."""
     hidden, labels = batches()
     model = keras.Sequential([keras.Input((4, 3)), head(5)])
@@ -41,7 +41,7 @@ def test_by_the_name_loss_it_is_what_keras_logs(head):
     np.testing.assert_allclose(evaluated["loss"], expected, rtol=2e-6)
 
 
-def test_nothing_counted_is_nan():
+def test_without_valid_tokens_the_result_is_nan():
     metric = kx.metrics.TokenCrossentropy(ignore_class=0)
     metric.update_state(np.zeros((2, 3), int), np.zeros((2, 3, 4), "float32"))
     assert np.isnan(float(metric.result()))

@@ -9,47 +9,44 @@ import pytest
 
 from tests.backend import BACKEND, environment
 from tests.scaling import training
+from tests.tiers import whole
 
-# What is run on each engine; with `--whole` every case on all of them.
-SOME = ("fused, all options", "dense, all options", "fused, bfloat16", "dense, bfloat16", "fused, last batch")
-if BACKEND == "tensorflow":
-    ENGINES = {
-        "MirroredStrategy, 2": (*SOME, "fused, sequence_mean"),
-        "MirroredStrategy, 4": ("fused, last batch",),
-    }
-else:
-    ENGINES = {
-        "DataParallel, 2": (),
-        "DataParallel, 4": SOME,
-        "ModelParallel, 1 x 2": (),
-        "ModelParallel, 2 x 2": ("fused, all options", "fused, bfloat16", "tied", "fused, sequence_mean"),
-    }
-CASES = [(engine, case) for engine, cases in ENGINES.items() for case in cases]
+# Each engine is a process of its own, or several.
+pytestmark = whole
+ENGINES = (
+    ("MirroredStrategy, 2", "MirroredStrategy, 4")
+    if BACKEND == "tensorflow"
+    else ("DataParallel, 2", "DataParallel, 4", "ModelParallel, 1 x 2", "ModelParallel, 2 x 2")
+)
+CASES = [(engine, case) for engine in ENGINES for case in training.CASES]
 
 
 @pytest.fixture(scope="module")
 def results(request):
-    """What was trained, by engine and case; each engine in a process of its own, when it is first asked for."""
-    whole, known = request.config.getoption("--whole"), {}
-    some = {case for cases in ENGINES.values() for case in cases}
+    """What was trained, by engine and case; the cases of an engine run in one process of its own."""
+    known = {}
+    tests = [item.callspec.params for item in request.session.items if "case" in getattr(item, "fixturenames", ())]
+    chosen = {(test["engine"], test["case"]) for test in tests}
+    # What the other engines are compared with.
+    chosen |= {("one device", case) for _, case in chosen} | {("one device", exact_of(case)) for _, case in chosen}
 
     def of(engine, case):
-        if engine not in known:
-            cases = training.CASES if whole else ENGINES.get(engine, some)
+        found = known.setdefault(engine, {})
+        if case not in found:
+            cases = [name for name in training.CASES if name == case or (engine, name) in chosen]
             command = [sys.executable, "-m", training.__name__, engine, *cases]
             processes = environment(CUDA_VISIBLE_DEVICES="-1", XLA_FLAGS=training.XLA_FLAGS)
             child = subprocess.run(command, env=processes, capture_output=True, text=True)
             assert child.returncode == 0, child.stderr
-            known[engine] = json.loads(child.stdout.splitlines()[-1])
-        return known[engine][case]
+            found.update(json.loads(child.stdout.splitlines()[-1]))
+        return found[case]
 
     return of
 
 
-def pytest_generate_tests(metafunc):
-    if "engine" in metafunc.fixturenames:
-        whole = [(engine, case) for engine in ENGINES for case in training.CASES]
-        metafunc.parametrize("engine, case", whole if metafunc.config.getoption("--whole") else CASES)
+def exact_of(case):
+    """The case in float32."""
+    return case.replace("bfloat16", "all options")
 
 
 def distances(ours, theirs, leave_out=()):
@@ -60,13 +57,13 @@ def distances(ours, theirs, leave_out=()):
     return weights, max((np.abs(np.subtract(a, b)) / np.maximum(np.abs(b), 1e-9)).max() for a, b in pairs)
 
 
+@pytest.mark.parametrize("engine, case", CASES)
 def test_it_trains_as_one_device_does(results, engine, case):
     """Replicas with 12, 2 and 0 valid tokens: loss, metrics and weights after two epochs."""
     allowed = 1e-5, 1e-5
     if "bfloat16" in case:
         # No farther from one device than bfloat16 is from float32 there; logged, no farther than one of its roundings.
-        exact = case.replace("bfloat16", "all options")
-        allowed = distances(results("one device", case), results("one device", exact))[0], 2**-8
+        allowed = distances(results("one device", case), results("one device", exact_of(case)))[0], 2**-8
     # Padding adds rows to the last batch, by which Keras weighs its loss. The metrics do not count them.
     leave_out = {"loss"} if "last batch" in case and BACKEND == "jax" else ()
     weights, logged = distances(results(engine, case), results("one device", case), leave_out)

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from tests.backend import BACKEND, environment
+from tests.tiers import whole
 
 pytestmark = pytest.mark.skipif(BACKEND != "jax", reason="keras.distribution is for JAX")
 SCRIPT = Path(__file__).parents[2] / "examples" / "multi_process.py"
@@ -41,6 +42,7 @@ def undisturbed(tmp_path_factory):
     return finished(folder / "backup", folder / "trained.npz")
 
 
+@whole
 def test_two_processes_train_as_one_does():
     command = [sys.executable, SCRIPT, "--smoke", "--epochs", "2"]
     child = subprocess.run(command, env=environment(), capture_output=True, text=True)
@@ -51,9 +53,8 @@ def test_two_processes_train_as_one_does():
     assert all(float(one) < 1e-5 for one in apart.groups()), child.stdout
 
 
-@pytest.mark.parametrize(
-    "killed", [pytest.param(0, marks=pytest.mark.whole, id="the first"), pytest.param(1, id="the second")]
-)
+@whole
+@pytest.mark.parametrize("killed", [0, 1], ids=["the first", "the second"])
 def test_where_one_is_killed_the_other_ends_and_both_go_on_where_they_were(killed, undisturbed, tmp_path):
     backup, output = tmp_path / "backup", tmp_path / "trained.npz"
     children = started(backup, output, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)

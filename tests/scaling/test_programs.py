@@ -13,8 +13,9 @@ import pytest
 
 import keras_xent as kx
 from tests.backend import BACKEND, environment
+from tests.tiers import whole
 
-pytestmark = pytest.mark.skipif(BACKEND != "jax", reason="keras.distribution is for JAX")
+pytestmark = [whole, pytest.mark.skipif(BACKEND != "jax", reason="keras.distribution is for JAX")]
 SCALING = Path(__file__).parents[2] / "tools" / "scaling.py"
 
 
@@ -28,7 +29,7 @@ def programs():
 
 @pytest.mark.parametrize("mesh", [(1, 2), (1, 4), (2, 2)])
 @pytest.mark.parametrize("head", ["head", "tied"])
-def test_of_the_classes_only_numbers_per_token_and_the_hidden_gradient_are_sent(programs, head, mesh):
+def test_the_model_axis_exchanges_only_numbers_per_token_and_the_hidden_gradient(programs, head, mesh):
     """No logits and no kernel: along the axis of the classes nothing has more than `[chunk, D]` elements."""
     along_model = [one for one in programs[head][mesh]["sent"] if one["axis"] == "model"]
     assert {one["kind"] for one in along_model} == {"all-reduce"}
@@ -40,7 +41,7 @@ def test_of_the_classes_only_numbers_per_token_and_the_hidden_gradient_are_sent(
 
 @pytest.mark.parametrize("mesh", [(2, 2), (4, 1)])
 @pytest.mark.parametrize("head", ["head", "tied"])
-def test_no_token_goes_to_another_device(programs, head, mesh):
+def test_the_batch_axis_exchanges_only_sums(programs, head, mesh):
     """Along the axis of the batch go sums alone: of losses and weights, and the gradients of kernel and bias, once."""
     along_batch = [one for one in programs[head][mesh]["sent"] if one["axis"] == "batch"]
     assert {(one["kind"], one["where"]) for one in along_batch} == {("all-reduce", "once")}
@@ -49,13 +50,13 @@ def test_no_token_goes_to_another_device(programs, head, mesh):
 
 
 @pytest.mark.parametrize("head", ["head", "tied"])
-def test_what_a_device_holds_falls_with_the_number_of_shards(programs, head):
+def test_memory_per_device_falls_with_the_number_of_shards(programs, head):
     one, two, four = (sum(programs[head][1, shards]["bytes"].values()) for shards in (1, 2, 4))
     assert two < 0.55 * one
     assert four < 0.55 * two
 
 
-def test_one_device_sends_nothing(programs):
+def test_one_device_exchanges_nothing(programs):
     assert programs["head"][1, 1]["sent"] == []
 
 

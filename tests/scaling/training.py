@@ -13,7 +13,7 @@ import keras
 import numpy as np
 
 import keras_xent as kx
-from keras_xent.kernels import _linear_loop
+from tests.internals import set_sizes
 
 # For the environment of the process: its devices on JAX.
 XLA_FLAGS = "--xla_force_host_platform_device_count=4"
@@ -143,8 +143,7 @@ ENGINES = {
 
 def main(engine, *names):
     # No number of tokens is a multiple of the chunks, and the loop over them runs several times.
-    _linear_loop.MIN_CHUNK_TOKENS = 5
-    _linear_loop.CPU_CHUNK_BYTES = _linear_loop.ACCELERATOR_CHUNK_BYTES = 1
+    set_sizes(setattr, fewest_rows=5, chunk_bytes=1, accelerator_chunk_bytes=1)
     with ENGINES[engine]():
         print(json.dumps({name: trained(CASES[name]) for name in names}))
 

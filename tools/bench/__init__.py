@@ -1,6 +1,6 @@
 """The figures of speed and memory, measured on the machine at hand.
 
 rows.py says what is measured, and measuring.py how. The peers live in peers/, each library in processes of its own
-(worker.py, told what to do by workers.py). results.py keeps the figures; tables.py, bars.py, pages.py and pictures.py
+(worker.py, called by workers.py). results.py keeps the figures; tables.py, bars.py, pages.py and pictures.py
 show them.
 """

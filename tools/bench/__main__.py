@@ -28,7 +28,7 @@ def main(arguments: list[str] | None = None) -> None:
         "--write", action="store_true", help="keep them as docs/performance.json, and write them into the pages"
     )
     table_parser.set_defaults(command=table)
-    plot_parser = commands.add_parser("plot", help="draw the pictures of docs/performance.md")
+    plot_parser = commands.add_parser("plot", help="draw the pictures of docs/performance-tables.md")
     plot_parser.add_argument("results", type=Path, nargs="?", default=Path("docs/performance.json"))
     plot_parser.add_argument("--output", type=Path, default=Path("docs"))
     plot_parser.set_defaults(command=plot)
@@ -51,14 +51,14 @@ def run(arguments: argparse.Namespace) -> None:
             if arguments.resume and _results.has(found, work.row, work.case, work.unit, rounds):
                 continue
             begin = time.monotonic()
-            told = tables.title(work.row, work.case)
-            print(f"[{number}/{len(works)}, {(begin - start) / 60:.1f} min] {told}", file=sys.stderr)
+            title = tables.title(work.row, work.case)
+            print(f"[{number}/{len(works)}, {(begin - start) / 60:.1f} min] {title}", file=sys.stderr)
             try:
                 record = measuring.record(work, workers, rounds)
                 record["seconds"] = round(time.monotonic() - begin)
             except Exception as reason:
                 # One that breaks does not cost the others.
-                failed.append(f"{told}: {reason}")
+                failed.append(f"{title}: {reason}")
                 print(f"    {failed[-1]}", file=sys.stderr)
                 continue
             print(f"    {tables.line(record)}", file=sys.stderr)

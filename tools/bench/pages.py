@@ -10,7 +10,7 @@ from tools.bench.shapes import LANGUAGE_MODEL
 from tools.bench.workers import ROOT
 
 RESULTS = ROOT / "docs" / "performance.json"
-PAGES = (ROOT / "README.md", ROOT / "docs" / "performance.md")
+PAGES = tuple(ROOT / page for page in ("README.md", "docs/performance.md", "docs/performance-tables.md"))
 _BLOCK = re.compile(r"(<!-- bench: (\S+) -->\n).*?(<!-- /bench -->)", re.DOTALL)
 
 
@@ -54,28 +54,87 @@ _SAID = (
 )
 
 
+def _times_ours(record, name, ours="ours"):
+    """The ratio of the medians, so that the figures of a line divide."""
+    values = record["values"]
+    return median(values[name]) / median(values[ours]) if values.get(name) and values.get(ours) else None
+
+
 def _headline(results):
-    lines = ["| forward and backward on a CPU | | times ours |", "|---|--:|--:|"]
+    lines = ["| on a CPU | median | times ours |", "|---|--:|--:|"]
     found = _results.find(results, "sparse", shape=LANGUAGE_MODEL.name, dtype="float32", smoothing=0.0)
     for record in found:
         ours = median(record["values"]["ours"])
         shape = f"[{LANGUAGE_MODEL.rows}, {LANGUAGE_MODEL.classes}]"
-        lines.append(f"| sparse labels, logits {shape}: `keras_xent` | {ours:.3g} ms | 1 |")
+        lines.append(f"| loss and gradient, sparse labels, logits {shape}: `keras_xent` | {ours:.3g} ms | 1 |")
         for said, name in _SAID:
-            times = _results.ratio(record, name, "ours")
+            times = _times_ours(record, name)
             if times is not None:
                 lines.append(f"| {said} | {median(record['values'][name]):.3g} ms | {times:.1f} |")
     for record in _results.find(results, "fit-memory", jit=False):
-        times = _results.ratio(record, "Keras", "ours, head")
+        times = _times_ours(record, "Keras", "ours, head")
         if times is not None:
             name = {"tensorflow": "TensorFlow", "jax": "JAX"}[record["case"]["backend"]]
             ours, theirs = (record["values"][peer][0] for peer in ("ours, head", "Keras"))
             lines.append(
-                f"| memory of a step of `fit`, 8192 tokens, 32,000 classes, {name}: `LogitsDense` | {ours:.0f} MB | 1 |"
+                f"| peak memory of `fit`, 8192 tokens, 32,000 classes, {name}: `LogitsDense` | {ours:.0f} MB | 1 |"
             )
-            lines.append(f"| `Dense` and Keras' loss | {theirs:.0f} MB | {times:.1f} |")
+            lines.append(f"| the same with `Dense` and Keras' loss | {theirs:.0f} MB | {times:.1f} |")
     hurry = _in_a_hurry(found).strip()
     return "\n".join(lines + ["", hurry] if hurry else lines) if len(lines) > 2 else "Not measured yet."
 
 
-BLOCKS = {"machine": _machine, "headline": _headline, "bars": bars.table, "faster": tables.faster}
+# The lines of docs/performance.md: row, case, the peer and ours, and what is said of them.
+_SPARSE = {"dtype": "float32", "smoothing": 0.0}
+_HEAD = {"rows": 2048, "classes": 32_000}
+_FIT = {"jit": False, "valid": 1.0, "backend": "tensorflow"}
+_SUMMARY = (
+    (
+        "sparse",
+        _SPARSE | {"rows": 2048},
+        "Keras, graph",
+        "ours",
+        "sparse loss, logits [2048, 32000] / Keras in a graph",
+    ),
+    ("sparse", _SPARSE | {"rows": 2048}, "Keras, XLA", "ours", "the same / Keras under XLA"),
+    ("sparse", _SPARSE | {"rows": 65536}, "Keras, graph", "ours", "sparse loss, logits [65536, 10] / Keras in a graph"),
+    ("sparse", _SPARSE | {"rows": 65536}, "Keras, XLA", "ours, XLA", "the same, both under XLA"),
+    ("linear", _HEAD | {"valid": 1.0}, "Keras, graph", "ours", "head and loss, 2048 tokens, 32,000 classes / Keras"),
+    ("linear", _HEAD | {"valid": 0.15}, "Keras, graph", "ours", "the same, 15 % of the tokens valid"),
+    ("fit", _FIT, "Keras", "ours, head", "step of `fit`, 8192 tokens, 32,000 classes / `Dense` and Keras' loss"),
+    ("fit-memory", _FIT, "Keras", "ours, head", "its memory"),
+    ("fit", _FIT | {"backend": "jax"}, "Keras", "ours, head", "the step on JAX"),
+    (
+        "first-step",
+        {"loss": "sparse"},
+        "Keras, graph",
+        "ours",
+        "first batch of a new shape, sparse loss / Keras in a graph",
+    ),
+)
+_UNITS = {"milliseconds": "ms", "megabytes": "MB"}
+
+
+def _summary(results):
+    lines = ["| ours / theirs, on a CPU | ours | theirs | theirs : ours |", "|---|--:|--:|--:|"]
+    for row, case, name, ours, said in _SUMMARY:
+        for record in _results.find(results, row, **case)[:1]:
+            times = _times_ours(record, name, ours)
+            if times is not None:
+                unit = _UNITS[record["unit"]]
+                both = (f"{_rounded(median(record['values'][peer]))} {unit}" for peer in (ours, name))
+                lines.append(f"| {said} | {' | '.join(both)} | {times:.2g} |")
+    return "\n".join(lines) if len(lines) > 2 else "Not measured yet."
+
+
+def _rounded(number):
+    return f"{number:,.0f}" if number >= 100 else f"{number:.3g}"
+
+
+BLOCKS = {
+    "machine": _machine,
+    "headline": _headline,
+    "summary": _summary,
+    "bars": bars.table,
+    "faster": tables.faster,
+}

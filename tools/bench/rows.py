@@ -83,7 +83,7 @@ def losses(loss: str) -> Iterator[Work]:
 
 
 def heads() -> Iterator[Work]:
-    """Forward and backward from hidden states, by the share of the labels that count."""
+    """Forward and backward from hidden states, by the share of valid labels."""
     for head in HEADS:
         for valid in VALID:
             yield Work("linear", of_head(head, valid), OF_HEADS)

@@ -35,5 +35,5 @@ HEADS = (SMALL_MODEL, GPT2, WORD_PIECES)
 
 GEMMA2 = Head("gemma2", 2048, 2304, 256_000)  # Gemma 2 2B (arXiv:2408.00118, table 1)
 
-# Shares of the labels that count: all, half as in dialogues, and those of masked language models.
+# Shares of valid labels: all, half as in dialogues, and those of masked language models.
 VALID = (1.0, 0.5, 0.15)

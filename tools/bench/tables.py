@@ -6,7 +6,7 @@ from statistics import median, quantiles
 from tools.bench.results import ratio
 
 FLOOR = "floor"
-# The units, and how it is told what was measured.
+# The units, and how a case is described.
 ABOUT = {
     "milliseconds": "Milliseconds, warm: the median of {rounds} rounds. In brackets, times the first column: the "
     "median of the rounds' ratios.",
@@ -51,30 +51,30 @@ def _lines(records, peers):
     yield "| " + " | ".join([*names, *peers]) + " |"
     yield "|---" * len(names) + "|--:" * len(peers) + "|"
     for record in records:
-        told = about(record["case"])
-        yield "| " + " | ".join([*(told.get(name, "") for name in names), *(cell(record, n) for n in peers)]) + " |"
+        facts = about(record["case"])
+        yield "| " + " | ".join([*(facts.get(name, "") for name in names), *(cell(record, n) for n in peers)]) + " |"
 
 
 def about(case: dict) -> dict[str, str]:
-    """What is told of a case, by the heading of its column."""
-    told = {}
+    """What describes a case, by the heading of its column."""
+    facts = {}
     if case.get("question") == "linear":
-        told["[tokens, features, classes]"] = f"[{case['rows']}, {case['features']}, {case['classes']}]"
+        facts["[tokens, features, classes]"] = f"[{case['rows']}, {case['features']}, {case['classes']}]"
     elif "rows" in case:
-        told["[rows, classes]"] = f"[{case['rows']}, {case['classes']}]"
+        facts["[rows, classes]"] = f"[{case['rows']}, {case['classes']}]"
     if case.get("question") in ("new_shape", "lengths"):
-        told["loss"] = case["loss"]
+        facts["loss"] = case["loss"]
     if case.get("question") == "loss":
-        told["dtype"] = case["dtype"]
+        facts["dtype"] = case["dtype"]
     if "smoothing" in case:
-        told["smoothing"] = f"{case['smoothing']:g}"
+        facts["smoothing"] = f"{case['smoothing']:g}"
     if "valid" in case:
-        told["valid"] = f"{case['valid']:.0%}".replace("%", " %")
+        facts["valid"] = f"{case['valid']:.0%}".replace("%", " %")
     if "backend" in case:
-        told["backend"] = {"tensorflow": "TensorFlow", "jax": "JAX"}[case["backend"]]
+        facts["backend"] = {"tensorflow": "TensorFlow", "jax": "JAX"}[case["backend"]]
     if "jit" in case:
-        told["jit_compile"] = {True: "True", False: '"auto"'}[case["jit"]]
-    return told
+        facts["jit_compile"] = {True: "True", False: '"auto"'}[case["jit"]]
+    return facts
 
 
 def cell(record: dict, name: str) -> str:

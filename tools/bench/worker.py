@@ -1,4 +1,4 @@
-"""A process that holds the peers of a library, and makes a call when it is told: `python -m tools.bench.worker MODULE`.
+"""A process that holds the peers of a library, and makes a call on request: `python -m tools.bench.worker MODULE`.
 
 Requests and answers are lines of JSON. Between them it waits for the next line, and takes no time from the others.
 """

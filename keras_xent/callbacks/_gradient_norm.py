@@ -1,0 +1,112 @@
+"""The norm of the gradient of a training step, left where it can be read after the step."""
+
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import keras
+from keras import ops
+
+from keras_xent._keras import training_state
+
+
+class GradientNorm(keras.metrics.Metric):
+    """Euclidean norm of the gradient of the last step, over all trainable weights, before any clipping.
+
+    Keras shows the gradient to the optimizer only, and on JAX a step can leave a number in the variables of the model,
+    the optimizer or the metrics only. So this watches the one and is the other: a metric that has no place in the logs.
+    """
+
+    # Tells the readers of metrics that Keras' logs have no entry of it.
+    is_in_logs = False
+
+    def __init__(self, name: str = "gradient_norm", dtype: Any = None) -> None:
+        super().__init__(name=name, dtype=dtype)
+        self._norm = self.add_variable((), initializer="zeros", dtype="float32", name="norm")
+        self._of_this_step: Any = None
+        self._optimizer: Callable[[], Any] = lambda: None
+
+    @classmethod
+    def watching(cls, model: Any) -> "GradientNorm":
+        """The norm for the optimizer of a compiled model, of its steps from the next call of `fit` on."""
+        if getattr(getattr(model, "distribute_strategy", None), "num_replicas_in_sync", 1) > 1:
+            raise ValueError(
+                "`gradient_norm` must be False under tf.distribute, where each replica has a gradient of its own. "
+                "Received: gradient_norm=True."
+            )
+        if getattr(model, "optimizer", None) is None:
+            raise ValueError(
+                "`gradient_norm` must be False for a model that is compiled without an optimizer. "
+                "Received: gradient_norm=True."
+            )
+        norm = getattr(model, "_keras_xent_gradient_norm", None)
+        if norm is None or norm._optimizer() is not model.optimizer:
+            norm = cls()
+            # As an attribute of the model the metric's variable is part of the state of its training step.
+            model._keras_xent_gradient_norm = norm
+            norm._watch(model.optimizer)
+            model.train_function = None
+        return norm
+
+    def _watch(self, optimizer):
+        # Keras would save an attribute, and load it into what is not watched.
+        self._optimizer = weakref.ref(optimizer)
+        if keras.backend.backend() == "jax":
+            apply_stateless = optimizer.stateless_apply
+
+            def watched_stateless(optimizer_variables, gradients, trainable_variables):
+                scale = getattr(optimizer, "dynamic_scale", None)
+                if scale is not None:
+                    scale = optimizer_variables[[v is scale for v in optimizer.variables].index(True)]
+                self._take(gradients, scale)
+                return apply_stateless(optimizer_variables, gradients, trainable_variables)
+
+            optimizer.stateless_apply = watched_stateless
+        else:
+            apply = optimizer.apply
+
+            def watched(gradients, trainable_variables=None):
+                scale = getattr(optimizer, "dynamic_scale", None) if optimizer.built else None
+                gradients = list(gradients)
+                self._take(gradients, scale)
+                return apply(gradients, trainable_variables)
+
+            optimizer.apply = watched
+
+    def _take(self, gradients, scale):
+        gradients = [_whole(g) for g in gradients if g is not None]
+        norm = ops.sqrt(sum(ops.sum(ops.square(ops.cast(g, "float32"))) for g in gradients))
+        self._of_this_step = norm if scale is None else norm / scale
+
+    def update_state(self, *arguments: Any, **named: Any) -> None:
+        """Does nothing: the optimizer brings the gradient."""
+
+    def result(self) -> dict[str, Any]:
+        """No entries for the logs. Keras asks at the end of a step, inside the step."""
+        if self._of_this_step is not None:
+            self._norm.assign(self._of_this_step)
+            self._of_this_step = None
+        return {}
+
+    def reset_state(self) -> None:
+        """Keeps the norm of the last step."""
+
+    def save_own_variables(self, store: Any) -> None:
+        """Saves nothing: a model is saved as if it were not watched."""
+
+    def load_own_variables(self, store: Any) -> None:
+        """Loads nothing."""
+
+    def value(self, model: Any) -> float:
+        """The norm, for the model that is watched. Waits for the device."""
+        with training_state(model):
+            return float(ops.convert_to_numpy(self._norm))
+
+
+def _whole(gradient):
+    """TensorFlow gives the gradient of an embedding as rows, of which some may be of the same token."""
+    if not hasattr(gradient, "indices"):
+        return gradient
+    import tensorflow as tf
+
+    return tf.convert_to_tensor(gradient)

@@ -1,0 +1,81 @@
+"""Group relative policy optimization."""
+
+from keras import ops
+
+from keras_xent import arguments
+from keras_xent._types import Tensor
+from keras_xent.kernels import reduction as _reduction
+from keras_xent.kernels._dtypes import to_tensor
+from keras_xent.kernels._masking import where_or_zero
+from keras_xent.kernels._shapes import align_weights
+from keras_xent.preference._log_probs import aligned, check_shape
+
+
+def grpo(
+    policy_logps: Tensor,
+    old_logps: Tensor,
+    advantages: Tensor,
+    *,
+    mask: Tensor = None,
+    epsilon: float = 0.2,
+    epsilon_high: float | None = None,
+    reference_logps: Tensor = None,
+    beta: float = 0.0,
+    reduction: str | None = "sequence_mean",
+) -> Tensor:
+    """Group relative policy optimization: the clipped objective of PPO, with advantages that need no value model.
+
+    Advantages are the rewards of several completions of one prompt, less their mean (and divided by their deviation).
+
+    Formula of a token, with `r = exp(policy - old)` and `d = reference - policy`:
+    `-min(r A, clip(r, 1 - epsilon, 1 + epsilon_high) A) + beta (exp(d) - d - 1)`.
+
+    Args:
+        policy_logps: `[B, T]`, of each token of the completions, by the model that is trained.
+        old_logps: `[B, T]`, by the model that wrote them; `ops.stop_gradient(policy_logps)` for one update a batch.
+        advantages: `[B]`, or `[B, T]`.
+        mask: booleans `[B, T]`: the tokens of the completions. False entries may hold NaN.
+        epsilon, epsilon_high: the clip range below and above 1; above it is that below unless it is given.
+        reference_logps: `[B, T]`, of the model that training started from, for `beta` above 0.
+        beta: weight of the divergence from the reference.
+        reduction: `"sequence_mean"`, the mean over completions of each one's token mean, as in the paper;
+            `"token_mean"` as in DAPO; `"sum"`; or `"none"`, which returns `[B, T]`.
+
+    Returns:
+        The loss, a scalar, or `[B, T]`.
+
+    Raises:
+        ValueError: shapes that differ; `beta` without `reference_logps`; an argument out of its range.
+
+    Example:
+
+    >>> import math
+    >>> import keras_xent as kx
+    >>> loss = kx.preference.grpo([[math.log(0.6)], [math.log(0.6)]], [[math.log(0.4)]] * 2, [1.0, -1.0])
+    >>> round(float(loss), 4)  # (-min(1.5, 1.2) + max(1.5, 1.2)) / 2
+    0.15
+
+    References: arXiv:2402.03300, equation (3); clip range of two sides and token mean, arXiv:2503.14476 (DAPO).
+    """
+    policy, old = aligned(policy_logps=policy_logps, old_logps=old_logps)
+    if reduction not in _reduction.REDUCTIONS:
+        names = ", ".join(map(repr, _reduction.REDUCTIONS))
+        raise ValueError(f"`reduction` must be one of {names}. Received: reduction={reduction!r}.")
+    if arguments.not_negative("beta", beta) and reference_logps is None:
+        raise ValueError(f"`reference_logps` must be given where `beta` is not 0. Received: beta={beta!r}.")
+    valid = None
+    if mask is not None:
+        valid = ops.cast(to_tensor(mask), "bool")
+        check_shape("mask", valid, policy)
+    # Selected before the exponential, whose derivative would turn 0 into NaN.
+    policy, old = where_or_zero(policy, valid), where_or_zero(ops.stop_gradient(old), valid)
+    advantages = align_weights(ops.cast(to_tensor(advantages), policy.dtype), policy.shape, "advantages")
+    high = arguments.not_negative("epsilon_high", epsilon if epsilon_high is None else epsilon_high)
+    ratio = ops.exp(policy - old)
+    clipped = ops.clip(ratio, 1.0 - arguments.not_negative("epsilon", epsilon), 1.0 + high)
+    losses = -ops.minimum(ratio * advantages, clipped * advantages)
+    if beta:
+        (reference,) = aligned(reference_logps=reference_logps)
+        difference = where_or_zero(ops.stop_gradient(reference), valid) - policy
+        losses = losses + beta * (ops.expm1(difference) - difference)
+    return _reduction.reduce(where_or_zero(losses, valid), reduction=reduction, valid=valid)

@@ -1,0 +1,58 @@
+"""Kahneman-Tversky optimization."""
+
+from keras import ops
+
+from keras_xent import arguments
+from keras_xent._types import Tensor
+from keras_xent.kernels._dtypes import to_tensor
+from keras_xent.preference._log_probs import aligned, check_shape
+
+
+def kto(
+    policy_logps: Tensor,
+    reference_logps: Tensor,
+    is_desirable: Tensor,
+    *,
+    kl: Tensor = 0.0,
+    beta: float = 0.1,
+    desirable_weight: float = 1.0,
+    undesirable_weight: float = 1.0,
+) -> Tensor:
+    """Kahneman-Tversky optimization: completions are judged one by one, good or bad, instead of in pairs.
+
+    Formula, with `h = policy - reference` and the reference point `z = max(0, mean(kl))`:
+    `weight (1 - sigmoid(beta (h - z)))` for a desirable completion, `weight (1 - sigmoid(beta (z - h)))` for another.
+
+    Args:
+        policy_logps, reference_logps: `[B]`, summed over the tokens.
+        is_desirable: booleans `[B]`.
+        kl: the divergence of the policy from the reference: a number, or the differences `policy - reference` of
+            completions that belong to other prompts of the batch. A constant to the gradient.
+        beta: how strongly the policy is kept near the reference.
+        desirable_weight, undesirable_weight: weights of the two kinds, for data with few of one.
+
+    Returns:
+        Losses `[B]`.
+
+    Raises:
+        ValueError: shapes that differ; an argument out of its range.
+
+    Example:
+
+    >>> import keras_xent as kx
+    >>> loss = kx.preference.kto([-2.0, -2.0], [-3.0, -3.0], [True, False], beta=1.0)
+    >>> [round(float(x), 4) for x in loss]  # 1 - sigmoid(1) and 1 - sigmoid(-1)
+    [0.2689, 0.7311]
+
+    References: arXiv:2402.01306, equation (8).
+    """
+    policy, reference = aligned(policy_logps=policy_logps, reference_logps=reference_logps)
+    desirable = ops.cast(to_tensor(is_desirable), "bool")
+    check_shape("is_desirable", desirable, policy)
+    ratio = policy - ops.stop_gradient(reference)
+    point = ops.stop_gradient(ops.maximum(ops.mean(ops.cast(to_tensor(kl), ratio.dtype)), 0.0))
+    distance = arguments.above_zero("beta", beta) * (ratio - point)
+    gain = arguments.not_negative("desirable_weight", desirable_weight) * ops.sigmoid(-distance)
+    return ops.where(
+        desirable, gain, arguments.not_negative("undesirable_weight", undesirable_weight) * ops.sigmoid(distance)
+    )

@@ -1,0 +1,131 @@
+"""Validation within an epoch."""
+
+import keras
+import numpy as np
+import pytest
+
+import keras_xent as kx
+from tests.callbacks.logs import scalars
+from tests.callbacks.training import CLASSES, LENGTH, STEPS, data, fit, model
+
+
+def validation():
+    x, y = data()
+    return x[:5], y[:5]
+
+
+def trained(folder, *callbacks):
+    """A model with state and randomness, its history, and what both logs hold."""
+    keras.utils.set_random_seed(0)
+    layers = [keras.layers.Embedding(CLASSES, 8), keras.layers.BatchNormalization(), keras.layers.Dropout(0.3)]
+    built = keras.Sequential([keras.Input((LENGTH,)), *layers, kx.layers.LogitsDense(CLASSES)])
+    loss = kx.losses.MaskedSequenceCrossentropy(ignore_class=0)
+    built.compile(keras.optimizers.Adam(0.05), loss, metrics=[kx.metrics.Perplexity(ignore_class=0)])
+    logger = kx.callbacks.PerplexityLogger(update_freq=1)
+    logs = [logger, kx.callbacks.TensorBoard(folder, update_freq=1)]
+    history = fit(built, *logs, *callbacks, validation=False, shuffle=True, epochs=3)
+    return built, history, logger.rows, folder
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory):
+    """The same training without validation, and with one every three steps."""
+    validates = kx.callbacks.ValidateEvery(3, validation(), batch_size=2)
+    folders = [tmp_path_factory.mktemp(name) for name in ("without", "with")]
+    return trained(folders[0]), trained(folders[1], validates), validates
+
+
+def test_training_is_bit_for_bit_as_without_it(pair):
+    (plain, history, rows, folder), (validated, with_it, all_rows, other_folder), _ = pair
+    for before, after in zip(plain.get_weights(), validated.get_weights(), strict=True):
+        np.testing.assert_array_equal(before, after)
+    assert history == {name: with_it[name] for name in history}
+    training = [row for row in all_rows if row["kind"] != "validation"]
+    numbers = [{name: value for name, value in row.items() if name != "seconds"} for row in rows]
+    for row, after in zip(numbers, training, strict=True):
+        assert row == {name: after[name] for name in row}
+    curves, after = scalars(folder / "train"), scalars(other_folder / "train")
+    assert curves.keys() == after.keys()
+    assert all(curves[tag] == after[tag] for tag in curves.keys() - {"tokens/per_second"})
+
+
+def test_both_logs_have_it_at_the_steps_of_training(pair):
+    _, (built, _, rows, folder), validates = pair
+    steps = [3, 6, 9, 12]
+    assert validates.history["step"] == steps
+    read = scalars(folder / "validation")
+    for name in ("loss", "perplexity"):
+        curve = read[f"evaluation_{name}_vs_iterations"]
+        assert curve == pytest.approx(dict(zip(steps, validates.history[f"val_{name}"], strict=True)), rel=1e-6)
+    nll = np.log(validates.history["val_perplexity"])
+    np.testing.assert_allclose(list(read["units/nll"].values()), nll, rtol=1e-6)
+    found = [row for row in rows if row["kind"] == "validation"]
+    # That of step 12 is at the end of an epoch.
+    assert [(row["step"], row["epoch"]) for row in found] == [(3, 0), (6, 1), (9, 2), (12, 2)]
+    np.testing.assert_allclose([row["val_nll"] for row in found], nll, rtol=1e-6)
+    assert {row["val_tokens"] for row in found} == {(validation()[1] != 0).sum()}
+    x, y = validation()
+    result = built.evaluate(x, y, batch_size=2, verbose=0, return_dict=True)
+    assert validates.history["val_perplexity"][-1] == pytest.approx(result["perplexity"], rel=1e-6)
+
+
+def test_the_logs_of_batches_and_epochs_have_it_for_other_callbacks(tmp_path):
+    seen = []
+
+    class Watch(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            seen.append("val_loss" in logs)
+
+    validates = kx.callbacks.ValidateEvery(3, validation())
+    path = str(tmp_path / "{val_loss:.4f}.keras")
+    best = keras.callbacks.ModelCheckpoint(path, monitor="val_loss", save_freq=3, save_best_only=True)
+    history = fit(model(), validates, best, Watch(), validation=False, epochs=3)
+    assert seen == [(step + 1) % 3 == 0 for step in range(3 * STEPS)]
+    losses = validates.history["val_loss"]
+    # The last before the end of each epoch.
+    assert history["val_loss"] == [losses[0], losses[1], losses[3]]
+    lowest = [loss for i, loss in enumerate(losses) if loss == min(losses[: i + 1])]
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(f"{loss:.4f}.keras" for loss in lowest)
+
+
+def test_early_stopping_counts_validations_and_stops_within_an_epoch():
+    stop = keras.callbacks.EarlyStopping("val_loss", mode="max", patience=2, restore_best_weights=True)
+    validates = kx.callbacks.ValidateEvery(1, validation(), callbacks=[stop])
+    built = model()
+    fit(built, validates, validation=False, epochs=5)
+    # The loss falls, and the first validation stays the best of those who want it to rise.
+    assert validates.history["step"] == [1, 2, 3]
+    x, y = validation()
+    assert built.evaluate(x, y, verbose=0, return_dict=True)["loss"] == pytest.approx(validates.history["val_loss"][0])
+
+
+def test_a_second_fit_and_executions_of_several_steps_continue_the_count():
+    validates, built = kx.callbacks.ValidateEvery(5, validation()), model(steps_per_execution=3)
+    fit(built, validates, validation=False)
+    fit(built, validates, validation=False)
+    # Executions end after steps 3 and 4 of each epoch of 4.
+    assert validates.history["step"] == [7, 11, 15]
+
+
+def test_datasets_and_their_number_of_batches_are_taken():
+    import tensorflow as tf
+
+    dataset = tf.data.Dataset.from_tensor_slices(validation()).batch(2)
+    whole, part = kx.callbacks.ValidateEvery(4, dataset), kx.callbacks.ValidateEvery(4, dataset, validation_steps=1)
+    built = model(rate=0.0)
+    fit(built, whole, part, validation=False, epochs=1)
+    for validates, rows in ((whole, slice(None)), (part, slice(2))):
+        x, y = (array[rows] for array in validation())
+        result = built.evaluate(x, y, verbose=0, return_dict=True)["perplexity"]
+        assert validates.history["val_perplexity"] == [pytest.approx(result, rel=1e-6)]
+
+
+def test_arguments_are_checked():
+    with pytest.raises(ValueError) as error:
+        kx.callbacks.ValidateEvery(0, validation())
+    assert str(error.value) == "`steps` must be a whole number of at least 1. Received: steps=0."
+    with pytest.raises(ValueError) as error:
+        kx.callbacks.ValidateEvery(10, None)
+    assert str(error.value) == (
+        "`validation_data` must be (x, y), (x, y, sample_weight), a dataset or a generator. Received: None."
+    )

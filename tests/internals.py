@@ -1,0 +1,85 @@
+"""What the tests read of the package beyond its public names: the one file to change when an internal one moves."""
+
+import dataclasses
+
+from keras.src.backend import set_keras_mask
+
+from keras_xent import _backend, _keras, provenance
+from keras_xent.kernels import _compiled, _linear_loop, _options, _xla_cpu, linear, reduction
+from keras_xent.kernels import sigmoid as _sigmoid
+from keras_xent.kernels import softmax as _softmax
+from keras_xent.kernels import sparse_softmax as _sparse
+from keras_xent.metrics import _exact_sums
+
+__all__ = ["set_keras_mask"]
+
+# How kernels are compiled.
+clear_cache = _compiled.clear_cache
+CompiledKernel = _compiled.CompiledKernel
+SoftmaxOptions, SigmoidOptions = _options.SoftmaxOptions, _options.SigmoidOptions
+on_accelerator = _backend.on_accelerator
+without_xla = _backend.without_xla
+cast_to_nearest_even = _xla_cpu.cast_to_nearest_even
+
+# The compiled halves of the kernels.
+sparse_forward, sparse_backward = _sparse._sparse_forward, _sparse._sparse_backward
+dense_forward, dense_backward = _softmax._dense_forward, _softmax._dense_backward
+sigmoid_forward, sigmoid_backward = _sigmoid._sigmoid_forward, _sigmoid._sigmoid_backward
+
+
+def linear_with_ranks(*arrays, **options):
+    """The linear cross-entropy and its statistics, as losses request them where a metric needs ranks."""
+    fields = {field.name for field in dataclasses.fields(SoftmaxOptions)}
+    softmax = SoftmaxOptions(**{name: value for name, value in options.items() if name in fields})
+    others = {name: value for name, value in options.items() if name not in fields}
+    return linear.with_statistics(*arrays, options=softmax, statistics=("rank",), **others)
+
+
+def chunks(tokens, classes, is_masked):
+    """The size of a chunk of tokens of the linear kernel, and their number."""
+    return _linear_loop._chunk_sizes(tokens, classes, is_masked=is_masked)
+
+
+def set_sizes(
+    set_attribute,
+    *,
+    chunk_bytes=None,
+    fewest_rows=None,
+    strip_bytes=None,
+    block_bytes=None,
+    accelerator_chunk_bytes=None,
+):
+    """Sets what the kernels read at once; `set_attribute` is `setattr`, or monkeypatch's, which undoes it."""
+    sizes = {
+        (_linear_loop, "CPU_CHUNK_BYTES"): chunk_bytes,
+        (_linear_loop, "ACCELERATOR_CHUNK_BYTES"): accelerator_chunk_bytes,
+        (_linear_loop, "MIN_CHUNK_TOKENS"): fewest_rows,
+        (_xla_cpu, "_STRIP_BYTES"): strip_bytes,
+        (_xla_cpu, "_BLOCK_BYTES"): block_bytes,
+    }
+    for (module, name), size in sizes.items():
+        if size is not None:
+            assert hasattr(module, name)
+            set_attribute(module, name, size)
+
+
+def count_linear_calls(monkeypatch):
+    """A list to which each call of the linear kernel adds its options."""
+    made, kernel = [], linear.with_statistics
+
+    def counted(*arguments, **options):
+        made.append(options)
+        return kernel(*arguments, **options)
+
+    monkeypatch.setattr(linear, "with_statistics", counted)
+    return made
+
+
+# Reductions and sums.
+REDUCTIONS = reduction.REDUCTIONS
+reduce = reduction.reduce
+ExactSums = _exact_sums.ExactSums
+
+# Where a tensor came from.
+head_of = provenance.head_of
+mask_of = _keras.mask_of
