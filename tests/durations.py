@@ -19,14 +19,15 @@ class Durations:
 
     def __init__(self, config, backend):
         self.config = config
-        self.limit = config.getoption("--durations-check")
+        self.checks = config.getoption("--durations-check")
+        self.limit = config.getoption("--durations-limit")
         # The slow tests of earlier runs, by name, kept in pytest's cache.
         self.key = f"keras_xent/slow_on_{backend}"
         self.slow, self.ran, self.peak = {}, set(), 0.0
 
     @pytest.hookimpl(trylast=True)
     def pytest_collection_modifyitems(self, config, items):
-        if self.limit:
+        if self.checks:
             slow = config.cache.get(self.key, {})
             others = [item for item in items if item.nodeid not in slow]
             items[:] = [item for item in items if item.nodeid in slow]
@@ -43,7 +44,7 @@ class Durations:
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_makereport(self, item, call):
         report = yield
-        if self.limit and report.passed and _seconds(report) > self.limit:
+        if self.checks and report.passed and _seconds(report) > self.limit:
             report.outcome = "failed"
             report.longrepr = (
                 f"{item.nodeid} took {_seconds(report):.1f} s of processor time with its programs compiled. A test of "

@@ -91,7 +91,8 @@ _keep_compiled_programs() {
     fi
     mkdir -p "$cache/tensorflow" "$cache/jax"
     local flags="--tf_xla_persistent_cache_directory=$cache/tensorflow --tf_xla_persistent_cache_device_types=XLA_CPU_JIT"
-    export TF_XLA_FLAGS="$flags${TF_XLA_FLAGS:+ $TF_XLA_FLAGS}"
+    # TensorFlow splits its flags at spaces, and knows no quotes.
+    [[ $cache == *[[:space:]]* ]] || export TF_XLA_FLAGS="$flags${TF_XLA_FLAGS:+ $TF_XLA_FLAGS}"
     export JAX_COMPILATION_CACHE_DIR="${JAX_COMPILATION_CACHE_DIR:-$cache/jax}"
     # Else only programs that take over a second to compile are kept.
     export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="${JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS:-0}"

@@ -188,7 +188,13 @@ def test_mismatched_shapes_are_refused_with_both_shapes():
 # Agreement with the oracle.
 
 
-@pytest.mark.parametrize("options, transpose", [*[(name, False) for name in OPTIONS], ("plain", True), ("all", True)])
+@pytest.mark.parametrize(
+    "options, transpose",
+    sample(
+        [*[(name, False) for name in OPTIONS], ("plain", True), ("all", True)],
+        [("plain", False), ("all", False), ("all", True)],
+    ),
+)
 @every_mode
 def test_values_and_gradients_agree_with_the_oracle(mode, options, transpose):
     options = OPTIONS[options]
@@ -266,7 +272,10 @@ def test_every_mode_gives_the_same(mode):
 @pytest.mark.parametrize("reduction", sample(["none", "sum"], ["sum"]))
 @pytest.mark.parametrize(
     "tokens, features, classes",
-    [(0, 3, 5), (1, 1, 1), (1, 4, 37), (7, 1, 37), (8, 5, 37), (9, 5, 37), (33, 3, 1), (17, 6, 38), (16, 2, 11)],
+    sample(
+        [(0, 3, 5), (1, 1, 1), (1, 4, 37), (7, 1, 37), (8, 5, 37), (9, 5, 37), (33, 3, 1), (17, 6, 38), (16, 2, 11)],
+        [(0, 3, 5), (1, 1, 1), (33, 3, 1), (17, 6, 38)],
+    ),
 )
 def test_sizes_that_no_chunk_divides(tokens, features, classes, reduction):
     hidden, kernel, bias, labels = example(1, tokens, features, classes)
@@ -314,7 +323,7 @@ if BACKEND == "tensorflow":
 
 else:
 
-    @pytest.mark.parametrize("reduction", ["sum", "none"])
+    @pytest.mark.parametrize("reduction", sample(["sum", "none"], ["sum"]))
     def test_second_derivatives_are_right(reduction):
         hidden, kernel, _, labels = example(tokens=9)
         vector = np.random.default_rng(5).standard_normal(hidden.shape)
@@ -327,7 +336,7 @@ else:
         dense = along(lambda h: sparse_softmax_cross_entropy(labels, h @ kernel).sum())
         np.testing.assert_allclose(ours, dense, atol=2e-6 * np.abs(dense).max())
 
-    @pytest.mark.parametrize("reduction", ["sum", "none"])
+    @pytest.mark.parametrize("reduction", sample(["sum", "none"], ["sum"]))
     def test_second_derivatives_of_a_new_head_of_zeros_are_right(reduction):
         hidden, kernel, _, labels = example(tokens=9)
         zeros, vector = np.zeros(kernel.shape, "float32"), kernel.astype("float32")
@@ -510,7 +519,7 @@ def test_no_buffer_of_the_size_of_the_logits_is_made(monkeypatch, options, reduc
 
 if BACKEND == "jax":
 
-    @pytest.mark.parametrize("platform", ["cpu", "cuda", "tpu"])
+    @pytest.mark.parametrize("platform", sample(["cpu", "cuda", "tpu"], ["tpu"]))
     def test_it_lowers_for_every_platform(platform):
         from jax import export
 
