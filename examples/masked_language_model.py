@@ -84,13 +84,13 @@ def time_steps(shares, vocabulary, tokens, width, steps):
     inputs = np.arange(tokens, dtype="int32")[None]
     labels = rng.integers(0, vocabulary, (1, tokens), "int32")
     order = rng.permutation(tokens)[None]
-    labelled = {share: np.where(order < share * tokens, labels, IGNORED) for share in shares}
-    model.train_on_batch(inputs, labelled[min(shares)])  # the first step compiles
+    labeled = {share: np.where(order < share * tokens, labels, IGNORED) for share in shares}
+    model.train_on_batch(inputs, labeled[min(shares)])  # the first step compiles
     seconds = {share: [] for share in shares}
     for _ in range(steps):
         for share in shares:  # in turn, so that a busy machine slows all of them
             begin = time.perf_counter()
-            float(model.train_on_batch(inputs, labelled[share]))
+            float(model.train_on_batch(inputs, labeled[share]))
             seconds[share].append(time.perf_counter() - begin)
     return {share: float(np.median(found)) for share, found in seconds.items()}
 

@@ -52,7 +52,7 @@ def saved(losses, **arguments):
     return keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(made))
 
 
-def labelled(losses, label, classes, dtype):
+def labeled(losses, label, classes, dtype):
     logits = np.zeros((1, classes), "float32")
     logits[0, label] = 20
     return loss(losses.SparseCategoricalCrossentropy(from_logits=True, dtype=dtype), np.array([label]), logits)
@@ -78,12 +78,12 @@ ROW = np.array([[0.1, 2.1, 1.1]], "float32")
 ROWS = [
     (
         'Label 257 of 300 with `dtype="bfloat16"`, logit 20 on it',
-        lambda k: labelled(k, 257, 300, "bfloat16"),
+        lambda k: labeled(k, 257, 300, "bfloat16"),
         "6.2e-07",
     ),
     (
         'Label 2049 of 2100 with `dtype="float16"`, logit 20 on it',
-        lambda k: labelled(k, 2049, 2100, "float16"),
+        lambda k: labeled(k, 2049, 2100, "float16"),
         "4.3e-06",
     ),
     (

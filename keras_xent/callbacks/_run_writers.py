@@ -52,7 +52,7 @@ class RunWriters:
             tf.summary.experimental.write_raw_pb(event, step)
 
     def flush(self) -> None:
-        """Completes the files, since no callback is told that `fit` was interrupted."""
+        """Completes the files, since no callback is called where `fit` was interrupted."""
         now, remote = time.monotonic(), "://" in self.folder
         for run, writer in self._writers.items():
             if not remote or now - self._flushed.get(run, -_REMOTE_FLUSH) >= _REMOTE_FLUSH:

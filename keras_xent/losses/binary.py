@@ -27,7 +27,12 @@ class BinaryCrossentropy(Crossentropy):
             (also through the casts of mixed precision), else the log-odds of the probabilities.
         label_smoothing: share in [0, 1] by which labels move to 1/2.
         axis: the axis of an example's labels; the loss is their mean.
-        reduction, name, dtype: as in `SparseCategoricalCrossentropy`.
+        reduction: `"sum_over_batch_size"` (or `"mean"`), `"mean_with_sample_weight"`, `"sum"`, `None` (or `"none"`) as
+            in Keras; `"token_mean"`, `"sequence_mean"`: the mean over valid examples, over all replicas, and the mean
+            over examples of each one's mean.
+        name: name of the loss.
+        dtype: dtype of the result (default float32). Sums are in float32 whatever it is; with `"float64"` the whole
+            computation is in float64.
         pos_weight: weight of positive labels: a number, or a list with one for each label of an example.
         focal_gamma: exponent of the focal factor (`keras.losses.BinaryFocalCrossentropy` has 2.0).
         focal_alpha: weight of positive labels in [0, 1], negative ones weigh `1 - alpha`; None for no balancing.
@@ -49,6 +54,12 @@ class BinaryCrossentropy(Crossentropy):
     >>> loss = kx.losses.BinaryCrossentropy(ignore_class=-1, reduction=None)
     >>> [round(float(x), 4) for x in loss(y_true, y_pred)]  # the mean of -ln 0.9 and -ln 0.8; -ln 0.6
     [0.1643, 0.5108]
+
+    In a model, for rare positives:
+
+    >>> import keras
+    >>> model = keras.Sequential([keras.layers.Dense(1)])
+    >>> model.compile("adam", kx.losses.BinaryCrossentropy(from_logits=True, pos_weight=5.0))
 
     References: `keras.losses.BinaryCrossentropy` and `BinaryFocalCrossentropy`; the references of the kernel.
     """

@@ -24,10 +24,20 @@ class CategoricalCrossentropy(Crossentropy):
     Equivalent to `mean(kernels.softmax_cross_entropy(y_true, logits, ...))`, which has the formula.
 
     Args:
-        from_logits, reduction, name, dtype, class_weight, focal_gamma, z_loss, logit_softcap: as in
-            `SparseCategoricalCrossentropy`.
+        from_logits: whether `y_pred` holds logits. If not, the logits before a softmax are used where they are known
+            (also through the casts of mixed precision), else the logarithm of the probabilities.
         label_smoothing: share `s` in [0, 1]: targets become `q (1 - s) + s / C`. An all-zero row stays one.
         axis: the class axis.
+        reduction: `"sum_over_batch_size"` (or `"mean"`), `"mean_with_sample_weight"`, `"sum"`, `None` (or `"none"`) as
+            in Keras; `"token_mean"`, `"sequence_mean"`: the mean over valid examples, over all replicas, and the mean
+            over examples of each one's mean.
+        name: name of the loss.
+        dtype: dtype of the result (default float32). Sums are in float32 whatever it is; with `"float64"` the whole
+            computation is in float64.
+        class_weight: one weight per class: `[C]`, or a dict from class to weight.
+        focal_gamma: exponent of the focal factor `(1 - p)^gamma`.
+        z_loss: weight of the squared log-sum-exp of the logits.
+        logit_softcap: `c` of `c tanh(x / c)`, applied to the logits.
 
     Call arguments: `y_true` and `y_pred` `[..., C]`, `sample_weight` a scalar, `[B]`, `[B, 1]` or `[...]`.
 
@@ -42,6 +52,12 @@ class CategoricalCrossentropy(Crossentropy):
     >>> y_pred = np.array([[0.05, 0.95, 0.0], [0.1, 0.8, 0.1]], "float32")
     >>> round(float(kx.losses.CategoricalCrossentropy()(y_true, y_pred)), 3)
     1.177
+
+    In a model:
+
+    >>> import keras
+    >>> model = keras.Sequential([keras.layers.Dense(3)])
+    >>> model.compile("adam", kx.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=0.1))
 
     References: `keras.losses.CategoricalCrossentropy`; the references of the kernel.
     """

@@ -31,7 +31,8 @@ class SparseCategoricalCrossentropy(Crossentropy):
             (also through the casts of mixed precision), else the logarithm of the probabilities.
         ignore_class: a label that is ignored, whatever is predicted for it.
         reduction: `"sum_over_batch_size"` (or `"mean"`), `"mean_with_sample_weight"`, `"sum"`, `None` (or `"none"`) as
-            in Keras; `"token_mean"`, `"sequence_mean"` as in `MaskedSequenceCrossentropy`.
+            in Keras; `"token_mean"`, `"sequence_mean"`: the mean over valid labels by their weights, over all replicas,
+            and the mean over examples of each one's mean.
         axis: the class axis.
         name: name of the loss.
         dtype: dtype of the result (default float32). Sums are made in float32 whatever it is, labels are never cast to
@@ -57,6 +58,12 @@ class SparseCategoricalCrossentropy(Crossentropy):
     >>> probabilities = np.array([[0.05, 0.95, 0.0], [0.1, 0.8, 0.1]], "float32")
     >>> round(float(loss(np.array([1, 2]), probabilities)), 3)
     1.177
+
+    In a model:
+
+    >>> import keras
+    >>> model = keras.Sequential([keras.layers.Dense(3)])
+    >>> model.compile("adam", kx.losses.SparseCategoricalCrossentropy(from_logits=True), metrics=["accuracy"])
 
     References: `keras.losses.SparseCategoricalCrossentropy`; the references of the kernel.
     """
@@ -141,7 +148,7 @@ class SparseCategoricalCrossentropy(Crossentropy):
             normalizer=self.normalizer,
             training=head.training,
             gradients=head.gradients,
-            ranks=_loss_statistics.needs_ranks(),
+            statistics=_loss_statistics.needed_statistics(),
         )
         _loss_statistics.publish(self._record(statistics, y_true, y_pred, sample_weight))
         return loss
@@ -173,7 +180,7 @@ class SparseCategoricalCrossentropy(Crossentropy):
         statistics = None
         if not (self.label_smoothing or self.class_weight is not None or self.focal_gamma or self.z_loss):
             ranks = None
-            if _loss_statistics.needs_ranks():
+            if "rank" in _loss_statistics.needed_statistics():
                 labels = ops.reshape(to_tensor(y_true), ops.shape(losses))
                 ranks = sparse_softmax.label_ranks(labels, logits, axis=self.axis)
             statistics = linear.LossStatistics(losses, ranks, valid)

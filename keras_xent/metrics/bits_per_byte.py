@@ -31,8 +31,12 @@ class BitsPerByte(TokenCrossentropy):
     Args:
         bytes_per_token: for each class the number of bytes that it stands for, `[C]`; or the tokens themselves, as
             `bytes` or as `str`. `bytes_of_tokens` gives the numbers for what tokenizers write into their vocabularies.
-        from_logits, ignore_class, axis, dtype, logit_softcap: as in `Perplexity`.
+        from_logits: whether `y_pred` holds logits or probabilities.
+        ignore_class: the label of padding.
+        axis: the class axis.
         name: name of the metric (default `"bits_per_byte"`).
+        dtype: dtype of the result (default float32). The sums are exact to 2^48 tokens whatever it is.
+        logit_softcap: the loss's `logit_softcap`, if it has one.
 
     Raises:
         ValueError: numbers below 0, or not one for each class of the predictions.

@@ -49,7 +49,7 @@ def three_matmuls(hidden: tf.Tensor, kernel: tf.Tensor) -> Callable[[], tf.Tenso
         # The second waits for the first, so that they are made one after the other, as in a loss.
         logits = hidden @ kernel
         for_hidden = tf.matmul(logits, kernel, transpose_b=True)
-        # All of them, or TensorFlow would leave out what nobody asks for.
+        # All of them, or TensorFlow would leave out what is not used.
         return for_hidden, tf.matmul(hidden, logits, transpose_a=True)
 
     return run
