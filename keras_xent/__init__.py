@@ -1,11 +1,24 @@
 """Cross-entropy for Keras: losses, kernels, metrics, callbacks and deployment."""
 
-from keras_xent import callbacks, deploy, kernels, layers, losses, metrics, preference
+from keras_xent import callbacks, deploy, distillation, kernels, layers, losses, metrics, preference
 from keras_xent.layers import fuse_head
+from keras_xent.log_probs import sequence_log_probs, token_log_probs
 
 __version__ = "0.1.0"
 
-__all__ = ["callbacks", "deploy", "fuse_head", "kernels", "layers", "losses", "metrics", "preference"]
+__all__ = [
+    "callbacks",
+    "deploy",
+    "distillation",
+    "fuse_head",
+    "kernels",
+    "layers",
+    "losses",
+    "metrics",
+    "preference",
+    "sequence_log_probs",
+    "token_log_probs",
+]
 
 
 def __dir__() -> list[str]:

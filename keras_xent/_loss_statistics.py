@@ -34,7 +34,7 @@ class LossRecord(NamedTuple):
 class Consumer(Protocol):
     """A metric that can use loss statistics."""
 
-    needs_ranks: bool
+    needs_statistics: frozenset[str]
 
     def receive(self, record: LossRecord) -> None:
         """Called on JAX while the loss is computed, inside the stateless scope of the metric's variables."""
@@ -51,12 +51,12 @@ def register(consumer: Consumer) -> None:
     _consumers.add(consumer)
 
 
-def needs_ranks() -> bool:
-    """Whether a metric needs the ranks of the labels, which cost a pass over the logits.
+def needed_statistics() -> frozenset[str]:
+    """The names of the statistics that a metric needs beside the nll, which cost a pass over the logits.
 
     On JAX a metric of this very step. TensorFlow does not say which these are: there any that is alive.
     """
-    return any(consumer.needs_ranks for consumer in _consumers_of_step())
+    return frozenset().union(*(consumer.needs_statistics for consumer in _consumers_of_step()))
 
 
 def publish(record: LossRecord) -> None:

@@ -60,6 +60,13 @@ def positive(name: str, value: Any) -> float | None:
     return value
 
 
+def above_zero(name: str, value: Any) -> float:
+    """`value` as a float, if it is a finite number above 0."""
+    if not _is_number(value) or not 0 < value < math.inf:
+        raise ValueError(f"`{name}` must be a number above 0. Received: {name}={value!r}.")
+    return float(value)
+
+
 def count(name: str, value: Any) -> int:
     """`value`, if it is a whole number of at least 1."""
     if not _is_number(value) or not value >= 1 or value != int(value):

@@ -6,6 +6,7 @@ activation it was; in a TensorFlow graph both can be read from the operation tha
 
 import re
 import weakref
+from collections.abc import Collection
 from typing import Any, NamedTuple
 
 import keras
@@ -37,8 +38,8 @@ class Head(NamedTuple):
     gradients: tuple[str, ...] = ("hidden", "kernel", "bias")
     layer: str = ""
 
-    def statistics(self, labels: Tensor, mask: Tensor, logit_softcap: float | None, *, ranks: bool = False) -> Any:
-        """The loss statistics of the valid tokens, without their logits; `logit_softcap` where the head has none."""
+    def statistics(self, labels: Tensor, mask: Tensor, logit_softcap: float | None, names: Collection[str] = ()) -> Any:
+        """The loss statistics of these names of the valid tokens; `logit_softcap` where the head has none."""
         _, statistics = linear.with_statistics(
             self.hidden,
             self.kernel,
@@ -47,7 +48,7 @@ class Head(NamedTuple):
             transpose_kernel=self.transpose_kernel,
             mask=mask,
             options=SoftmaxOptions(logit_softcap=self.logit_softcap or logit_softcap),
-            ranks=ranks,
+            statistics=names,
         )
         return statistics
 

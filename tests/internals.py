@@ -32,7 +32,7 @@ def linear_with_ranks(*arrays, **options):
     fields = {field.name for field in dataclasses.fields(SoftmaxOptions)}
     softmax = SoftmaxOptions(**{name: value for name, value in options.items() if name in fields})
     others = {name: value for name, value in options.items() if name not in fields}
-    return linear.with_statistics(*arrays, options=softmax, ranks=True, **others)
+    return linear.with_statistics(*arrays, options=softmax, statistics=("rank",), **others)
 
 
 def chunks(tokens, classes, is_masked):

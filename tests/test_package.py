@@ -23,7 +23,8 @@ LAYERS = [
     {"kernels"},
     {"_loss_statistics", "provenance"},
     {"layers", "losses", "metrics", "preference"},
-    {"callbacks", "deploy"},
+    {"_without_logits"},
+    {"callbacks", "deploy", "distillation", "log_probs"},
     {"__init__"},
 ]
 RULE = (

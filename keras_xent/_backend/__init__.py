@@ -40,6 +40,7 @@ assert_in_graph = _module.assert_in_graph
 matmul = _module.matmul
 fori_loop = _module.fori_loop
 update_rows = _module.update_rows
+add_at_columns = _module.add_at_columns
 bitcast = _module.bitcast
 round_to_bfloat16 = _module.round_to_bfloat16
 # Devices.

@@ -140,6 +140,11 @@ def update_rows(array: Tensor, start: Any, rows: Tensor) -> Tensor:
     return jax.lax.dynamic_update_slice(array, rows, (start, *[0] * (array.ndim - 1)))
 
 
+def add_at_columns(array: Tensor, columns: Tensor, values: Tensor) -> Tensor:
+    """`[n, V]` with `values` `[n, K]` added at `columns` `[n, K]`; those that come twice are added twice."""
+    return array.at[jax.numpy.arange(array.shape[0])[:, None], columns].add(values)
+
+
 def bitcast(array: Tensor, dtype: str) -> Tensor:
     """The bits of the array, read as another dtype of the same width."""
     return jax.lax.bitcast_convert_type(array, dtype)

@@ -194,6 +194,12 @@ def update_rows(array: Tensor, start: Any, rows: Tensor) -> Tensor:
     return tf.tensor_scatter_nd_update(array, indices[:, None], rows)
 
 
+def add_at_columns(array: Tensor, columns: Tensor, values: Tensor) -> Tensor:
+    """`[n, V]` with `values` `[n, K]` added at `columns` `[n, K]`; those that come twice are added twice."""
+    rows = tf.broadcast_to(tf.range(tf.shape(columns)[0])[:, None], tf.shape(columns))
+    return tf.tensor_scatter_nd_add(array, tf.stack([rows, columns], axis=-1), values)
+
+
 def bitcast(array: Tensor, dtype: str) -> Tensor:
     """The bits of the array, read as another dtype of the same width."""
     return tf.bitcast(array, dtype)

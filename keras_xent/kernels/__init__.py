@@ -1,8 +1,21 @@
-"""Pure, compiled cross-entropy kernels: tensors in, losses in nats out, nothing reduced, no state."""
+"""Pure, compiled kernels: tensors in, numbers of each token or example out, and no state."""
 
-from keras_xent.kernels.linear import linear_cross_entropy
+from keras_xent.kernels.distillation import linear_distillation
+from keras_xent.kernels.linear import LossStatistics, linear_cross_entropy
 from keras_xent.kernels.sigmoid import sigmoid_cross_entropy
 from keras_xent.kernels.softmax import softmax_cross_entropy
 from keras_xent.kernels.sparse_softmax import sparse_softmax_cross_entropy
+from keras_xent.kernels.token_statistics import TokenStatistics, linear_token_statistics
+from keras_xent.kernels.top_k_distillation import linear_top_k_distillation
 
-__all__ = ["linear_cross_entropy", "sigmoid_cross_entropy", "softmax_cross_entropy", "sparse_softmax_cross_entropy"]
+__all__ = [
+    "LossStatistics",
+    "TokenStatistics",
+    "linear_cross_entropy",
+    "linear_distillation",
+    "linear_token_statistics",
+    "linear_top_k_distillation",
+    "sigmoid_cross_entropy",
+    "softmax_cross_entropy",
+    "sparse_softmax_cross_entropy",
+]

@@ -1,8 +1,8 @@
-"""One pass over the tokens of a linear cross-entropy, in chunks.
+"""One pass over the tokens of a linear kernel, in chunks.
 
-For each chunk the logits are computed, and the bodies of the sparse softmax kernel turn them into losses and, in the
-same memory, into their gradient, which two more matmuls turn into gradients for the hidden states and for the kernel.
-So what exists at once is one chunk of logits.
+For each chunk the logits are computed. A `Rule` turns them into a few numbers per token (losses, statistics) and, in
+the same memory, into the gradient of these, which two more matmuls turn into gradients for the hidden states and for
+the kernel. So what exists at once is one chunk of logits.
 
 Tokens that are not active (masked, ignored, of weight 0) are moved to the end, and the loop ends before them.
 """
@@ -15,10 +15,8 @@ from keras import ops
 from keras_xent import _backend
 from keras_xent._backend import fori_loop, matmul, on_accelerator, update_rows, uses_xla_cpu
 from keras_xent._types import Tensor
-from keras_xent.kernels import _softmax_row as row
-from keras_xent.kernels import sparse_softmax
 from keras_xent.kernels._compiled import CompiledKernel
-from keras_xent.kernels._dtypes import accumulator_dtype, upcast
+from keras_xent.kernels._dtypes import accumulator_dtype, is_float
 from keras_xent.kernels._masking import where_or_zero
 from keras_xent.kernels._xla_cpu import accumulate_matmul, block_size, map_row_blocks
 
@@ -34,92 +32,92 @@ MIN_CHUNKS_IF_MASKED = 4
 class Result(NamedTuple):
     """What one pass gives: arrays `[N, 1]`, and gradients of hidden, kernel and bias, None where not needed."""
 
-    losses: Tensor
-    nll: Tensor
-    rank: Tensor
+    columns: tuple[Tensor, ...]
     gradients: tuple[Tensor, Tensor, Tensor]
 
 
 class Carry(NamedTuple):
     """What the loop carries from chunk to chunk; None for what is not needed."""
 
-    losses: Tensor
-    nll: Tensor
-    rank: Tensor = None
+    columns: tuple[Tensor, ...]
     d_hidden: Tensor = None
     d_kernel: Tensor = None
     d_bias: Tensor = None
 
-    def present(self) -> dict[str, Tensor]:
+    def present(self) -> dict[str, Any]:
         """What is needed, by name."""
-        return {name: array for name, array in self._asdict().items() if array is not None}
+        return {name: value for name, value in self._asdict().items() if value is not None}
 
 
-def run(inputs: Any, upstream: Tensor, nondiff_args: Any, **static: Any) -> Result:
-    """Losses, their statistics, and the needed gradients of `sum(upstream * losses)`.
+class Data(NamedTuple):
+    """What a rule needs beside the logits. None of it has a gradient."""
 
-    `inputs` are hidden `[N, D]`, kernel and bias; `upstream` is `[N, 1]`, or None where no gradient is needed;
-    `nondiff_args` are labels `[N, 1]`, class weights `[1, V]` and `is_active` `[N, 1]`. Tokens that are not active have
-    loss and gradient 0. Gradients are not yet rounded to 16 bits.
+    # `[N, 1]`: which tokens count; None if all do. Others have columns and gradients of 0.
+    is_active: Tensor
+    # Arrays `[N, ...]` such as the labels.
+    rows: tuple[Tensor, ...]
+    # Arrays that all tokens share, such as class weights.
+    constants: tuple[Tensor, ...] = ()
+
+
+def run(inputs: Any, upstream: Tensor, data: Data, **static: Any) -> Result:
+    """The columns of a rule, and the needed gradients of `sum(upstream * columns)`.
+
+    `inputs` are hidden `[N, D]`, kernel and bias; `upstream` has a column for each of the rule's values, or is None
+    where no gradient is needed. Gradients are not yet rounded to 16 bits.
     """
     hidden, kernel, bias = inputs
-    labels, class_weights, is_active = nondiff_args
-    rows, replicated = (hidden, upstream, labels, is_active), (kernel, bias, class_weights)
-    losses, nll, rank, gradients = _run(rows, replicated, mesh=_backend.batch_mesh(hidden), **static)
-    return Result(losses, nll, rank, gradients)
+    rows, replicated = (hidden, upstream, data.is_active, *data.rows), (kernel, bias, *data.constants)
+    columns, gradients = _run(rows, replicated, mesh=_backend.batch_mesh(hidden), **static)
+    return Result(columns, gradients)
 
 
 @CompiledKernel
 def _run(rows, replicated, *, mesh, **static):
-    has_rows = (True, True, True, (True, False, False))
     on_device = functools.partial(_run_on_device, mesh=mesh, **static)
-    return _backend.shard_map_rows(mesh, on_device, rows, replicated, has_rows=has_rows)
+    return _backend.shard_map_rows(mesh, on_device, rows, replicated, has_rows=(True, (True, False, False)))
 
 
-def _run_on_device(rows, replicated, *, mesh, needs_grad, transpose, ranks, options):
-    hidden, upstream, labels, is_active = rows
-    kernel, bias, class_weights = replicated
+def _run_on_device(rows, replicated, *, mesh, needs_grad, transpose, rule, chunk_bytes):
+    hidden, upstream, is_active, *arrays = rows
+    kernel, bias, *constants = replicated
     dtype = accumulator_dtype(hidden)
     if not on_accelerator():
         # A CPU multiplies 16-bit floats by way of float32 in any case.
         hidden = ops.cast(hidden, dtype)
     kernel = ops.cast(kernel, hidden.dtype)
+    arrays, constants = rule.prepare(arrays, constants)
     # What is not active may hold NaN, which 0 times it would bring into the kernel's gradient.
-    hidden = where_or_zero(hidden, is_active)
-    upstream = None if upstream is None else where_or_zero(upstream, is_active)
+    hidden, upstream, *arrays = (
+        where_or_zero(a, is_active) if a is not None and is_float(a) else a for a in (hidden, upstream, *arrays)
+    )
     tokens, features = ops.shape(hidden)
-    size, num_chunks = _chunk_sizes(tokens, kernel.shape[0 if transpose else 1], is_masked=is_active is not None)
+    num_classes = kernel.shape[0 if transpose else 1]
+    size, num_chunks = _chunk_sizes(
+        tokens, num_classes, is_masked=is_active is not None, copies=rule.num_logits, chunk_bytes=chunk_bytes
+    )
     is_single = isinstance(num_chunks, int) and num_chunks == 1
     order = _active_first(None if is_single else is_active, size, num_chunks)
     # Devices that share the classes go through the loop together, and all wait for the last at its end.
     steps = num_chunks if order.permutation is None else _backend.pmax(mesh, order.num_active_chunks)
-    hidden, labels, upstream = (
+    hidden, upstream, *arrays = (
         None if a is None else _pad_rows(_gather_rows(a, order.permutation), size * num_chunks)
-        for a in (hidden, labels, upstream)
-    )  # [size * num_chunks, D or 1], active tokens first
+        for a in (hidden, upstream, *arrays)
+    )  # [size * num_chunks, ...], active tokens first
     needs_hidden, needs_kernel, needs_bias = needs_grad if upstream is not None else (False,) * 3
     needs_bias = needs_bias and bias is not None
     # A product whose left factor is transposed is slow on XLA:CPU: transposed once, for all chunks.
     hidden_t = ops.transpose(hidden) if needs_kernel and not transpose and uses_xla_cpu() else None  # [D, tokens]
 
-    gradient_of_chunk = functools.partial(
-        _losses_and_logits_gradient, class_weights=class_weights, ranks=ranks, options=options
-    )
-
     def body(i, carry):
         start = i * size
-        chunk, *columns = (
-            ops.slice(a, (start, 0), (size, a.shape[1])) for a in (hidden, labels, upstream) if a is not None
-        )  # [size, D], [size, 1], [size, 1]
+        chunk, d_columns, *pieces = (None if a is None else _slice(a, start, size) for a in (hidden, upstream, *arrays))
         logits = matmul(chunk, kernel, transpose_b=transpose)  # [size, V]
         if bias is not None:
             logits = logits + ops.cast(bias, dtype)
-        outputs = gradient_of_chunk(logits, *columns)
-        d_logits, losses, nll, *rank = outputs if upstream is not None else (None, *outputs)
+        d_logits, columns = _apply(rule, logits, rule.arrays(pieces, constants), constants, d_columns)
         carry = carry._replace(
-            losses=update_rows(carry.losses, start, losses),
-            nll=update_rows(carry.nll, start, nll),
-            rank=update_rows(carry.rank, start, rank[0]) if ranks else None,
+            columns=tuple(update_rows(c, start, new) for c, new in zip(carry.columns, columns, strict=True))
         )
         if upstream is None:
             return carry
@@ -142,13 +140,8 @@ def _run_on_device(rows, replicated, *, mesh, needs_grad, transpose, ranks, opti
             carry = carry._replace(d_bias=carry.d_bias + ops.sum(ops.cast(d_logits, dtype), axis=0))
         return carry
 
-    def column():
-        return ops.zeros((size * num_chunks, 1), dtype)
-
     carry = Carry(
-        losses=column(),
-        nll=column(),
-        rank=column() if ranks else None,
+        columns=tuple(ops.zeros((size * num_chunks, 1), dtype) for _ in range(rule.num_columns)),
         d_hidden=ops.zeros((size * num_chunks, features), dtype) if needs_hidden else None,
         # With one chunk the product is the gradient.
         d_kernel=ops.zeros(kernel.shape, dtype) if needs_kernel and not is_single else None,
@@ -161,14 +154,51 @@ def _run_on_device(rows, replicated, *, mesh, needs_grad, transpose, ranks, opti
         carry = Carry(**fori_loop(steps, lambda i, state: body(i, Carry(**state)).present(), carry.present()))
     restore = functools.partial(_scatter_rows, inverse=order.inverse, tokens=tokens, is_active=is_active)
     gradients = restore(carry.d_hidden), _backend.psum(mesh, carry.d_kernel), _backend.psum(mesh, carry.d_bias)
-    return restore(carry.losses), restore(carry.nll), restore(carry.rank), gradients
+    return tuple(map(restore, carry.columns)), gradients
 
 
-def _chunk_sizes(tokens, num_classes, *, is_masked):
-    """Tokens of a chunk, and the number of chunks: as even as they can be, and a whole number of blocks each."""
-    budget = ACCELERATOR_CHUNK_BYTES if on_accelerator() else CPU_CHUNK_BYTES
+def _slice(array, start, size):
+    return ops.slice(array, (start, 0), (size, array.shape[1]))
+
+
+def _apply(rule, logits, arrays, constants, upstream):
+    """The gradient for the logits, in their memory (None without `upstream`), and the columns of the rule."""
+
+    def on_block(logits, *arrays):
+        upstream, arrays = (arrays[0], arrays[1:]) if has_upstream else (None, arrays)
+        columns, residuals = rule.forward(logits, *arrays, constants=constants)
+        if not has_upstream:
+            return columns
+        # The gradient takes the memory of the logits. XLA:CPU would copy them for a reader that it does not wait for.
+        for column in columns:
+            upstream = _add_dependency(upstream, column)
+        return rule.backward(upstream, residuals, logits, *arrays, constants=constants), *columns
+
+    has_upstream = upstream is not None
+    arrays = (logits, upstream, *arrays) if has_upstream else (logits, *arrays)
+    if uses_xla_cpu():
+        columns = (ops.zeros_like(logits[:, :1]),) * (rule.num_columns + has_upstream)
+        results = map_row_blocks(on_block, arrays, columns, in_place=has_upstream)
+    else:
+        results = on_block(*arrays)
+    return (results[0], tuple(results[1:])) if has_upstream else (None, tuple(results))
+
+
+def _add_dependency(value, other):
+    """`value`, made to depend on the other in a way that XLA does not see through."""
+    return value + 0.0 * where_or_zero(other, ops.isfinite(other))
+
+
+def _chunk_sizes(tokens, num_classes, *, is_masked, copies=1, chunk_bytes=None):
+    """Tokens of a chunk, and the number of chunks: as even as they can be, and a whole number of blocks each.
+
+    `copies` arrays of the size of the logits exist at once. With `chunk_bytes` a chunk takes no more, unless one token
+    does.
+    """
+    budget = chunk_bytes or (ACCELERATOR_CHUNK_BYTES if on_accelerator() else CPU_CHUNK_BYTES)
     block = block_size((1, num_classes))
-    most = max(MIN_CHUNK_TOKENS, budget // (4 * num_classes))
+    most = max(1 if chunk_bytes else MIN_CHUNK_TOKENS, budget // (4 * num_classes * copies))
+    block = min(block, most)
     if isinstance(tokens, int) and is_masked:
         most = min(most, max(1, MIN_CHUNK_TOKENS // 2, -(-tokens // MIN_CHUNKS_IF_MASKED)))
     num_chunks = -(-tokens // most)
@@ -218,41 +248,3 @@ def _scatter_rows(array, *, inverse, tokens, is_active):
         return None
     array = array[:tokens] if inverse is None else ops.take(array, inverse, axis=0)
     return where_or_zero(array, is_active)
-
-
-def _losses_and_logits_gradient(logits, labels, upstream=None, *, class_weights, ranks, options):
-    """Losses, nll and rank of a chunk; with `upstream`, before these the gradient, in the memory of the logits."""
-
-    def on_block(logits, labels, *upstream):
-        losses, residuals = sparse_softmax.forward(logits, labels, class_weights, options=options)
-        label = ops.maximum(labels, 0)
-        label_logit = upcast(ops.take_along_axis(logits, label, axis=1))
-        nll = row.nll(label_logit, *residuals, options.logit_softcap)
-        statistics = (losses, nll, *([row.rank_of_label(logits, labels)] if ranks else []))
-        if not upstream:
-            return statistics
-        # The gradient takes the memory of the logits. XLA:CPU would copy them for a reader that it does not wait for.
-        (d_losses,) = upstream
-        for read in (losses, *statistics[2:]):
-            d_losses = _add_dependency(d_losses, read)
-        shifted = None
-        if uses_xla_cpu():
-            # The terms of the sum in `forward`, which XLA:CPU has written to memory. Writing the gradient to its place
-            # runs on one thread, and should not compute exponentials.
-            softcap = options.logit_softcap
-            ids, max_logit = row.class_ids(logits), residuals[0]
-            shifted = sparse_softmax.exp_shifted_except_label(logits, ids, label, max_logit, softcap)
-        d_logits = sparse_softmax.backward(d_losses, residuals, logits, labels, class_weights, shifted, options=options)
-        return d_logits, *statistics
-
-    arrays = (logits, labels) if upstream is None else (logits, labels, upstream)
-    if not uses_xla_cpu():
-        return on_block(*arrays)
-    num_outputs = len(arrays) + bool(ranks)
-    columns = (ops.zeros_like(logits[:, :1]),) * num_outputs
-    return map_row_blocks(on_block, arrays, columns, in_place=upstream is not None)
-
-
-def _add_dependency(value, other):
-    """`value`, made to depend on the other in a way that XLA does not see through."""
-    return value + 0.0 * where_or_zero(other, ops.isfinite(other))

@@ -3,18 +3,23 @@
 This file has the public function, its checks and its gradient; `_linear_loop.py` has the loop over chunks of tokens.
 """
 
+from collections.abc import Collection
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from keras import ops
 
-from keras_xent._backend import fused_gradient, no_autograph
+from keras_xent._backend import no_autograph, uses_xla_cpu
 from keras_xent._types import Tensor
-from keras_xent.kernels import _linear_loop
-from keras_xent.kernels import reduction as _reduction
-from keras_xent.kernels._dtypes import accumulator_dtype, to_float_tensor, to_tensor
+from keras_xent.kernels import _row_statistics as row_statistics
+from keras_xent.kernels import _softmax_row as row
+from keras_xent.kernels import sparse_softmax
+from keras_xent.kernels._dtypes import accumulator_dtype, to_tensor, upcast
 from keras_xent.kernels._labels import class_indices, class_weights, gather_class_weights, valid_mask
-from keras_xent.kernels._masking import where_or_zero
+from keras_xent.kernels._linear_loop import Data
+from keras_xent.kernels._linear_pass import GRADIENTS, checked_matrices, reduced
 from keras_xent.kernels._options import SoftmaxOptions
+from keras_xent.kernels._rule import Rule
 from keras_xent.kernels._shapes import align_weights, same_shape
 
 
@@ -23,10 +28,15 @@ class LossStatistics(NamedTuple):
 
     # The cross-entropy without smoothing, class weights, focal factor and z-loss; 0 for tokens that are not valid.
     nll: Tensor
-    # How many classes are predicted before the label: 0 for the largest logit; None if not requested.
-    rank: Tensor
+    # The following are None if not requested.
+    # How many classes are predicted before the label: 0 for the largest logit.
+    rank: Tensor = None
     # Whether the token is valid, by mask and `ignore_class`; None if all are.
-    valid: Tensor
+    valid: Tensor = None
+    # Of the predicted distribution: its entropy, the log-sum-exp of its logits, its largest probability.
+    entropy: Tensor = None
+    logsumexp: Tensor = None
+    confidence: Tensor = None
 
 
 @no_autograph
@@ -48,7 +58,8 @@ def linear_cross_entropy(
     reduction: str | None = "none",
     normalizer: float | None = None,
     training: bool = True,
-    gradients: tuple[str, ...] = ("hidden", "kernel", "bias"),
+    gradients: tuple[str, ...] = GRADIENTS,
+    chunk_bytes: int | None = None,
     return_statistics: bool = False,
 ) -> Any:
     """Cross-entropy of integer labels under the softmax of `hidden @ kernel + bias`, without materializing the logits.
@@ -85,7 +96,8 @@ def linear_cross_entropy(
         training: whether a gradient will be requested. Read on TensorFlow only; a wrong value costs time and changes no
             result.
         gradients: which of the inputs need a gradient. Read on TensorFlow only.
-        return_statistics: whether to return `(loss, TokenStatistics)`.
+        chunk_bytes: the most memory that a chunk of logits may take; None: chosen.
+        return_statistics: whether to return `(loss, LossStatistics)`.
 
     Returns:
         The reduced loss, or losses of the shape of `labels`, float32 (float64 for float64 hidden states).
@@ -122,8 +134,50 @@ def linear_cross_entropy(
         normalizer=normalizer,
         training=training,
         gradients=gradients,
+        chunk_bytes=chunk_bytes,
     )
     return (loss, statistics) if return_statistics else loss
+
+
+@dataclass(frozen=True)
+class CrossEntropyRule(Rule):
+    """Columns: loss, nll, and the statistics of these names."""
+
+    options: SoftmaxOptions
+    statistics: tuple[str, ...] = ()
+
+    @property
+    def num_columns(self) -> int:  # type: ignore[override]
+        """How many columns there are."""
+        return 2 + len(self.statistics)
+
+    def forward(self, logits: Tensor, labels: Tensor, *, constants: Any) -> tuple[tuple[Tensor, ...], Any]:
+        """The columns, and the residuals of the rows."""
+        softcap = self.options.logit_softcap
+        losses, residuals = sparse_softmax.forward(logits, labels, *constants, options=self.options)
+        label_logit = upcast(ops.take_along_axis(logits, ops.maximum(labels, 0), axis=1))
+        nll = row.nll(label_logit, *residuals, softcap)
+        others = row_statistics.statistics(self.statistics, logits, labels, residuals, softcap)
+        return (losses, nll, *others), residuals
+
+    def backward(self, upstream: Tensor, residuals: Any, logits: Tensor, labels: Tensor, *, constants: Any) -> Tensor:
+        """The gradient for the logits."""
+        shifted = None
+        if uses_xla_cpu():
+            # The terms of the sum in `forward`, which XLA:CPU has written to memory. Writing the gradient to its place
+            # runs on one thread, and should not compute exponentials.
+            softcap = self.options.logit_softcap
+            ids, max_logit = row.class_ids(logits), residuals[0]
+            label = ops.maximum(labels, 0)
+            shifted = sparse_softmax.exp_shifted_except_label(logits, ids, label, max_logit, softcap)
+        (class_weights,) = constants
+        return sparse_softmax.backward(
+            upstream, residuals, logits, labels, class_weights, shifted, options=self.options
+        )
+
+    def values_only(self) -> "CrossEntropyRule":
+        """The rule without statistics."""
+        return replace(self, statistics=())
 
 
 def with_statistics(
@@ -141,73 +195,44 @@ def with_statistics(
     reduction: str | None = "none",
     normalizer: float | None = None,
     training: bool = True,
-    gradients: tuple[str, ...] = ("hidden", "kernel", "bias"),
-    ranks: bool = False,
+    gradients: tuple[str, ...] = GRADIENTS,
+    statistics: Collection[str] = (),
+    chunk_bytes: int | None = None,
 ) -> tuple[Tensor, LossStatistics]:
-    """The loss of `linear_cross_entropy`, and the statistics of each token, with the label's rank if `ranks`."""
-    hidden, kernel, bias = _checked_matrices(hidden, kernel, bias, transpose_kernel)
-    num_classes = kernel.shape[0 if transpose_kernel else 1]
-    labels = _checked_labels(labels, hidden)
+    """The loss of `linear_cross_entropy`, and the statistics of each token: the nll, and those of these names."""
+    matrices = checked_matrices(hidden, kernel, bias, transpose_kernel)
+    labels = checked_labels(labels, matrices.hidden)
     valid = valid_mask(labels, None if mask is None else to_tensor(mask), ignore_class)
-    indices = ops.reshape(class_indices(labels, num_classes, valid), (-1, 1))  # [N, 1]
-    dtype = accumulator_dtype(hidden)
+    indices = ops.reshape(class_indices(labels, matrices.num_classes, valid), (-1, 1))  # [N, 1]
+    dtype = accumulator_dtype(matrices.hidden)
     weights = None
     if token_weights is not None:
         weights = ops.cast(to_tensor(token_weights), dtype)
         weights = align_weights(weights, labels.shape, "token_weights", like=labels)
     weight_of_class = label_weights = None
     if class_weight is not None:
-        weight_of_class = class_weights(class_weight, num_classes, dtype, 2)  # [1, V]
+        weight_of_class = class_weights(class_weight, matrices.num_classes, dtype, 2)  # [1, V]
         label_weights = ops.reshape(gather_class_weights(weight_of_class, indices), ops.shape(labels))
-    weights_of_losses, denominator = _reduction.reduction_weights(
-        ops.zeros(ops.shape(labels), dtype),
-        reduction=reduction,
+    names = tuple(name for name in row_statistics.NAMES if name in statistics)
+    loss, columns = reduced(
+        CrossEntropyRule(options, names),
+        matrices,
+        Data(None, (indices,), (weight_of_class,)),
         valid=valid,
         weights=weights,
         label_weights=label_weights,
+        reduction=reduction,
         normalizer=normalizer,
+        training=training,
+        gradients=gradients,
+        chunk_bytes=chunk_bytes,
     )
-    column = ops.reshape(weights_of_losses, (-1, 1))  # [N, 1]
-    is_active = None if valid is None and weights is None else ops.not_equal(column, 0)
-    inputs = (ops.reshape(hidden, (-1, hidden.shape[-1])), kernel, bias)
-    nondiff_args = (indices, weight_of_class, is_active)
-    needs_grad = tuple(name in gradients for name in ("hidden", "kernel", "bias"))
-    static = {"transpose": bool(transpose_kernel), "ranks": bool(ranks), "options": options}
-    if denominator is None:
-        losses, aux = _losses(inputs, nondiff_args, needs_grad, False, **static)
-        loss = ops.reshape(losses, ops.shape(labels))
-        if weights is not None:
-            loss = where_or_zero(loss, ops.not_equal(weights_of_losses, 0)) * weights_of_losses
-    else:
-        total, aux = _total((*inputs, column), nondiff_args, (*needs_grad, True), bool(training), **static)
-        loss = _reduction.mean(total, denominator, reduction, normalizer)
-    nll, rank = (None if a is None else ops.reshape(a, ops.shape(labels)) for a in aux)
-    return loss, LossStatistics(nll, rank, valid)
+    nll, *others = (ops.reshape(column, ops.shape(labels)) for column in columns)
+    return loss, LossStatistics(nll=nll, valid=valid, **dict(zip(names, others, strict=True)))
 
 
-def _checked_matrices(hidden, kernel, bias, transpose):
-    hidden, kernel = to_float_tensor(hidden), to_float_tensor(kernel)
-    features = hidden.shape[-1] if len(hidden.shape) else None
-    axis = 1 if transpose else 0
-    if len(kernel.shape) != 2 or len(hidden.shape) < 1 or kernel.shape[axis] != features:
-        layout = "[V, D] (transpose_kernel=True)" if transpose else "[D, V] (transpose_kernel=False)"
-        raise ValueError(
-            f"`hidden` must have shape [..., D] and `kernel` {layout}. "
-            f"Received: hidden of shape {tuple(hidden.shape)} and kernel of shape {tuple(kernel.shape)}. "
-            "For a kernel that lies the other way change `transpose_kernel`."
-        )
-    num_classes = kernel.shape[1 - axis]
-    if bias is not None:
-        bias = to_float_tensor(bias)
-        if tuple(bias.shape) != (num_classes,):
-            raise ValueError(
-                f"`bias` must have shape ({num_classes},), one number for each class of the kernel. "
-                f"Received: bias of shape {tuple(bias.shape)}."
-            )
-    return hidden, kernel, bias
-
-
-def _checked_labels(labels, hidden):
+def checked_labels(labels: Tensor, hidden: Tensor) -> Tensor:
+    """The labels as a tensor of the shape of the hidden states without their last axis."""
     labels = to_tensor(labels)
     if len(labels.shape) == len(hidden.shape) and labels.shape[-1] == 1 and hidden.shape[-1] != 1:
         labels = ops.squeeze(labels, axis=-1)
@@ -217,52 +242,3 @@ def _checked_labels(labels, hidden):
             f"Received: labels of shape {tuple(labels.shape)} and hidden of shape {tuple(hidden.shape)}."
         )
     return labels
-
-
-# Two kernels: the losses, whose gradient needs the upstream gradient of each, and their weighted sum, whose gradient
-# can be formed in the forward pass except for one factor. `inputs` are hidden `[N, D]`, kernel and bias (and weights
-# `[N, 1]`); `nondiff_args` are labels `[N, 1]`, class weights `[1, V]` and `is_active` `[N, 1]`.
-
-
-def _forward_losses(inputs, nondiff_args, needs_grad, **static):
-    result = _linear_loop.run(inputs, None, nondiff_args, needs_grad=(False,) * 3, **static)
-    return result.losses, (result.nll, result.rank), None
-
-
-def _backward_losses(upstream, residuals, inputs, nondiff_args, needs_grad, **static):
-    labels, class_weights, is_active = nondiff_args
-    has_gradient = ops.not_equal(upstream, 0)
-    is_active = has_gradient if is_active is None else ops.logical_and(is_active, has_gradient)
-    nondiff_args = labels, class_weights, is_active
-    result = _linear_loop.run(inputs, upstream, nondiff_args, needs_grad=needs_grad, **{**static, "ranks": False})
-    return [None if g is None else ops.cast(g, x.dtype) for g, x in zip(result.gradients, inputs, strict=True)]
-
-
-def _forward_total(inputs, nondiff_args, needs_grad, **static):
-    *matrices, weights = inputs
-    upstream = weights if any(needs_grad[:3]) else None
-    result = _linear_loop.run(matrices, upstream, nondiff_args, needs_grad=needs_grad[:3], **static)
-    total = _reduction.total(ops.where(ops.equal(weights, 0), 0.0, result.losses) * weights)
-    return total, (result.nll, result.rank), (result.gradients, result.losses)
-
-
-def _backward_total(upstream, residuals, inputs, nondiff_args, needs_grad, **static):
-    gradients, losses = residuals
-    *matrices, weights = inputs
-    missing = [n and x is not None and g is None for n, x, g in zip(needs_grad, matrices, gradients, strict=False)]
-    if any(missing):
-        # The forward pass did not know that a gradient would be requested.
-        static = {**static, "ranks": False}
-        gradients = _linear_loop.run(matrices, weights, nondiff_args, needs_grad=needs_grad[:3], **static).gradients
-    scaled = [None if g is None else _scaled(upstream, g, x.dtype) for g, x in zip(gradients, matrices, strict=True)]
-    return *scaled, upstream * losses
-
-
-def _scaled(upstream, gradient, dtype):
-    # With an upstream gradient of 0, a gradient of NaN leaves no trace.
-    is_used = ops.logical_or(ops.not_equal(upstream, 0.0), ops.isfinite(gradient))
-    return ops.cast(where_or_zero(upstream * gradient, is_used), dtype)
-
-
-_losses = fused_gradient(_forward_losses, _backward_losses)
-_total = fused_gradient(_forward_total, _backward_total)

@@ -90,6 +90,11 @@ def _last(model):
     return _inside(made.layer)
 
 
+def output_layer(model: Any) -> Any:
+    """The layer that makes the one output of a Functional or Sequential model, or None where it is not known."""
+    return _last(model)
+
+
 def _inside(layer):
     return _last(layer) if isinstance(layer, keras.Model) else layer
 

@@ -148,7 +148,7 @@ class SparseCategoricalCrossentropy(Crossentropy):
             normalizer=self.normalizer,
             training=head.training,
             gradients=head.gradients,
-            ranks=_loss_statistics.needs_ranks(),
+            statistics=_loss_statistics.needed_statistics(),
         )
         _loss_statistics.publish(self._record(statistics, y_true, y_pred, sample_weight))
         return loss
@@ -180,7 +180,7 @@ class SparseCategoricalCrossentropy(Crossentropy):
         statistics = None
         if not (self.label_smoothing or self.class_weight is not None or self.focal_gamma or self.z_loss):
             ranks = None
-            if _loss_statistics.needs_ranks():
+            if "rank" in _loss_statistics.needed_statistics():
                 labels = ops.reshape(to_tensor(y_true), ops.shape(losses))
                 ranks = sparse_softmax.label_ranks(labels, logits, axis=self.axis)
             statistics = linear.LossStatistics(losses, ranks, valid)

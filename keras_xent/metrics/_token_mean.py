@@ -44,8 +44,8 @@ class TokenMean(keras.metrics.Metric):
     the logits are read.
     """
 
-    # Whether the metric needs the rank of the label among the classes, rather than the cross-entropy.
-    needs_ranks = False
+    # The names of the statistics that the metric needs beside the cross-entropy.
+    needs_statistics: frozenset[str] = frozenset()
     from_logits = True
     # Tells the losses that this metric does not make a step materialize the logits.
     reuses_loss_statistics = True
@@ -130,7 +130,7 @@ class TokenMean(keras.metrics.Metric):
         is_active = ops.not_equal(weights, 0)
         if head is None:
             return TokenValues(self._values_from_predictions(labels, y_pred, is_active), weights, labels)
-        statistics = head.statistics(labels, is_active, self.logit_softcap, ranks=self.needs_ranks)
+        statistics = head.statistics(labels, is_active, self.logit_softcap, self.needs_statistics)
         return TokenValues(self._values_from_statistics(statistics), weights, labels)
 
     def _fits(self, record: _loss_statistics.LossRecord) -> bool:

@@ -48,7 +48,7 @@ class TokenAccuracy(TokenMean):
     References: `return_token_accuracy` of the Liger Kernel, which counts in the same place.
     """
 
-    needs_ranks = True
+    needs_statistics = frozenset({"rank"})
 
     def __init__(
         self,

@@ -1,8 +1,5 @@
 """Log-probabilities as arguments: of a float dtype, and of one shape."""
 
-from typing import Any
-
-from keras_xent import arguments
 from keras_xent._types import Tensor
 from keras_xent.kernels._dtypes import to_float_tensor, upcast
 from keras_xent.kernels._shapes import same_shape
@@ -23,11 +20,3 @@ def check_shape(name: str, tensor: Tensor, like: Tensor) -> None:
             f"`{name}` must have the shape of the policy's log-probabilities, {tuple(like.shape)}. "
             f"Received: shape {tuple(tensor.shape)}."
         )
-
-
-def positive(name: str, value: Any) -> float:
-    """`value`, if it is a number above 0."""
-    number = arguments.positive(name, value)
-    if number is None:
-        raise ValueError(f"`{name}` must be a number above 0. Received: {name}=None.")
-    return number

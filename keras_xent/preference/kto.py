@@ -5,7 +5,7 @@ from keras import ops
 from keras_xent import arguments
 from keras_xent._types import Tensor
 from keras_xent.kernels._dtypes import to_tensor
-from keras_xent.preference._log_probs import aligned, check_shape, positive
+from keras_xent.preference._log_probs import aligned, check_shape
 
 
 def kto(
@@ -51,7 +51,7 @@ def kto(
     check_shape("is_desirable", desirable, policy)
     ratio = policy - ops.stop_gradient(reference)
     point = ops.stop_gradient(ops.maximum(ops.mean(ops.cast(to_tensor(kl), ratio.dtype)), 0.0))
-    distance = positive("beta", beta) * (ratio - point)
+    distance = arguments.above_zero("beta", beta) * (ratio - point)
     gain = arguments.not_negative("desirable_weight", desirable_weight) * ops.sigmoid(-distance)
     return ops.where(
         desirable, gain, arguments.not_negative("undesirable_weight", undesirable_weight) * ops.sigmoid(distance)

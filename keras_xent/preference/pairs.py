@@ -4,7 +4,7 @@ from keras import ops
 
 from keras_xent import arguments
 from keras_xent._types import Tensor
-from keras_xent.preference._log_probs import aligned, positive
+from keras_xent.preference._log_probs import aligned
 
 
 def dpo(
@@ -44,7 +44,7 @@ def dpo(
     References: arXiv:2305.18290, equation (7); smoothing, "A note on DPO with noisy preferences" (E. Mitchell, 2023).
     """
     margin = _margin(policy_chosen_logps, policy_rejected_logps, reference_chosen_logps, reference_rejected_logps)
-    return _logistic(positive("beta", beta) * margin, label_smoothing)
+    return _logistic(arguments.above_zero("beta", beta) * margin, label_smoothing)
 
 
 def ipo(
@@ -79,7 +79,7 @@ def ipo(
     References: arXiv:2310.12036, equation (17).
     """
     margin = _margin(policy_chosen_logps, policy_rejected_logps, reference_chosen_logps, reference_rejected_logps)
-    return ops.square(margin - 0.5 / positive("beta", beta))
+    return ops.square(margin - 0.5 / arguments.above_zero("beta", beta))
 
 
 def simpo(
@@ -116,7 +116,7 @@ def simpo(
     References: arXiv:2405.14734, equation (6).
     """
     chosen, rejected = aligned(policy_chosen_logps=policy_chosen_logps, policy_rejected_logps=policy_rejected_logps)
-    margin = positive("beta", beta) * (chosen - rejected) - arguments.not_negative("gamma", gamma)
+    margin = arguments.above_zero("beta", beta) * (chosen - rejected) - arguments.not_negative("gamma", gamma)
     return _logistic(margin, label_smoothing)
 
 

@@ -371,7 +371,7 @@ def test_a_metric_that_reads_logits_works_and_warns_once():
         [],
         [
             "The logits of layer 'vocabulary' are materialized, since the metric 'accuracy' reads them; "
-            "MaskedSequenceCrossentropy alone would do without. keras_xent.metrics.TokenAccuracy and Perplexity do."
+            "MaskedSequenceCrossentropy alone does not. Nor do keras_xent.metrics.TokenAccuracy and Perplexity."
         ],
     ]
 

@@ -1,0 +1,130 @@
+"""Divergences between two softmax distributions, row by row, and their gradients for the logits of the second.
+
+With the temperature `T`, `log p` and `log q` are log-softmaxes of logits divided by `T`.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from keras import ops
+
+from keras_xent import arguments
+from keras_xent._backend import custom_gradient
+from keras_xent._types import Tensor
+from keras_xent.kernels import _softmax_row as row
+from keras_xent.kernels._compiled import CompiledKernel, row_kernel
+from keras_xent.kernels._dtypes import upcast
+from keras_xent.kernels._masking import multiply_no_nan
+
+NAMES = ("forward_kl", "reverse_kl", "jensen_shannon")
+
+
+@dataclass(frozen=True)
+class Softmax:
+    """How logits become log-probabilities: capped, and divided by a temperature."""
+
+    temperature: float
+    softcap: float | None
+
+    def normalize(self, logits: Tensor) -> "Normalizer":
+        """What turns single logits of these rows into log-probabilities."""
+        x = self._scaled(logits)
+        max_logit = row.max_of_logits(x)
+        below = row.max_minus_logit(x, max_logit, self._scaled_cap())
+        return Normalizer(max_logit, ops.log(ops.sum(ops.exp(-below), axis=1, keepdims=True)))
+
+    def log_prob(self, logits: Tensor, normalizer: "Normalizer") -> Tensor:
+        """The log-probabilities of these logits."""
+        below = row.max_minus_logit(self._scaled(logits), normalizer.max_logit, self._scaled_cap())
+        return -(below + normalizer.log_sum_exp_shifted)
+
+    def gradient(self, gradient: Tensor, upstream: Tensor, logits: Tensor) -> Tensor:
+        """`upstream` times the gradient for capped, divided logits, as one for the logits."""
+        return row.to_logits_dtype(
+            upstream / self.temperature * gradient, ops.equal(upstream, 0.0), logits, self.softcap
+        )
+
+    def _scaled(self, logits):
+        return upcast(logits) if self.temperature == 1.0 else upcast(logits) * (1.0 / self.temperature)
+
+    def _scaled_cap(self):
+        # c tanh(x / c) / T is the cap c / T of x / T.
+        return None if self.softcap is None else self.softcap / self.temperature
+
+
+class Normalizer(NamedTuple):
+    """Two numbers for each row: the largest logit, and the logarithm of the sum of `exp(x - max_logit)`."""
+
+    max_logit: Tensor
+    log_sum_exp_shifted: Tensor
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """One of `NAMES`; `beta` is the weight of the teacher in the mixture of Jensen and Shannon."""
+
+    name: str
+    beta: float = 0.5
+
+    def __post_init__(self) -> None:
+        """Checks the values."""
+        if self.name not in NAMES:
+            raise ValueError(
+                f"`divergence` must be one of {', '.join(map(repr, NAMES))}. Received: divergence={self.name!r}."
+            )
+        if not 0 < arguments.above_zero("beta", self.beta) < 1:
+            raise ValueError(f"`beta` must be a number between 0 and 1. Received: beta={self.beta!r}.")
+
+    def of_rows(self, log_p: Tensor, log_q: Tensor) -> tuple[Tensor, Tensor]:
+        """The divergence of each row `[n, 1]`, and the mean of the log-ratio under `q`, for the gradient."""
+        q = ops.exp(log_q)
+        if self.name == "forward_kl":
+            return _mean(ops.exp(log_p), log_p - log_q), ops.zeros_like(log_q[:, :1])
+        if self.name == "reverse_kl":
+            mean = _mean(q, log_q - log_p)
+            return mean, mean
+        log_m = self._log_mixture(log_p, log_q)
+        mean = _mean(q, log_q - log_m)
+        return self.beta * _mean(ops.exp(log_p), log_p - log_m) + (1.0 - self.beta) * mean, mean
+
+    def gradient(self, log_p: Tensor, log_q: Tensor, mean: Tensor) -> Tensor:
+        """The gradient for the logits of `q`."""
+        q = ops.exp(log_q)
+        if self.name == "forward_kl":
+            return q - ops.exp(log_p)
+        if self.name == "reverse_kl":
+            return multiply_no_nan(q, log_q - log_p - mean)
+        return (1.0 - self.beta) * multiply_no_nan(q, log_q - self._log_mixture(log_p, log_q) - mean)
+
+    def _log_mixture(self, log_p, log_q):
+        a, b = log_p + math.log(self.beta), log_q + math.log(1.0 - self.beta)
+        largest = ops.maximum(a, b)
+        # Where both are 0 nobody looks, but -inf less -inf is NaN.
+        largest_or_0 = ops.where(ops.isfinite(largest), largest, ops.zeros_like(largest))
+        return largest_or_0 + ops.log(ops.exp(a - largest_or_0) + ops.exp(b - largest_or_0))
+
+
+def _mean(p, values):
+    return ops.sum(multiply_no_nan(p, values), axis=1, keepdims=True)
+
+
+@row_kernel(num_outputs=6, is_blocked=lambda **_: True)
+def _forward(logits, teacher, *, divergence, softmax):
+    normalizers = softmax.normalize(teacher), softmax.normalize(logits)
+    log_p, log_q = (softmax.log_prob(x, n) for x, n in zip((teacher, logits), normalizers, strict=True))
+    loss, mean = divergence.of_rows(log_p, log_q)
+    return softmax.temperature**2 * loss, (*normalizers[0], *normalizers[1], mean)
+
+
+@CompiledKernel
+def _backward(upstream, residuals, logits, teacher, *, divergence, softmax):
+    *numbers, mean = residuals
+    log_p = softmax.log_prob(teacher, Normalizer(*numbers[:2]))
+    log_q = softmax.log_prob(logits, Normalizer(*numbers[2:]))
+    gradient = divergence.gradient(log_p, log_q, mean)
+    return softmax.gradient(gradient, softmax.temperature**2 * upstream, logits)
+
+
+# Of student logits `[n, V]` and teacher logits `[n, V]`: the losses `[n, 1]`, with a gradient for the former.
+divergence_of_rows = custom_gradient(_forward, _backward)

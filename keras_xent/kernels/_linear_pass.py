@@ -1,0 +1,174 @@
+"""Linear kernels as differentiable functions: the values of each token, or their weighted sum.
+
+The gradient of the values needs the upstream gradient of each, and is computed chunk by chunk in the backward pass. Of
+a weighted sum it can be formed in the forward pass, except for one factor.
+
+`inputs` are hidden `[N, D]`, kernel and bias (and the weights of the sum `[N, 1]`); `nondiff_args` are `is_active`
+`[N, 1]`, the rows and the constants of the rule.
+"""
+
+from typing import Any, NamedTuple
+
+from keras import ops
+
+from keras_xent._backend import fused_gradient
+from keras_xent._types import Tensor
+from keras_xent.kernels import _linear_loop
+from keras_xent.kernels import reduction as _reduction
+from keras_xent.kernels._dtypes import accumulator_dtype, to_float_tensor
+from keras_xent.kernels._linear_loop import Data
+from keras_xent.kernels._masking import where_or_zero
+from keras_xent.kernels._rule import Rule
+
+GRADIENTS = ("hidden", "kernel", "bias")
+
+
+class Matrices(NamedTuple):
+    """What logits are made from: hidden `[..., D]`, kernel `[D, V]` or `[V, D]`, bias `[V]` or None."""
+
+    hidden: Tensor
+    kernel: Tensor
+    bias: Tensor
+    transpose: bool
+
+    @property
+    def num_classes(self) -> int:
+        """The number of classes."""
+        return self.kernel.shape[0 if self.transpose else 1]
+
+    def rows(self) -> tuple[Tensor, Tensor, Tensor]:
+        """The matrices, the hidden states as `[N, D]`."""
+        return ops.reshape(self.hidden, (-1, self.hidden.shape[-1])), self.kernel, self.bias
+
+
+def checked_matrices(hidden: Tensor, kernel: Tensor, bias: Tensor, transpose: bool, of: str = "") -> Matrices:
+    """The matrices as tensors; a ValueError where they do not fit. `of` is a prefix of the arguments' names."""
+    hidden, kernel = to_float_tensor(hidden), to_float_tensor(kernel)
+    features = hidden.shape[-1] if len(hidden.shape) else None
+    axis = 1 if transpose else 0
+    if len(kernel.shape) != 2 or len(hidden.shape) < 1 or kernel.shape[axis] != features:
+        option = f"transpose_{of}kernel"
+        layout = f"[V, D] ({option}=True)" if transpose else f"[D, V] ({option}=False)"
+        raise ValueError(
+            f"`{of}hidden` must have shape [..., D] and `{of}kernel` {layout}. "
+            f"Received: {of}hidden of shape {tuple(hidden.shape)} and {of}kernel of shape {tuple(kernel.shape)}. "
+            f"For a kernel that lies the other way change `{option}`."
+        )
+    num_classes = kernel.shape[1 - axis]
+    if bias is not None:
+        bias = to_float_tensor(bias)
+        if tuple(bias.shape) != (num_classes,):
+            raise ValueError(
+                f"`{of}bias` must have shape ({num_classes},), one number for each class of the {of}kernel. "
+                f"Received: {of}bias of shape {tuple(bias.shape)}."
+            )
+    return Matrices(hidden, kernel, bias, bool(transpose))
+
+
+def values(rule: Rule, matrices: Matrices, data: Data, *, gradients: Any = GRADIENTS, chunk_bytes: int | None = None):
+    """The values of the rule `[N, num_values]`, differentiable, and its other columns."""
+    needs_grad = tuple(name in gradients for name in GRADIENTS)
+    static = {"rule": rule, "transpose": matrices.transpose, "chunk_bytes": chunk_bytes}
+    return _values(matrices.rows(), _flat(data), needs_grad, False, **static)
+
+
+def reduced(
+    rule: Rule,
+    matrices: Matrices,
+    data: Data,
+    *,
+    valid: Tensor,
+    weights: Tensor,
+    label_weights: Tensor = None,
+    reduction: str | None,
+    normalizer: float | None = None,
+    training: bool = True,
+    gradients: Any = GRADIENTS,
+    chunk_bytes: int | None = None,
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """The first column of the rule, weighted and reduced, and its other columns `[N, 1]`.
+
+    `valid`, `weights` and `label_weights` have the shape of the hidden states without their last axis, or are None.
+    What has weight 0 is left out, whatever `data.is_active` says.
+    """
+    shape = ops.shape(matrices.hidden)[:-1]
+    weights_of_losses, denominator = _reduction.reduction_weights(
+        ops.zeros(shape, accumulator_dtype(matrices.hidden)),
+        reduction=reduction,
+        valid=valid,
+        weights=weights,
+        label_weights=label_weights,
+        normalizer=normalizer,
+    )
+    column = ops.reshape(weights_of_losses, (-1, 1))  # [N, 1]
+    is_active = None if valid is None and weights is None else ops.not_equal(column, 0)
+    data = data._replace(is_active=is_active)
+    if denominator is None:
+        losses, others = values(rule, matrices, data, gradients=gradients, chunk_bytes=chunk_bytes)
+        loss = ops.reshape(losses, shape)
+        if weights is not None:
+            loss = where_or_zero(loss, ops.not_equal(weights_of_losses, 0)) * weights_of_losses
+        return loss, others
+    needs_grad = (*(name in gradients for name in GRADIENTS), True)
+    static = {"rule": rule, "transpose": matrices.transpose, "chunk_bytes": chunk_bytes}
+    total, others = _total((*matrices.rows(), column), _flat(data), needs_grad, bool(training), **static)
+    return _reduction.mean(total, denominator, reduction, normalizer), others
+
+
+def _flat(data):
+    return data.is_active, *data.rows, *data.constants
+
+
+def _data(nondiff_args, rule):
+    is_active, *others = nondiff_args
+    return Data(is_active, tuple(others[: rule.num_rows]), tuple(others[rule.num_rows :]))
+
+
+def _forward_values(inputs, nondiff_args, needs_grad, *, rule, **static):
+    data = _data(nondiff_args, rule)
+    columns = _linear_loop.run(inputs, None, data, needs_grad=(False,) * 3, rule=rule, **static).columns
+    number = rule.num_values
+    value = columns[0] if number == 1 else ops.concatenate(columns[:number], axis=1)
+    return value, tuple(columns[number:]), None
+
+
+def _backward_values(upstream, residuals, inputs, nondiff_args, needs_grad, *, rule, **static):
+    data = _data(nondiff_args, rule)
+    has_gradient = ops.any(ops.not_equal(upstream, 0), axis=1, keepdims=True)
+    is_active = has_gradient if data.is_active is None else ops.logical_and(data.is_active, has_gradient)
+    data = data._replace(is_active=is_active)
+    result = _linear_loop.run(inputs, upstream, data, needs_grad=needs_grad, rule=rule.values_only(), **static)
+    return [None if g is None else ops.cast(g, x.dtype) for g, x in zip(result.gradients, inputs, strict=True)]
+
+
+def _forward_total(inputs, nondiff_args, needs_grad, *, rule, **static):
+    *matrices, weights = inputs
+    upstream = weights if any(needs_grad[:3]) else None
+    data = _data(nondiff_args, rule)
+    result = _linear_loop.run(matrices, upstream, data, needs_grad=needs_grad[:3], rule=rule, **static)
+    losses, *others = result.columns
+    total = _reduction.total(ops.where(ops.equal(weights, 0), 0.0, losses) * weights)
+    return total, tuple(others), (result.gradients, losses)
+
+
+def _backward_total(upstream, residuals, inputs, nondiff_args, needs_grad, *, rule, **static):
+    gradients, losses = residuals
+    *matrices, weights = inputs
+    missing = [n and x is not None and g is None for n, x, g in zip(needs_grad, matrices, gradients, strict=False)]
+    if any(missing):
+        # The forward pass did not know that a gradient would be requested.
+        data, rule = _data(nondiff_args, rule), rule.values_only()
+        result = _linear_loop.run(matrices, weights, data, needs_grad=needs_grad[:3], rule=rule, **static)
+        gradients = result.gradients
+    scaled = [None if g is None else _scaled(upstream, g, x.dtype) for g, x in zip(gradients, matrices, strict=True)]
+    return *scaled, upstream * losses
+
+
+def _scaled(upstream, gradient, dtype):
+    # With an upstream gradient of 0, a gradient of NaN leaves no trace.
+    is_used = ops.logical_or(ops.not_equal(upstream, 0.0), ops.isfinite(gradient))
+    return ops.cast(where_or_zero(upstream * gradient, is_used), dtype)
+
+
+_values = fused_gradient(_forward_values, _backward_values)
+_total = fused_gradient(_forward_total, _backward_total)

@@ -1,0 +1,41 @@
+"""What a linear kernel computes of the logits of its tokens."""
+
+import abc
+from typing import Any
+
+from keras_xent._types import Tensor
+
+
+class Rule(abc.ABC):
+    """Turns logits `[n, V]` into columns `[n, 1]`, and the gradient of these into that of the logits.
+
+    Subclasses are frozen dataclasses: a rule is a part of the compiled program, and the key of it.
+    """
+
+    # How many columns there are, and how many of them, the first ones, have a gradient: the values.
+    num_columns: int
+    num_values = 1
+    # How many arrays of the size of the logits exist at once.
+    num_logits = 1
+    # How many of the arrays that a rule needs have a row for each token; all tokens share the others, the constants.
+    num_rows = 1
+
+    @abc.abstractmethod
+    def forward(self, logits: Tensor, *arrays: Tensor, constants: Any) -> tuple[tuple[Tensor, ...], Any]:
+        """The columns, and what `backward` needs of them."""
+
+    @abc.abstractmethod
+    def backward(self, upstream: Tensor, residuals: Any, logits: Tensor, *arrays: Tensor, constants: Any) -> Tensor:
+        """The gradient for the logits of `sum(upstream * values)`; `upstream` has a column for each value."""
+
+    def prepare(self, rows: Any, constants: Any) -> tuple[Any, Any]:
+        """Rows and constants, as the loop should see them."""
+        return rows, constants
+
+    def arrays(self, rows: Any, constants: Any) -> tuple[Tensor, ...]:
+        """The arrays that `forward` takes, from the rows of one chunk."""
+        return tuple(rows)
+
+    def values_only(self) -> "Rule":
+        """The rule without the columns that have no gradient."""
+        return self

@@ -1,0 +1,124 @@
+"""Distillation of a teacher that is known by its likeliest classes, without the student's logits."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from keras import ops
+
+from keras_xent import arguments
+from keras_xent._backend import add_at_columns, no_autograph
+from keras_xent._types import Tensor
+from keras_xent.kernels._divergence import Softmax
+from keras_xent.kernels._dtypes import accumulator_dtype, to_tensor
+from keras_xent.kernels._linear_loop import Data
+from keras_xent.kernels._linear_pass import GRADIENTS, checked_matrices
+from keras_xent.kernels._masking import multiply_no_nan
+from keras_xent.kernels._rule import Rule
+from keras_xent.kernels._shapes import same_shape
+from keras_xent.kernels.distillation import reduced_over_tokens
+
+
+@no_autograph
+def linear_top_k_distillation(
+    hidden: Tensor,
+    kernel: Tensor,
+    ids: Tensor,
+    log_probs: Tensor,
+    bias: Tensor = None,
+    *,
+    temperature: float = 1.0,
+    transpose_kernel: bool = False,
+    token_weights: Tensor = None,
+    mask: Tensor = None,
+    logit_softcap: float | None = None,
+    reduction: str | None = "none",
+    normalizer: float | None = None,
+    training: bool = True,
+    gradients: tuple[str, ...] = GRADIENTS,
+    chunk_bytes: int | None = None,
+) -> Tensor:
+    """Forward KL of a student from a teacher that is known by its K likeliest classes: for teachers stored on disk.
+
+    Formula, with `q` the student's softmax of logits divided by `T`, and `p_i = exp(log_probs_i)` of the K classes:
+    `T^2 sum_i p_i (log p_i - log q_{c_i})`. What the teacher gives to other classes is left out: to have it as a
+    distribution, normalize `log_probs` first. A class that comes twice counts with the sum of its probabilities.
+
+    Args:
+        hidden, kernel, bias: the student's, as in `linear_distillation`.
+        ids: integers `[..., K]`, the teacher's classes. Those out of range do not count, -1 marks padding.
+        log_probs: `[..., K]`, the teacher's log-probabilities at temperature `T`.
+        temperature: divides the student's logits, after the soft cap.
+        transpose_kernel, token_weights, mask, logit_softcap, reduction, normalizer, training, gradients, chunk_bytes:
+            as in `linear_distillation`.
+
+    Returns:
+        The reduced loss, or losses of the shape of the tokens.
+
+    Raises:
+        ValueError: shapes that do not fit; an argument out of its range.
+
+    Example:
+
+    >>> import numpy as np
+    >>> import keras_xent as kx
+    >>> identity, student = np.eye(2, dtype="float32"), np.log([[0.25, 0.75]])
+    >>> loss = kx.kernels.linear_top_k_distillation(student, identity, [[1]], np.log([[0.5]]))
+    >>> round(float(loss[0]), 4)  # (ln 0.5 - ln 0.75) / 2
+    -0.2027
+
+    References: arXiv:2503.16870 (sparse logits for distillation).
+    """
+    student = checked_matrices(hidden, kernel, bias, transpose_kernel)
+    ids, log_probs = to_tensor(ids), ops.cast(to_tensor(log_probs), accumulator_dtype(student.hidden))
+    for name, one in (("ids", ids), ("log_probs", log_probs)):
+        if not same_shape(one.shape[:-1], student.hidden.shape[:-1]) or not same_shape(one.shape, ids.shape):
+            raise ValueError(
+                f"`{name}` must have the shape of `hidden` but for the last axis, K of one size with the other. "
+                f"Received: ids of shape {tuple(ids.shape)}, log_probs of shape {tuple(log_probs.shape)} and hidden of "
+                f"shape {tuple(student.hidden.shape)}."
+            )
+    k = ids.shape[-1]
+    is_class = ops.logical_and(ids >= 0, ids < student.num_classes)
+    ids = ops.cast(ops.where(is_class, ids, ops.zeros_like(ids)), "int32")
+    log_probs = ops.where(is_class, ops.stop_gradient(log_probs), -math.inf)
+    softcap = arguments.positive("logit_softcap", logit_softcap)
+    rule = TopKRule(Softmax(arguments.above_zero("temperature", temperature), softcap))
+    return reduced_over_tokens(
+        rule,
+        student,
+        Data(None, (ops.reshape(ids, (-1, k)), ops.reshape(log_probs, (-1, k)))),
+        mask=mask,
+        token_weights=token_weights,
+        reduction=reduction,
+        normalizer=normalizer,
+        training=training,
+        gradients=gradients,
+        chunk_bytes=chunk_bytes,
+    )
+
+
+@dataclass(frozen=True)
+class TopKRule(Rule):
+    """Column: the divergence from K classes; the rows are their numbers and log-probabilities."""
+
+    softmax: Softmax
+
+    num_columns = 1
+    num_rows = 2
+
+    def forward(self, logits: Tensor, *arrays: Tensor, constants: Any) -> tuple[tuple[Tensor, ...], Any]:
+        """The divergence of each token, and what the gradient needs of the rows."""
+        ids, log_p = arrays
+        normalizer = self.softmax.normalize(logits)
+        log_q = self.softmax.log_prob(ops.take_along_axis(logits, ids, axis=1), normalizer)  # [n, K]
+        loss = ops.sum(multiply_no_nan(ops.exp(log_p), log_p - log_q), axis=1, keepdims=True)
+        return (self.softmax.temperature**2 * loss,), normalizer
+
+    def backward(self, upstream: Tensor, residuals: Any, logits: Tensor, *arrays: Tensor, constants: Any) -> Tensor:
+        """The gradient for the logits: `q sum_i p_i - p`."""
+        ids, log_p = arrays
+        p = ops.exp(log_p)
+        q = ops.exp(self.softmax.log_prob(logits, residuals))
+        gradient = add_at_columns(q * ops.sum(p, axis=1, keepdims=True), ids, -p)
+        return self.softmax.gradient(gradient, self.softmax.temperature**2 * upstream, logits)

@@ -1,0 +1,143 @@
+"""Divergence of a student's predictions from its teacher's."""
+
+from typing import Any
+
+import keras
+from keras import ops
+
+from keras_xent import _keras, arguments, provenance
+from keras_xent._backend import is_eager, no_autograph
+from keras_xent._types import DType, Reduction, Tensor
+from keras_xent.kernels import linear_distillation
+from keras_xent.kernels import reduction as _reduction
+from keras_xent.kernels._divergence import Divergence, Softmax, divergence_of_rows
+from keras_xent.kernels._dtypes import to_float_tensor, to_tensor
+from keras_xent.kernels._masking import where_or_zero
+from keras_xent.kernels._shapes import align_weights, same_shape
+
+
+@keras.saving.register_keras_serializable(package="keras_xent")
+class Distillation(keras.losses.Loss):
+    """Distillation: the student learns the teacher's predicted distributions.
+
+    `y_true` holds the teacher's logits and `y_pred` the student's. In a compiled step, where both come from heads
+    (`LogitsDense`, `TiedLogits`, `fuse_head`), neither model's logits are materialized.
+
+    Formula: `T^2` times the divergence of `softmax(y_pred / T)` from `softmax(y_true / T)`; the three divergences are
+    those of `kernels.linear_distillation`. The teacher gets no gradient.
+
+    Args:
+        temperature: `T`.
+        divergence: `"forward_kl"`, `"reverse_kl"` or `"jensen_shannon"`.
+        beta: weight of the teacher in the mixture of Jensen and Shannon, between 0 and 1.
+        reduction: as in `SparseCategoricalCrossentropy`; `"token_mean"` for sequences with padding.
+        name: name of the loss.
+        dtype: dtype of the result (default float32).
+
+    Call arguments: `y_true` and `y_pred` `[..., V]`, `sample_weight` a scalar, `[B]`, `[B, 1]` or `[...]`. Tokens that
+    the Keras mask of the predictions leaves out, or of weight 0, do not count.
+
+    Raises:
+        ValueError: an argument out of its range; shapes that do not fit.
+
+    Example:
+
+    >>> import numpy as np
+    >>> import keras_xent as kx
+    >>> loss = kx.losses.Distillation(temperature=2.0)
+    >>> round(float(loss(np.array([[2.0, 0.0, -3.0]]), np.array([[-1.0, 4.0, 0.0]]))), 4)
+    5.0694
+
+    References: arXiv:1503.02531; arXiv:2306.13649.
+    """
+
+    def __init__(
+        self,
+        temperature: float = 1.0,
+        divergence: str = "forward_kl",
+        *,
+        beta: float = 0.5,
+        reduction: Reduction | None = "sum_over_batch_size",
+        name: str | None = "distillation",
+        dtype: DType = None,
+    ) -> None:
+        if reduction not in _reduction.REDUCTIONS:
+            raise ValueError(
+                f"`reduction` must be one of {', '.join(map(repr, _reduction.REDUCTIONS))}. "
+                f"Received: reduction={reduction!r}."
+            )
+        self._given_dtype = arguments.dtype_or_none("dtype", dtype)
+        super().__init__(name=name, reduction=None, dtype=self._given_dtype)
+        self.reduction = reduction
+        self.temperature = arguments.above_zero("temperature", temperature)
+        self._divergence = Divergence(divergence, beta)
+        self.divergence, self.beta = divergence, beta
+
+    @no_autograph
+    def __call__(self, y_true: Tensor, y_pred: Tensor, sample_weight: Tensor = None) -> Tensor:
+        """The reduced loss, a scalar of the loss's dtype (of the shape of the tokens for reduction None)."""
+        teacher, student = arguments.tensor("y_true", y_true), arguments.tensor("y_pred", y_pred)
+        if not same_shape(teacher.shape, student.shape):
+            raise ValueError(
+                "`y_true` must hold the teacher's logits, of the shape of `y_pred`. "
+                f"Received: y_true of shape {tuple(teacher.shape)} and y_pred of shape {tuple(student.shape)}."
+            )
+        with keras.name_scope(self.name):
+            shape = student.shape[:-1]
+            valid = weights = None
+            for mask in (_keras.mask_of(student), _keras.mask_of(teacher)):
+                if mask is not None:
+                    mask = align_weights(ops.cast(mask, "bool"), shape, "mask")
+                    valid = mask if valid is None else ops.logical_and(valid, mask)
+            if sample_weight is not None:
+                weights = align_weights(to_tensor(arguments.tensor("sample_weight", sample_weight)), shape)
+            heads = [None if is_eager(one) else provenance.head_of(one) for one in (teacher, student)]
+            reduce = self._dense if None in heads else self._fused
+            loss = reduce(*((teacher, student) if None in heads else heads), valid, weights)
+            return ops.cast(loss, self.dtype)
+
+    @no_autograph
+    def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
+        """The losses before masks, weights and reduction."""
+        return ops.cast(self._losses(y_true, y_pred, None), self.dtype)
+
+    def _fused(self, teacher, student, valid, weights):
+        return linear_distillation(
+            student.hidden,
+            student.kernel,
+            ops.stop_gradient(teacher.hidden),
+            teacher.kernel,
+            student.bias,
+            teacher.bias,
+            temperature=self.temperature,
+            divergence=self.divergence,
+            beta=self.beta,
+            transpose_kernel=student.transpose_kernel,
+            transpose_teacher_kernel=teacher.transpose_kernel,
+            token_weights=weights,
+            mask=valid,
+            logit_softcap=student.logit_softcap,
+            teacher_logit_softcap=teacher.logit_softcap,
+            reduction=self.reduction,
+            training=student.training,
+            gradients=student.gradients,
+        )
+
+    def _dense(self, teacher, student, valid, weights):
+        losses = self._losses(teacher, student, valid)
+        return _reduction.reduce(losses, reduction=self.reduction, valid=valid, weights=weights)
+
+    def _losses(self, teacher, student, valid):
+        """The divergence of each token, from the logits."""
+        keep = None if valid is None else ops.expand_dims(valid, -1)
+        # Selected before anything is computed, so that NaN under the mask reaches no gradient.
+        teacher, student = (where_or_zero(to_float_tensor(x), keep) for x in (teacher, student))
+        shape = ops.shape(student)
+        rows = [ops.reshape(x, (-1, shape[-1])) for x in (student, ops.cast(teacher, student.dtype))]
+        losses = divergence_of_rows(*rows, divergence=self._divergence, softmax=Softmax(self.temperature, None))
+        return ops.reshape(losses, shape[:-1])
+
+    def get_config(self) -> dict[str, Any]:
+        """Every argument of the constructor, at the value given."""
+        names = ("temperature", "divergence", "beta", "reduction", "name")
+        return {**{name: getattr(self, name) for name in names}, "dtype": self._given_dtype}

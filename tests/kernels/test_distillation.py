@@ -1,0 +1,221 @@
+"""Distillation kernels: a float64 oracle for values and the gradient of each input, masks, and the K best classes."""
+
+import numpy as np
+import pytest
+from keras import ops
+
+from keras_xent.kernels import _linear_loop, _xla_cpu, linear_distillation, linear_top_k_distillation
+from tests.backend import BACKEND, MODES, TWO_MODES, tensor, to_numpy
+
+TOKENS, FEATURES, WIDTH, CLASSES, K = 29, 6, 4, 23, 5
+RNG = np.random.default_rng(5)
+HIDDEN, KERNEL, BIAS, TEACHER, TEACHER_KERNEL, TEACHER_BIAS = (
+    RNG.standard_normal(shape).astype("float32")
+    for shape in ((TOKENS, FEATURES), (FEATURES, CLASSES), (CLASSES,), (TOKENS, WIDTH), (WIDTH, CLASSES), (CLASSES,))
+)
+MASK = RNG.random(TOKENS) < 0.6
+WEIGHTS = RNG.uniform(0.3, 2, TOKENS).astype("float32")
+IDS = np.stack([RNG.permutation(CLASSES)[:K] for _ in range(TOKENS)])
+IDS[3, 2] = -1
+LOG_P = np.log(RNG.dirichlet(np.ones(K), TOKENS) * 0.9).astype("float32")
+
+
+@pytest.fixture(autouse=True)
+def small_chunks(monkeypatch):
+    """Chunks of 8 tokens made of blocks of 2: nothing divides anything."""
+    monkeypatch.setattr(_linear_loop, "MIN_CHUNK_TOKENS", 1)
+    monkeypatch.setattr(_linear_loop, "CPU_CHUNK_BYTES", 4 * CLASSES * 16)
+    monkeypatch.setattr(_xla_cpu, "_BLOCK_BYTES", 4 * CLASSES * 2)
+
+
+def softmax(x):
+    e = np.exp(x - x.max(1, keepdims=True))
+    return e / e.sum(1, keepdims=True)
+
+
+def capped(x, cap):
+    return x if cap is None else cap * np.tanh(x / cap)
+
+
+def jacobian_product(q, slope):
+    """The gradient for logits of a function of probabilities, by the Jacobian of the softmax."""
+    return q * (slope - (q * slope).sum(1, keepdims=True))
+
+
+def oracle(hidden, kernel, bias, upstream, *, divergence="forward_kl", temperature=1.0, beta=0.5, cap=None):
+    hidden, kernel, bias = (np.asarray(a, "float64") for a in (hidden, kernel, bias))
+    raw = hidden @ kernel + bias
+    p = softmax((TEACHER.astype("float64") @ TEACHER_KERNEL + TEACHER_BIAS) / temperature)
+    q = softmax(capped(raw, cap) / temperature)
+    if divergence == "forward_kl":
+        loss, slope = (p * np.log(p / q)).sum(1), -p / q
+    elif divergence == "reverse_kl":
+        loss, slope = (q * np.log(q / p)).sum(1), np.log(q / p) + 1
+    else:
+        m = beta * p + (1 - beta) * q
+        loss = beta * (p * np.log(p / m)).sum(1) + (1 - beta) * (q * np.log(q / m)).sum(1)
+        slope = -beta * (1 - beta) * p / m + (1 - beta) * (np.log(q / m) + 1 - (1 - beta) * q / m)
+    d = temperature * jacobian_product(q, slope) * np.asarray(upstream, "float64")[:, None]
+    d = d * (1 if cap is None else 1 - np.tanh(raw / cap) ** 2)
+    return temperature**2 * loss, [d @ kernel.T, hidden.T @ d, d.sum(0)]
+
+
+def run(function, inputs, upstream=None, mode="eager"):
+    """`function(*inputs)`, and the gradients of its product with `upstream`."""
+    inputs = tuple(map(tensor, inputs))
+
+    def total(*inputs):
+        value = function(*inputs)
+        return (value if upstream is None else ops.sum(value * ops.cast(upstream, value.dtype))), value
+
+    if BACKEND == "tensorflow":
+        import tensorflow as tf
+
+        def step(*inputs):
+            with tf.GradientTape() as tape:
+                tape.watch(inputs)
+                scalar, value = total(*inputs)
+            return value, tape.gradient(scalar, inputs)
+    else:
+        import jax
+
+        def step(*inputs):
+            gradients, value = jax.grad(total, argnums=(0, 1, 2), has_aux=True)(*inputs)
+            return value, gradients
+
+    value, gradients = MODES[mode](step)(*inputs)
+    return to_numpy(value), [to_numpy(g) for g in gradients]
+
+
+def distilled(**options):
+    return lambda hidden, kernel, bias: linear_distillation(
+        hidden, kernel, TEACHER, TEACHER_KERNEL, bias, TEACHER_BIAS, **options
+    )
+
+
+def assert_close(mine, expected):
+    for one, other in zip(mine, expected, strict=True):
+        np.testing.assert_allclose(one, other, atol=2e-6 * np.abs(other).max())
+
+
+CASES = {
+    "forward": {},
+    "forward, hot": {"temperature": 2.5},
+    "reverse": {"divergence": "reverse_kl", "temperature": 1.5},
+    "Jensen-Shannon": {"divergence": "jensen_shannon", "beta": 0.3, "temperature": 2.0},
+    "capped": {"cap": 1.5, "temperature": 0.5},
+}
+
+
+@pytest.mark.parametrize("mode", TWO_MODES)
+@pytest.mark.parametrize("case", CASES)
+def test_losses_and_gradients_are_those_of_the_oracle(case, mode):
+    upstream = RNG.standard_normal(TOKENS).astype("float32")
+    value, gradients = oracle(HIDDEN, KERNEL, BIAS, upstream, **CASES[case])
+    options = {"logit_softcap" if name == "cap" else name: option for name, option in CASES[case].items()}
+    mine, my_gradients = run(distilled(**options), (HIDDEN, KERNEL, BIAS), upstream, mode)
+    assert_close([mine, *my_gradients], [value, *gradients])
+
+
+def test_the_gradient_of_a_mean_is_formed_in_the_forward_pass_to_the_same():
+    weights = np.where(MASK, WEIGHTS, 0)
+    losses, gradients = oracle(HIDDEN, KERNEL, BIAS, weights / weights.sum(), temperature=2.0)
+    spoiled, teacher = (np.where(MASK[:, None], x, np.nan) for x in (HIDDEN, TEACHER))
+
+    def function(hidden, kernel, bias):
+        options = {"temperature": 2.0, "mask": MASK, "token_weights": WEIGHTS, "reduction": "token_mean"}
+        return linear_distillation(hidden, kernel, teacher, TEACHER_KERNEL, bias, TEACHER_BIAS, **options)
+
+    mine, my_gradients = run(function, (spoiled, KERNEL, BIAS))
+    np.testing.assert_allclose(mine, (losses * weights).sum() / weights.sum(), rtol=2e-6)
+    assert_close(my_gradients, [np.where(MASK[:, None], gradients[0], 0), *gradients[1:]])
+
+
+def test_tied_kernels_are_the_transposed_ones():
+    mine = linear_distillation(
+        HIDDEN, KERNEL.T.copy(), TEACHER, TEACHER_KERNEL.T.copy(), transpose_kernel=True, transpose_teacher_kernel=True
+    )
+    plain = linear_distillation(HIDDEN, KERNEL, TEACHER, TEACHER_KERNEL)
+    np.testing.assert_allclose(to_numpy(mine), to_numpy(plain), atol=2e-6)
+
+
+@pytest.mark.parametrize("divergence", ["forward_kl", "reverse_kl", "jensen_shannon"])
+def test_a_student_that_is_its_teacher_has_loss_and_gradient_0(divergence):
+    def function(hidden, kernel, bias):
+        return linear_distillation(hidden, kernel, HIDDEN, KERNEL, bias, BIAS, divergence=divergence)
+
+    value, gradients = run(function, (HIDDEN, KERNEL, BIAS), np.ones(TOKENS, "float32"))
+    np.testing.assert_allclose(value, 0, atol=1e-6)
+    for gradient in gradients:
+        np.testing.assert_allclose(gradient, 0, atol=1e-5)
+
+
+def test_classes_that_are_switched_off_in_both_heads_leave_no_trace():
+    off = np.where(np.arange(CLASSES) < 20, 0, -np.inf).astype("float32")
+    for divergence in ("forward_kl", "reverse_kl", "jensen_shannon"):
+        few = linear_distillation(
+            HIDDEN, KERNEL[:, :20], TEACHER, TEACHER_KERNEL[:, :20], divergence=divergence, reduction="sum"
+        )
+
+        def function(hidden, kernel, bias, divergence=divergence):
+            return linear_distillation(
+                hidden, kernel, TEACHER, TEACHER_KERNEL, bias, off, divergence=divergence, reduction="sum"
+            )
+
+        value, gradients = run(function, (HIDDEN, KERNEL, off))
+        np.testing.assert_allclose(value, to_numpy(few), rtol=1e-5)
+        assert all(np.isfinite(g).all() for g in gradients)
+
+
+# The K best classes
+
+
+def top_k_oracle(hidden, kernel, bias, upstream, temperature):
+    hidden, kernel, bias = (np.asarray(a, "float64") for a in (hidden, kernel, bias))
+    q = softmax((hidden @ kernel + bias) / temperature)
+    p = np.zeros((TOKENS, CLASSES))
+    for n in range(TOKENS):
+        for i, log_p in zip(IDS[n], LOG_P[n].astype("float64"), strict=True):
+            if i >= 0:
+                p[n, i] += np.exp(log_p)
+    terms = np.where(p > 0, p * (np.log(np.where(p > 0, p, 1)) - np.log(q)), 0)
+    d = temperature * (q * p.sum(1, keepdims=True) - p) * np.asarray(upstream, "float64")[:, None]
+    return temperature**2 * terms.sum(1), [d @ kernel.T, hidden.T @ d, d.sum(0)]
+
+
+@pytest.mark.parametrize("mode", TWO_MODES)
+def test_top_k_losses_and_gradients_are_those_of_the_oracle(mode):
+    upstream = RNG.standard_normal(TOKENS).astype("float32")
+
+    def function(hidden, kernel, bias):
+        return linear_top_k_distillation(hidden, kernel, IDS, LOG_P, bias, temperature=1.5)
+
+    mine, my_gradients = run(function, (HIDDEN, KERNEL, BIAS), upstream, mode)
+    value, gradients = top_k_oracle(HIDDEN, KERNEL, BIAS, upstream, 1.5)
+    assert_close([mine, *my_gradients], [value, *gradients])
+
+
+def test_all_classes_are_the_whole_teacher():
+    p = softmax(TEACHER.astype("float64") @ TEACHER_KERNEL / 2)
+    ids = np.tile(np.arange(CLASSES), (TOKENS, 1))
+    mine = linear_top_k_distillation(HIDDEN, KERNEL, ids, np.log(p), temperature=2.0, mask=MASK, reduction="token_mean")
+    whole = linear_distillation(
+        HIDDEN, KERNEL, TEACHER, TEACHER_KERNEL, temperature=2.0, mask=MASK, reduction="token_mean"
+    )
+    np.testing.assert_allclose(float(mine), float(whole), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "call, sentence",
+    [
+        (lambda: linear_distillation(HIDDEN, KERNEL, TEACHER[1:], TEACHER_KERNEL), "`teacher_hidden` must have the"),
+        (lambda: linear_distillation(HIDDEN, KERNEL, TEACHER, KERNEL), "`teacher_hidden` must have shape"),
+        (lambda: linear_distillation(HIDDEN, KERNEL, HIDDEN, KERNEL[:, 1:]), "`teacher_kernel` must have the classes"),
+        (lambda: linear_distillation(HIDDEN, KERNEL, HIDDEN, KERNEL, divergence="kl"), "`divergence` must be one of"),
+        (lambda: linear_distillation(HIDDEN, KERNEL, HIDDEN, KERNEL, beta=1.0), "`beta` must be a number between"),
+        (lambda: linear_top_k_distillation(HIDDEN, KERNEL, IDS, LOG_P[:, 1:]), "`log_probs` must have the shape"),
+    ],
+)
+def test_wrong_arguments_are_named(call, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        call()

@@ -1,0 +1,160 @@
+"""Statistics of tokens: closed-form values, and a float64 oracle for values and for the gradients of each input."""
+
+import numpy as np
+import pytest
+from keras import ops
+
+import keras_xent as kx
+from keras_xent.kernels import _linear_loop, _xla_cpu, linear_token_statistics
+from tests.backend import BACKEND, DTYPES, MODES, TWO_MODES, tensor, to_numpy
+
+TOKENS, FEATURES, CLASSES = 29, 6, 23
+RNG = np.random.default_rng(4)
+HIDDEN = RNG.standard_normal((TOKENS, FEATURES)).astype("float32")
+KERNEL = RNG.standard_normal((FEATURES, CLASSES)).astype("float32")
+BIAS = RNG.standard_normal(CLASSES).astype("float32")
+LABELS = RNG.integers(0, CLASSES, TOKENS)
+MASK = RNG.random(TOKENS) < 0.6
+UPSTREAM = RNG.standard_normal((3, TOKENS)).astype("float32")
+
+
+@pytest.fixture(autouse=True)
+def small_chunks(monkeypatch):
+    """Chunks of 8 tokens made of blocks of 2: nothing divides anything."""
+    monkeypatch.setattr(_linear_loop, "MIN_CHUNK_TOKENS", 1)
+    monkeypatch.setattr(_linear_loop, "CPU_CHUNK_BYTES", 4 * CLASSES * 8)
+    monkeypatch.setattr(_xla_cpu, "_BLOCK_BYTES", 4 * CLASSES * 2)
+
+
+def oracle(hidden, kernel, bias, *, temperature=1.0, softcap=None, mask=None):
+    """Values and gradients in float64, by the Jacobian of the softmax written out."""
+    hidden, kernel, bias = (np.asarray(a, "float64") for a in (hidden, kernel, bias))
+    raw = hidden @ kernel + bias
+    x = (raw if softcap is None else softcap * np.tanh(raw / softcap)) / temperature
+    lse = np.log(np.exp(x - x.max(1, keepdims=True)).sum(1)) + x.max(1)
+    log_p = x - lse[:, None]
+    p, one_hot = np.exp(log_p), np.eye(CLASSES)[LABELS]
+    entropy = -(p * log_p).sum(1)
+    rank = (x > (x * one_hot).sum(1, keepdims=True)).sum(1)
+    keep = np.ones(TOKENS) if mask is None else mask.astype("float64")
+    values = [(log_p * one_hot).sum(1) * keep, entropy * keep, lse * keep, rank * keep]
+    u, v, w = (row[:, None] * keep[:, None] for row in UPSTREAM.astype("float64"))
+    d = u * (one_hot - p) - v * p * (log_p + entropy[:, None]) + w * p
+    d = d / temperature * (1 if softcap is None else 1 - np.tanh(raw / softcap) ** 2)
+    return values, [d @ kernel.T, hidden.T @ d, d.sum(0)]
+
+
+def run(inputs, mode="eager", dtype=None, **options):
+    inputs = tuple(tensor(x, dtype or "float32") for x in inputs)
+
+    def total(*inputs):
+        statistics = linear_token_statistics(inputs[0], inputs[1], LABELS, inputs[2], **options)
+        weights = [ops.cast(row, statistics[0].dtype) for row in UPSTREAM]
+        return sum(ops.sum(a * b) for a, b in zip(weights, statistics[:3], strict=True)), statistics
+
+    if BACKEND == "tensorflow":
+        import tensorflow as tf
+
+        def step(*inputs):
+            with tf.GradientTape() as tape:
+                tape.watch(inputs)
+                value, statistics = total(*inputs)
+            return statistics, tape.gradient(value, inputs)
+    else:
+        import jax
+
+        def step(*inputs):
+            gradients, statistics = jax.grad(total, argnums=(0, 1, 2), has_aux=True)(*inputs)
+            return statistics, gradients
+
+    statistics, gradients = MODES[mode](step)(*inputs)
+    return [to_numpy(s) for s in statistics], [to_numpy(g) for g in gradients]
+
+
+CASES = {
+    "plain": {},
+    "temperature": {"temperature": 0.7},
+    "softcap": {"logit_softcap": 3.0, "temperature": 1.6},
+    "mask": {"mask": MASK},
+}
+
+
+@pytest.mark.parametrize("mode", TWO_MODES)
+@pytest.mark.parametrize("case", CASES)
+def test_values_and_gradients_are_those_of_the_oracle(case, mode):
+    options = CASES[case]
+    named = {"softcap" if name == "logit_softcap" else name: value for name, value in options.items()}
+    values, gradients = oracle(HIDDEN, KERNEL, BIAS, **named)
+    mine, my_gradients = run((HIDDEN, KERNEL, BIAS), mode, **options)
+    for one, other in zip(mine, values, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-6 * np.abs(other).max())
+    for one, other in zip(my_gradients, gradients, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-6 * np.abs(other).max())
+
+
+@pytest.mark.parametrize("dtype", [d for d in DTYPES if d != "float32"])
+def test_other_dtypes_have_their_own_accuracy(dtype):
+    exact = [to_numpy(tensor(x, dtype)) for x in (HIDDEN, KERNEL, BIAS)]
+    values, gradients = oracle(*exact)
+    mine, my_gradients = run((HIDDEN, KERNEL, BIAS), dtype=dtype)
+    tolerance = 1e-12 if dtype == "float64" else 2e-2
+    for one, other in zip(mine[:3] + my_gradients, values[:3] + gradients, strict=True):
+        np.testing.assert_allclose(one, other, atol=tolerance * np.abs(other).max())
+
+
+def test_a_tied_kernel_is_the_transposed_one():
+    mine = linear_token_statistics(HIDDEN, KERNEL, LABELS)
+    tied = linear_token_statistics(HIDDEN, KERNEL.T.copy(), LABELS, transpose_kernel=True)
+    for one, other in zip(mine, tied, strict=True):
+        np.testing.assert_allclose(to_numpy(one), to_numpy(other), atol=2e-6)
+
+
+def test_what_is_masked_may_be_anything():
+    spoiled = np.where(MASK[:, None], HIDDEN, np.nan)
+    statistics, gradients = run((spoiled, KERNEL, BIAS), mask=MASK)
+    clean, clean_gradients = run((HIDDEN, KERNEL, BIAS), mask=MASK)
+    for one, other in zip(statistics + gradients, clean + clean_gradients, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-6)
+    assert all((s[~MASK] == 0).all() for s in statistics)
+
+
+def test_a_confident_head_has_log_probability_0_and_never_above():
+    logits = np.array([[40.0, 0.0, 0.0], [0.0, 200.0, -np.inf], [5.0, 5.0, 5.0]], "float32")
+    statistics = linear_token_statistics(np.eye(3, dtype="float32"), np.nan_to_num(logits, neginf=-1e30), [0, 1, 2])
+    log_prob, entropy = to_numpy(statistics.log_prob), to_numpy(statistics.entropy)
+    assert (log_prob <= 0).all()
+    np.testing.assert_allclose(log_prob, [-2 * np.exp(-40.0), 0.0, -np.log(3)], rtol=1e-6)
+    np.testing.assert_allclose(entropy, [2 * 41 * np.exp(-40.0), 0.0, np.log(3)], rtol=1e-5)
+
+
+def test_minus_infinite_biases_switch_classes_off():
+    bias = np.where(np.arange(CLASSES) < 20, BIAS, -np.inf).astype("float32")
+    labels = LABELS % 20
+    few = linear_token_statistics(HIDDEN, KERNEL[:, :20], labels, BIAS[:20])
+    for one, other in zip(linear_token_statistics(HIDDEN, KERNEL, labels, bias), few, strict=True):
+        np.testing.assert_allclose(to_numpy(one), to_numpy(other), rtol=1e-5, atol=1e-6)
+
+
+def test_a_label_out_of_range_is_an_error_or_nan():
+    labels = np.where(np.arange(TOKENS) == 3, CLASSES, LABELS)
+    with pytest.raises(ValueError, match=r"label 23 at position \(3,\)"):
+        linear_token_statistics(HIDDEN, KERNEL, labels)
+    # Inside XLA nothing can be raised.
+    function = MODES[TWO_MODES[1]](lambda hidden: linear_token_statistics(hidden, KERNEL, labels)[:3])
+    for column in function(tensor(HIDDEN)):
+        assert np.isnan(to_numpy(column)[3]) and np.isfinite(np.delete(to_numpy(column), 3)).all()
+    ignored = linear_token_statistics(HIDDEN, KERNEL, labels, ignore_class=CLASSES)
+    assert to_numpy(ignored.log_prob)[3] == 0
+
+
+def test_wrong_arguments_are_named():
+    with pytest.raises(ValueError, match="`temperature` must be a number above 0. Received: temperature=0."):
+        linear_token_statistics(HIDDEN, KERNEL, LABELS, temperature=0)
+    with pytest.raises(ValueError, match="`labels` must have the shape of `hidden`"):
+        linear_token_statistics(HIDDEN, KERNEL, LABELS[1:])
+
+
+def test_the_log_probability_is_minus_the_cross_entropy():
+    log_prob = linear_token_statistics(HIDDEN, KERNEL, LABELS, BIAS).log_prob
+    loss = kx.kernels.linear_cross_entropy(HIDDEN, KERNEL, LABELS, BIAS)
+    np.testing.assert_array_equal(to_numpy(log_prob), -to_numpy(loss))

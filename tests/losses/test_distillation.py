@@ -1,0 +1,121 @@
+"""Distillation as a loss and for Keras' Distiller: closed forms, masks, and no logits where heads are known."""
+
+import keras
+import numpy as np
+import pytest
+
+import keras_xent as kx
+from keras_xent.losses import distillation as module
+from tests.backend import BACKEND, tensor, to_numpy, value_and_gradient
+
+RNG = np.random.default_rng(2)
+TEACHER, STUDENT = RNG.standard_normal((2, 3, 4, 7)).astype("float32")
+MASK = np.arange(4) < np.array([4, 2, 1])[:, None]
+
+
+def softmax(x):
+    e = np.exp(x - x.max(-1, keepdims=True))
+    return e / e.sum(-1, keepdims=True)
+
+
+def test_the_value_where_keras_default_is_wrong():
+    teacher, student = np.array([[2.0, 0.0, -3.0]], "float32"), np.array([[-1.0, 4.0, 0.0]], "float32")
+    loss = kx.distillation.LogitsDistillation(temperature=2.0)
+    value, gradient = value_and_gradient(lambda x: loss.compute_loss(teacher, x), tensor(student))
+    assert float(value) == pytest.approx(5.0694118, abs=1e-5)
+    expected = 2 * (softmax(student.astype("float64") / 2) - softmax(teacher.astype("float64") / 2))
+    np.testing.assert_allclose(gradient, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("divergence", ["forward_kl", "reverse_kl", "jensen_shannon"])
+def test_from_logits_it_is_the_linear_kernel_with_an_identity(divergence):
+    loss = kx.losses.Distillation(1.5, divergence, beta=0.3, reduction="none")
+    identity = np.eye(7, dtype="float32")
+
+    def linear(x):
+        options = {"temperature": 1.5, "divergence": divergence, "beta": 0.3}
+        return kx.kernels.linear_distillation(x, identity, TEACHER, identity, **options)
+
+    for one, other in zip(
+        value_and_gradient(lambda x: loss(TEACHER, x), tensor(STUDENT)),
+        value_and_gradient(linear, tensor(STUDENT)),
+        strict=True,
+    ):
+        np.testing.assert_allclose(one, other, atol=2e-6)
+    np.testing.assert_allclose(to_numpy(loss.call(TEACHER, STUDENT)), to_numpy(loss(TEACHER, STUDENT)), atol=1e-6)
+
+
+def test_weights_and_reductions():
+    losses = to_numpy(kx.losses.Distillation(reduction="none")(TEACHER, STUDENT))
+    weights = np.where(MASK, 2.0, 0).astype("float32")
+    spoiled = np.where(MASK[..., None], STUDENT, np.nan)
+    value, gradient = value_and_gradient(
+        lambda x: kx.losses.Distillation(reduction="token_mean")(TEACHER, x, weights), tensor(spoiled)
+    )
+    assert float(value) == pytest.approx(losses[MASK].mean(), rel=1e-5)
+    assert (gradient[~MASK] == 0).all()
+    mean = kx.losses.Distillation()(TEACHER, STUDENT)
+    assert float(mean) == pytest.approx(losses.mean(), rel=1e-5)
+
+
+def test_configurations_round_trip():
+    loss = kx.losses.Distillation(2.0, "jensen_shannon", beta=0.2, reduction="token_mean", name="d", dtype="float32")
+    again = keras.losses.deserialize(keras.losses.serialize(loss))
+    assert again.get_config() == loss.get_config()
+    loss = kx.distillation.LogitsDistillation(2.0, "reverse_kl", beta=0.2, reduction="sum")
+    config = keras.saving.serialize_keras_object(loss)
+    assert keras.saving.deserialize_keras_object(config).get_config() == loss.get_config()
+
+
+def model(width, seed):
+    keras.utils.set_random_seed(seed)
+    tokens = keras.Input((None,), dtype="int32")
+    x = keras.layers.Embedding(23, width, mask_zero=True)(tokens)
+    return keras.Model(tokens, kx.layers.LogitsDense(23)(x))
+
+
+def test_keras_distiller_trains_a_student_without_logits(monkeypatch):
+    calls, kernel = [], module.linear_distillation
+    monkeypatch.setattr(module, "linear_distillation", lambda *a, **k: calls.append(1) or kernel(*a, **k))
+    teacher, student = model(16, 0), model(8, 1)
+    tokens = np.where(MASK, RNG.integers(1, 23, MASK.shape), 0)
+    distiller = keras.distillation.Distiller(
+        teacher, student, kx.distillation.LogitsDistillation(2.0), student_loss_weight=0.0
+    )
+    distiller.compile(keras.optimizers.Adam(0.05), loss=kx.losses.MaskedSequenceCrossentropy())
+    history = distiller.fit(tokens, tokens, epochs=40, verbose=0, batch_size=3).history
+    assert calls
+    x = to_numpy(teacher(tokens))[MASK], to_numpy(student(tokens))[MASK]
+    p, q = (softmax(one / 2) for one in x)
+    divergence = 4 * (p * np.log(p / q)).sum(-1).mean()
+    losses = history["distillation_loss"]
+    # The last epoch's loss is that before its step.
+    assert divergence < losses[-1] < 0.5 * losses[0]
+    first = model(8, 1)
+    q = softmax(to_numpy(first(tokens))[MASK] / 2)
+    assert losses[0] == pytest.approx(4 * (p * np.log(p / q)).sum(-1).mean(), rel=1e-4)
+
+
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="reads a graph")
+def test_the_compiled_step_has_no_logits():
+    import tensorflow as tf
+
+    teacher, student = model(16, 0), model(8, 1)
+    loss = kx.distillation.LogitsDistillation(2.0)
+
+    @tf.function(jit_compile=True)
+    def step(x):
+        with tf.GradientTape() as tape:
+            value = loss.compute_loss(teacher(x, training=False), student(x, training=True))
+        return value, tape.gradient(value, [v.value for v in student.trainable_variables])
+
+    tokens = tf.constant(np.tile(np.arange(23), (200, 11))[:, :250], "int32")
+    text = step.experimental_get_compiler_ir(tokens)(stage="optimized_hlo")
+    assert "[50000,23]" not in text and "[200,250,23]" not in text
+
+
+def test_wrong_arguments_are_named():
+    with pytest.raises(ValueError, match="`y_true` must hold the teacher's logits"):
+        kx.losses.Distillation()(TEACHER[..., 1:], STUDENT)
+    with pytest.raises(ValueError, match="`reduction` must give a scalar"):
+        kx.distillation.LogitsDistillation(reduction="none")

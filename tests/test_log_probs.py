@@ -1,0 +1,184 @@
+"""Log-probabilities under models: without logits where the output layer allows it, equal to those from logits."""
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+import keras_xent as kx
+from tests.backend import BACKEND, to_numpy
+
+VOCABULARY, WIDTH, LENGTH = 31, 8, 5
+RNG = np.random.default_rng(3)
+TOKENS = RNG.integers(1, VOCABULARY, (4, LENGTH)).astype("int32")
+LABELS = RNG.integers(1, VOCABULARY, (4, LENGTH)).astype("int32")
+MASK = np.arange(LENGTH) < np.array([5, 3, 1, 0])[:, None]
+
+
+class Subclassed(keras.Model):
+    """A model that returns what its head returns, or something made from it."""
+
+    def __init__(self, scale=None):
+        super().__init__()
+        self.embedding, self.head = keras.layers.Embedding(VOCABULARY, WIDTH), kx.layers.LogitsDense(VOCABULARY)
+        self.scale = scale
+
+    def call(self, x):
+        logits = self.head(self.embedding(x))
+        return logits if self.scale is None else logits * self.scale[: logits.shape[-1]]
+
+
+def tied():
+    embedding = kx.layers.TiedLogits(VOCABULARY, WIDTH, logit_soft_cap=2.0)
+    tokens = keras.Input((None,), dtype="int32")
+    return keras.Model(tokens, embedding(embedding(tokens), reverse=True))
+
+
+def sequential(*last):
+    return keras.Sequential([keras.layers.Embedding(VOCABULARY, WIDTH, mask_zero=True), *last])
+
+
+MODELS = {
+    "LogitsDense": lambda: sequential(kx.layers.LogitsDense(VOCABULARY)),
+    "plain Dense": lambda: sequential(keras.layers.Dense(VOCABULARY), keras.layers.Activation("linear")),
+    "Dense with softmax": lambda: sequential(keras.layers.Dense(VOCABULARY, activation="softmax")),
+    "TiedLogits": tied,
+    "fused": lambda: kx.fuse_head(sequential(keras.layers.Dense(VOCABULARY))),
+    "subclassed": Subclassed,
+    "subclassed, scaled": lambda: Subclassed(np.linspace(0.5, 2, VOCABULARY).astype("float32")),
+    "softmax layer": lambda: keras.Sequential(
+        [keras.layers.Embedding(VOCABULARY, WIDTH), keras.layers.Dense(VOCABULARY), keras.layers.Softmax()]
+    ),
+}
+
+
+def built(name):
+    keras.utils.set_random_seed(1)
+    model = MODELS[name]()
+    model(TOKENS)
+    return model
+
+
+def from_predictions(model, temperature=1.0, probabilities=False):
+    x = to_numpy(model(TOKENS))
+    x = np.log(x) if probabilities else x
+    x = x / temperature
+    log_p = x - np.log(np.exp(x).sum(-1, keepdims=True))
+    return np.take_along_axis(log_p, LABELS[..., None], -1)[..., 0]
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_log_probabilities_are_those_from_the_predictions(name):
+    model = built(name)
+    expected = from_predictions(model, 1.7, "softmax" in name)
+    mine = kx.token_log_probs(model, TOKENS, LABELS, mask=MASK, temperature=1.7)
+    np.testing.assert_allclose(to_numpy(mine), np.where(MASK, expected, 0), atol=2e-6)
+    total = to_numpy(kx.sequence_log_probs(model, TOKENS, LABELS, mask=MASK, temperature=1.7))
+    np.testing.assert_allclose(total, np.where(MASK, expected, 0).sum(1), atol=1e-5)
+    mean = to_numpy(kx.sequence_log_probs(model, TOKENS, LABELS, mask=MASK, temperature=1.7, normalize=True))
+    np.testing.assert_allclose(mean, total / np.maximum(MASK.sum(1), 1), atol=1e-6)
+    # The model is what it was.
+    np.testing.assert_allclose(from_predictions(model, 1.7, "softmax" in name), expected)
+
+
+@pytest.mark.parametrize("name", ["LogitsDense", "plain Dense", "TiedLogits", "fused", "subclassed"])
+def test_the_output_layer_is_not_called(name):
+    model = built(name)
+    kinds = (keras.layers.Dense, keras.layers.ReversibleEmbedding)
+    (layer,) = (one for one in model.layers if isinstance(one, kinds))
+    call, shapes = layer.call, []
+
+    def recorded(*args, **kwargs):
+        result = call(*args, **kwargs)
+        shapes.append(tuple(result.shape))
+        return result
+
+    object.__setattr__(layer, "call", recorded)
+    model(TOKENS)
+    assert shapes[-1] == (4, LENGTH, VOCABULARY)
+    shapes.clear()
+    kx.token_log_probs(model, TOKENS, LABELS)
+    assert (4, LENGTH, VOCABULARY) not in shapes
+    # The layer is called again as it was.
+    assert vars(layer)["call"] is recorded
+
+
+def test_the_keras_mask_of_the_model_counts():
+    model, padded = built("LogitsDense"), np.where(MASK, TOKENS, 0)
+    log_probs = to_numpy(kx.token_log_probs(model, padded, LABELS))
+    assert (log_probs[~MASK] == 0).all() and (log_probs[MASK] < 0).all()
+
+
+def gradients(model, mask):
+    """Of the sum of the log-probabilities, for each weight, by the backend's own means."""
+    if BACKEND == "tensorflow":
+        import tensorflow as tf
+
+        @tf.function
+        def compiled():
+            with tf.GradientTape() as tape:
+                value = ops.sum(kx.sequence_log_probs(model, TOKENS, LABELS, mask=mask))
+            return tape.gradient(value, [v.value for v in model.trainable_variables])
+
+        with tf.GradientTape() as tape:
+            value = ops.sum(kx.sequence_log_probs(model, TOKENS, LABELS, mask=mask))
+        eager = tape.gradient(value, [v.value for v in model.trainable_variables])
+        both = eager, compiled()
+    else:
+        import jax
+
+        def loss(values):
+            pairs = list(zip(model.trainable_variables, values, strict=True))
+            with keras.StatelessScope(state_mapping=pairs):
+                return ops.sum(kx.sequence_log_probs(model, TOKENS, LABELS, mask=mask))
+
+        values = [v.value for v in model.trainable_variables]
+        both = jax.grad(loss)(values), jax.jit(jax.grad(loss))(values)
+    return [[to_numpy(ops.convert_to_tensor(g)) for g in one] for one in both]
+
+
+@pytest.mark.parametrize("name", ["LogitsDense", "TiedLogits"])
+def test_gradients_reach_every_weight(name):
+    model = built(name)
+    eager, compiled = gradients(model, MASK)
+    for one, other in zip(eager, compiled, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-5)
+        assert np.abs(one).max() > 0
+    # Against differences of values in one direction.
+    weights = model.get_weights()
+    direction = [RNG.standard_normal(w.shape) for w in weights]
+    values = []
+    for sign in (1, -1):
+        model.set_weights([w + sign * 1e-2 * d for w, d in zip(weights, direction, strict=True)])
+        values.append(to_numpy(kx.sequence_log_probs(model, TOKENS, LABELS, mask=MASK)).sum())
+    slope = sum((g * d).sum() for g, d in zip(eager, direction, strict=True))
+    np.testing.assert_allclose((values[0] - values[1]) / 2e-2, slope, rtol=2e-3)
+
+
+def test_a_preference_loss_trains_in_fit():
+    class Preferences(keras.Model):
+        def __init__(self, policy):
+            super().__init__()
+            self.policy = policy
+
+        def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
+            chosen, rejected = (kx.sequence_log_probs(self.policy, x, y[:, i], training=training) for i in (0, 1))
+            return ops.mean(kx.preference.simpo(chosen, rejected, gamma=0.0))
+
+        def call(self, x):
+            return self.policy(x)
+
+    policy = built("LogitsDense")
+    model = Preferences(policy)
+    model.compile(keras.optimizers.Adam(0.05))
+    pairs = np.stack([LABELS, (LABELS + 7) % VOCABULARY], axis=1)
+    losses = model.fit(TOKENS, pairs, epochs=15, verbose=0, batch_size=4).history["loss"]
+    assert losses[-1] < 0.1 * losses[0]
+
+
+def test_wrong_arguments_are_named():
+    model = built("LogitsDense")
+    with pytest.raises(ValueError, match="`temperature` must be a number above 0"):
+        kx.token_log_probs(model, TOKENS, LABELS, temperature=-1)
+    with pytest.raises(ValueError, match="`labels` must have the shape"):
+        kx.token_log_probs(model, TOKENS, LABELS[:, 1:])
