@@ -130,9 +130,7 @@ OPTIONS = (
 )
 
 
-@pytest.mark.parametrize(
-    "arguments", sample(OPTIONS, [OPTIONS[1], OPTIONS[3]]), ids=lambda options: next(iter(options))
-)
+@pytest.mark.parametrize("arguments", sample(OPTIONS, [OPTIONS[3]]), ids=lambda options: next(iter(options)))
 def test_every_option_of_the_loss_trains_the_same(arguments):
     results = [
         trained(language_model(layer), loss(**arguments)) for layer in (keras.layers.Dense, kx.layers.LogitsDense)
@@ -253,7 +251,10 @@ def test_keras_metrics_that_read_logits_still_do():
 # The compiled step.
 
 
-@pytest.mark.parametrize("layer, expected", [(kx.layers.LogitsDense, False), (keras.layers.Dense, True)])
+@pytest.mark.parametrize(
+    "layer, expected",
+    sample([(kx.layers.LogitsDense, False), (keras.layers.Dense, True)], [(kx.layers.LogitsDense, False)]),
+)
 def test_the_training_step_holds_no_logits(monkeypatch, layer, expected):
     """All buffers of the compiled step are smaller than the logits of its batch."""
     batch, length, classes = 16, 64, 4099
@@ -394,7 +395,7 @@ def test_a_linear_activation_in_float32_keeps_provenance(calls):
 # Models that exist.
 
 
-@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("tied", sample([False, True], [False]))
 def test_fuse_head_changes_the_call_and_nothing_else(calls, tied):
     tokens, _, _ = data()
     head = keras.layers.ReversibleEmbedding if tied else keras.layers.Dense
