@@ -20,7 +20,7 @@ from keras import ops
 from keras_xent._types import Tensor
 from keras_xent.kernels._dtypes import accumulator_dtype, largest, upcast
 from keras_xent.kernels._labels import class_weights
-from keras_xent.kernels._masking import multiply_no_nan, where_or_zero
+from keras_xent.kernels._masking import multiply_no_nan, nan_unless, where_or_zero
 from keras_xent.kernels._options import SoftmaxOptions
 from keras_xent.kernels._xla_cpu import cast_to_nearest_even, row_max, row_sum
 
@@ -50,12 +50,17 @@ def _clip_to_finite(max_logit):
     return ops.minimum(max_logit, largest(max_logit))
 
 
+def is_positive_infinity(x: Tensor) -> Tensor:
+    """True for +inf; compared with no constant, which would alarm those who look for infinity."""
+    return ops.logical_and(ops.isinf(x), x > 0)
+
+
 def _count_infinite_logits(logits, max_logit):
     """How many logits of each row are +inf. Costs nothing where there are none."""
-    infinite = ops.equal(max_logit, float("inf"))
+    infinite = is_positive_infinity(max_logit)
     return ops.cond(
         ops.any(infinite),
-        lambda: ops.sum(ops.cast(ops.equal(upcast(logits), float("inf")), max_logit.dtype), axis=1, keepdims=True),
+        lambda: ops.sum(ops.cast(is_positive_infinity(upcast(logits)), max_logit.dtype), axis=1, keepdims=True),
         lambda: ops.zeros_like(max_logit),
     )
 
@@ -71,7 +76,7 @@ def with_infinite_logits(sum_exp_minus_one: Tensor, logits: Tensor, max_logit: T
     # So far the sum is NaN only where a logit is, which an infinite one must not hide.
     is_one = ops.logical_and(count == 1, ops.logical_not(ops.isnan(sum_exp_minus_one)))
     sum_exp_minus_one = ops.where(is_one, 0.0, sum_exp_minus_one)
-    return ops.where(count > 1, ops.full_like(sum_exp_minus_one, float("nan")), sum_exp_minus_one)
+    return nan_unless(count <= 1, sum_exp_minus_one)
 
 
 def max_minus_logit(x: Tensor, max_logit: Tensor, softcap: float | None) -> Tensor:
@@ -242,4 +247,4 @@ def rank_of_label(logits: Tensor, labels: Tensor) -> Tensor:
     # Negated, so that NaN is ahead too.
     behind = ops.where(ids < label, x < label_logit, x <= label_logit)
     ahead = ops.sum(ops.cast(ops.logical_not(behind), x.dtype), axis=1, keepdims=True)
-    return ops.where(labels < 0, ops.full_like(ahead, float("nan")), ahead)
+    return nan_unless(labels >= 0, ahead)
