@@ -40,6 +40,8 @@ class HarnessModel(LM):
         context: the most tokens that the model is given. The default is the limit that the model states, else 512.
         add_start_token: whether every text begins with the start token. The default is how the model was trained: its
             preprocessor's `add_start_token`, or whether it was exported with a `start_token`.
+        start_in_every_window: whether a text that is cut to the model's context begins with the start token again, in
+            place of its first token, for models that expect it there.
         start_token, end_token: the tokens before and after a text; by default those of the tokenizer or the export. A
             text without a context is given the start token, or the end token if there is none.
 
@@ -57,6 +59,7 @@ class HarnessModel(LM):
         batch_size: int = 8,
         context: int | None = None,
         add_start_token: bool | None = None,
+        start_in_every_window: bool = False,
         start_token: int | None = None,
         end_token: int | None = None,
     ) -> None:
@@ -79,6 +82,7 @@ class HarnessModel(LM):
         if add_start_token is None:
             add_start_token = own_start is not None if exported else getattr(preprocessor, "add_start_token", False)
         self._prefix = self._start() if add_start_token else []
+        self._window_start = self._start() if start_in_every_window else []
 
     def loglikelihood(self, requests: Sequence[Any]) -> list[tuple[float, bool]]:
         """Of each request `(context, continuation)` the log-likelihood, and whether it is the greedy continuation."""
@@ -133,7 +137,7 @@ class HarnessModel(LM):
         until = options.get("until") or ()
         until = (until,) if isinstance(until, str) else tuple(filter(None, until))
         prompt = [*self._prefix, *self._encode(context)] or self._start()
-        return prompt[-(self.context - max_new) :], max_new, until
+        return _last(prompt, self.context - max_new, self._window_start), max_new, until
 
     # Computation
 
@@ -141,7 +145,7 @@ class HarnessModel(LM):
         rows = [
             (index, *window)
             for index, (context, continuation) in enumerate(pairs)
-            for window in _windows([*context, *continuation], len(context), self.context)
+            for window in _windows([*context, *continuation], len(context), self.context, self._window_start)
         ]
         values, greedy = np.zeros(len(pairs)), np.ones(len(pairs), bool)
         # The model is not given the last token.
@@ -188,12 +192,17 @@ class HarnessModel(LM):
         return min(self.batch_size, 1 << (size - 1).bit_length())
 
 
-def _windows(tokens: list[int], first: int, context: int) -> Iterator[tuple[list[int], int]]:
+def _windows(tokens: list[int], first: int, context: int, start: list[int]) -> Iterator[tuple[list[int], int]]:
     """Windows of at most `context + 1` tokens that score those from `first` on once, and how many are new in each."""
     while first < len(tokens):
         end = min(len(tokens), first + context)
-        yield tokens[max(0, end - context - 1) : end], end - first
+        yield _last(tokens[:end], context + 1, start), end - first
         first = end
+
+
+def _last(tokens, number, start):
+    """The last tokens, at most `number` with the start token in front of what is left of them."""
+    return tokens if len(tokens) <= number else [*start, *tokens[len(tokens) - number + len(start) :]]
 
 
 def _before_any(text, strings):

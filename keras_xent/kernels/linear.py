@@ -203,12 +203,15 @@ def with_statistics(
     matrices = checked_matrices(hidden, kernel, bias, transpose_kernel)
     labels = checked_labels(labels, matrices.hidden)
     valid = valid_mask(labels, None if mask is None else to_tensor(mask), ignore_class)
-    indices = ops.reshape(class_indices(labels, matrices.num_classes, valid), (-1, 1))  # [N, 1]
     dtype = accumulator_dtype(matrices.hidden)
-    weights = None
+    weights, counted = None, valid
     if token_weights is not None:
         weights = ops.cast(to_tensor(token_weights), dtype)
         weights = align_weights(weights, labels.shape, "token_weights", like=labels)
+        # Under weight 0 a label may be anything.
+        has_weight = ops.broadcast_to(ops.not_equal(weights, 0), ops.shape(labels))
+        counted = has_weight if valid is None else ops.logical_and(valid, has_weight)
+    indices = ops.reshape(class_indices(labels, matrices.num_classes, counted), (-1, 1))  # [N, 1]
     weight_of_class = label_weights = None
     if class_weight is not None:
         weight_of_class = class_weights(class_weight, matrices.num_classes, dtype, 2)  # [1, V]

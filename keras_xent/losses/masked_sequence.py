@@ -36,7 +36,7 @@ class MaskedSequenceCrossentropy(SparseCategoricalCrossentropy):
         ignore_class: the label of padding, if labels mark it.
         label_smoothing: share in [0, 1] of the target spread evenly over all classes.
         class_weight: one weight per class: `[C]`, or a dict from class to weight. **Never use the `class_weight` of
-            `fit` here**: Keras makes a wrong weight per sequence of it, which the loss cannot see.
+            `fit` here**: Keras makes a wrong weight per sequence of it; the loss then warns.
         z_loss: weight of the squared log-sum-exp of the logits.
         logit_softcap: `c` of `c tanh(x / c)`, applied to the logits.
         normalizer: a number that takes the place of the denominator.

@@ -12,6 +12,7 @@ from keras_xent import arguments
 from keras_xent._backend import no_autograph
 from keras_xent._types import DType, Tensor
 from keras_xent.metrics._token_mean import TokenValues
+from keras_xent.metrics.byte_lengths import written_alphabet
 from keras_xent.metrics.token_crossentropy import TokenCrossentropy
 
 
@@ -67,6 +68,12 @@ class BitsPerByte(TokenCrossentropy):
     ) -> None:
         super().__init__(from_logits, ignore_class, axis, name, dtype, logit_softcap=logit_softcap)
         if isinstance(bytes_per_token, Sequence) and all(isinstance(t, str | bytes) for t in bytes_per_token):
+            alphabet = written_alphabet([token for token in bytes_per_token if isinstance(token, str)])
+            if alphabet is not None:
+                raise ValueError(
+                    "`bytes_per_token` must be numbers, or tokens as they stand in a text. Received: tokens as a "
+                    f"tokenizer writes them ({alphabet!r}). Give bytes_of_tokens(vocabulary)."
+                )
             bytes_per_token = [len(t.encode() if isinstance(t, str) else t) for t in bytes_per_token]
         numbers = arguments.class_weights("bytes_per_token", bytes_per_token)
         if not isinstance(numbers, list):

@@ -75,12 +75,13 @@ def log_probabilities(model, tokens):
     return logits - np.log(np.exp(logits).sum(-1, keepdims=True))
 
 
-def expected(model, context, continuation):
+def expected(model, context, continuation, start=()):
     """The continuation's log-likelihood, in windows of the context; and whether each token is the likeliest."""
     tokens, first, total, greedy = [*context, *continuation], len(context), 0.0, True
     while first < len(tokens):
         end = min(len(tokens), first + CONTEXT)
         window = tokens[max(0, end - CONTEXT - 1) : end]
+        window = [*start, *window[len(start) :]] if end > CONTEXT + 1 else window
         log_p, new = log_probabilities(model, window[:-1])[first - end :], window[first - end :]
         total += log_p[np.arange(len(new)), new].sum()
         greedy &= bool((log_p.argmax(-1) == new).all())
@@ -124,6 +125,15 @@ def test_rolling_log_likelihoods_score_each_token_once(model, tokenizer, batch_s
     found = HarnessModel(model, batch_size=batch_size).loglikelihood_rolling(requests(*((text,) for text in TEXTS)))
     right = [expected(model, [0], tokenizer.encode(text).ids)[0] for text in TEXTS]
     assert found == pytest.approx(right, rel=1e-5, abs=1e-5)
+
+
+def test_each_window_may_begin_with_the_start_token(model, tokenizer):
+    lm = HarnessModel(model, start_in_every_window=True)
+    [found] = lm.loglikelihood_rolling(requests((TEXTS[1],)))
+    right = expected(model, [0], tokenizer.encode(TEXTS[1]).ids, start=[0])[0]
+    assert found == pytest.approx(right, rel=1e-5)
+    [(found, _)] = lm.loglikelihood(requests(PAIRS[4]))
+    assert found == pytest.approx(expected(model, *tokens_of(tokenizer, *PAIRS[4]), start=[0])[0], rel=1e-5)
 
 
 @pytest.mark.whole
