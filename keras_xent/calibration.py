@@ -1,5 +1,6 @@
 """Temperature scaling."""
 
+import itertools
 import math
 import warnings
 from collections.abc import Iterator
@@ -35,7 +36,7 @@ def calibrate(
     `metrics.CalibrationError` says by how much. Nothing is trained. Use data that the model was not trained on.
 
     Formula: the `T` with the least cross-entropy of `softmax(logits / T)`, a convex problem in `1 / T`. There the mean
-    cross-entropy is the mean entropy, and that is what is solved, by bracketing and the Illinois method.
+    cross-entropy is the mean entropy, and that is what is solved, by the method of Ridders.
 
     Args:
         model: a Keras model that returns logits, or a softmax or sigmoid of them.
@@ -85,11 +86,11 @@ def calibrate(
 
 
 def _root(function, tolerance):
-    """Where a falling function is 0: doubling steps up to a change of sign, then the Illinois method."""
+    """Where a falling function is 0: growing steps up to a change of sign, then the method of Ridders."""
     low = high = 0.0
     at_low = at_high = function(0.0)
     step = math.copysign(math.log(2), at_low)
-    while at_low * at_high > 0:
+    while at_low != 0 and at_low * at_high >= 0:
         if abs(high + step) > _LIMIT:
             warnings.warn(
                 "calibrate finds no best temperature: the cross-entropy falls as far as 1024 or 1 / 1024. The model is "
@@ -97,21 +98,21 @@ def _root(function, tolerance):
                 stacklevel=3,
             )
             return math.copysign(_LIMIT, step)
-        low, at_low = high, at_high
+        low, at_low = high, at_high or at_low
         high, step = high + step, 1.5 * step
         at_high = function(high)
-    while abs(high - low) > tolerance and at_high != 0:
-        middle = high - at_high * (high - low) / (at_high - at_low)
-        value = function(middle)
-        if value * at_high < 0:
-            low, at_low = high, at_high
-        else:
-            # The end that stays is moved too, or its value would hold the secant back.
-            at_low = at_low / 2
-        if abs(middle - high) < tolerance / 4:
-            return middle
-        high, at_high = middle, value
-    return high
+    while at_low != 0 and abs(high - low) > tolerance:
+        # The interval is halved at least, and the exponential through three points usually meets the root.
+        middle = (low + high) / 2
+        at_middle = function(middle)
+        guess = middle + (middle - low) * math.copysign(1.0, at_low - at_high) * at_middle / math.sqrt(
+            at_middle**2 - at_low * at_high
+        )
+        points = sorted([(low, at_low), (middle, at_middle), (high, at_high), (guess, function(guess))])
+        (low, at_low), (high, at_high) = next(
+            pair for pair in itertools.pairwise(points) if pair[0][1] * pair[1][1] <= 0
+        )
+    return (low + high) / 2
 
 
 def _batches(data: Any, batch_size: int) -> Iterator[tuple[Any, Any, Any]]:

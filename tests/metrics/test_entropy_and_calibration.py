@@ -137,7 +137,7 @@ def test_the_temperature_is_the_minimum_of_the_cross_entropy(scale, fuse):
 
 def test_calibration_lowers_the_calibration_error_and_counts_only_what_is_valid():
     labels = np.where(np.arange(500) % 5 == 0, -1, Y)
-    found = kx.calibrate(identity(7, scale=3.0), (X, labels), ignore_class=-1)
+    found = kx.calibrate(identity(7, scale=3.0), (X, labels), ignore_class=-1, batch_size=500)
     weighted = kx.calibrate(identity(7, scale=3.0), [(X, Y, (labels >= 0).astype("float32"))])
     assert found == pytest.approx(weighted, rel=1e-3)
     errors = []
@@ -153,7 +153,7 @@ def test_a_binary_classifier(activation):
     x = RNG.standard_normal((400, 1)).astype("float32")
     y = RNG.random(400) < 1 / (1 + np.exp(-2 * x[:, 0]))
     layer = keras.layers.Dense(1, activation, kernel_initializer="ones")
-    found = kx.calibrate(keras.Sequential([keras.Input((1,)), layer]), (x, y.astype("int32")))
+    found = kx.calibrate(keras.Sequential([keras.Input((1,)), layer]), (x, y.astype("int32")), batch_size=400)
 
     def nll(temperature):
         z = x[:, 0].astype("float64") / temperature
@@ -164,6 +164,6 @@ def test_a_binary_classifier(activation):
 
 def test_a_model_that_is_always_right_has_no_temperature():
     with pytest.warns(UserWarning, match="calibrate finds no best temperature"):
-        assert kx.calibrate(identity(7), (X, X.argmax(1))) == pytest.approx(1 / 1024)
+        assert kx.calibrate(identity(7), (X, X.argmax(1)), batch_size=500) == pytest.approx(1 / 1024)
     with pytest.raises(ValueError, match="`data` must hold valid labels"):
         kx.calibrate(identity(7), (X, np.full(500, -1)), ignore_class=-1)
