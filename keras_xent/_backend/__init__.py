@@ -30,6 +30,9 @@ no_autograph = _module.no_autograph
 jit = _module.jit
 custom_gradient = _module.custom_gradient
 fused_gradient = _module.fused_gradient
+pad_to_bucket = _module.pad_to_bucket
+take_rows = _module.take_rows
+with_rounded_rows = _module.with_rounded_rows
 clear_programs = _module.clear_programs
 # Tensors.
 is_eager = _module.is_eager

@@ -8,6 +8,9 @@ import jax
 import keras
 
 from keras_xent._backend._finite import where_finite
+from keras_xent._backend._jax_rows import append_zeros, pad_inputs, take_rows
+from keras_xent._backend._jax_rows import pad_to_bucket as pad_to_bucket
+from keras_xent._backend._jax_rows import with_rounded_rows as with_rounded_rows
 from keras_xent._types import Tensor
 
 NAME = "jax"
@@ -27,7 +30,7 @@ def jit(function: Callable) -> Callable:
     return jax.jit(function)
 
 
-def custom_gradient(forward: Callable, backward: Callable) -> Callable:
+def custom_gradient(forward: Callable, backward: Callable, *, has_rows: tuple[bool, ...] = ()) -> Callable:
     """Joins `forward` and `backward` into a function that is differentiated in its first argument.
 
     See the function of this name for TensorFlow, which has the same parts.
@@ -36,7 +39,8 @@ def custom_gradient(forward: Callable, backward: Callable) -> Callable:
     def kernel(x: Tensor, *nondiff_args: Tensor, **options: Any) -> Tensor:
         @jax.custom_vjp
         def value(*inputs):
-            return forward(*inputs, **options)[0]
+            padded, num_rows = pad_inputs(inputs, has_rows)
+            return take_rows(forward(*padded, **options)[0], num_rows)
 
         @jax.custom_jvp
         def residuals(*inputs):
@@ -51,12 +55,17 @@ def custom_gradient(forward: Callable, backward: Callable) -> Callable:
             return (result, saved), tangents
 
         def forward_rule(*inputs):
-            result, saved = residuals(*inputs)
-            return result, (saved, inputs)
+            # What is saved keeps the rows that were added.
+            padded, num_rows = pad_inputs(inputs, has_rows)
+            result, saved = residuals(*padded) if num_rows is None else forward(*padded, **options)
+            return take_rows(result, num_rows), (saved, padded)
 
         def vjp(saved_and_inputs, upstream):
             saved, inputs = saved_and_inputs
-            return backward(upstream, saved, *inputs, **options), *[None] * len(nondiff_args)
+            num_rows, missing = upstream.shape[0], inputs[0].shape[0] - upstream.shape[0]
+            upstream = append_zeros(upstream, missing) if missing else upstream
+            gradient = take_rows(backward(upstream, saved, *inputs, **options), num_rows if missing else None)
+            return gradient, *[None] * len(nondiff_args)
 
         value.defvjp(forward_rule, vjp)
         return value(x, *nondiff_args)

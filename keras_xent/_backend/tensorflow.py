@@ -8,6 +8,9 @@ import keras
 import tensorflow as tf
 
 from keras_xent._backend._finite import where_finite
+from keras_xent._backend._tensorflow_rows import pad_to_bucket as pad_to_bucket
+from keras_xent._backend._tensorflow_rows import take_rows as take_rows
+from keras_xent._backend._tensorflow_rows import with_rounded_rows as with_rounded_rows
 from keras_xent._backend._xla import uses_xla
 from keras_xent._types import Tensor
 
@@ -36,7 +39,7 @@ def jit(function: Callable) -> Callable:
     return traced
 
 
-def custom_gradient(forward: Callable, backward: Callable) -> Callable:
+def custom_gradient(forward: Callable, backward: Callable, *, has_rows: tuple[bool, ...] = ()) -> Callable:
     """Joins `forward` and `backward` into a function that is differentiated in its first argument.
 
     `forward(x, *nondiff_args, **options)` returns `(value, residuals)`: the residuals are the few numbers per row that
@@ -46,6 +49,9 @@ def custom_gradient(forward: Callable, backward: Callable) -> Callable:
 
         value      d value / d x            = backward(upstream, residuals(x, ...), x, ...)
         residuals  d residuals / d inputs   = derivative of `forward` without its loops over blocks, computed again
+
+    `has_rows` says which arguments have rows, whose number is rounded up to a bucket (`_buckets.py`); nothing is rounded
+    for functions that are not compiled, where it is empty.
     """
 
     def kernel(x: Tensor, *nondiff_args: Tensor, **options: Any) -> Tensor:
@@ -75,7 +81,7 @@ def custom_gradient(forward: Callable, backward: Callable) -> Callable:
 
         return value(x, *nondiff_args)
 
-    return kernel
+    return with_rounded_rows(kernel, has_rows) if any(has_rows) else kernel
 
 
 @functools.cache

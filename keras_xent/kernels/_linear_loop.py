@@ -64,9 +64,15 @@ def run(inputs: Any, upstream: Tensor, nondiff_args: Any, **static: Any) -> Resu
     """
     hidden, kernel, bias = inputs
     labels, class_weights, is_active = nondiff_args
-    rows, replicated = (hidden, upstream, labels, is_active), (kernel, bias, class_weights)
-    losses, nll, rank, gradients = _run(rows, replicated, mesh=_backend.batch_mesh(hidden), **static)
-    return Result(losses, nll, rank, gradients)
+    mesh = _backend.batch_mesh(hidden)
+    rows, tokens = (hidden, upstream, labels, is_active), None
+    if mesh is None:
+        rows, tokens = _backend.pad_to_bucket(rows, kernel.shape[0 if static["transpose"] else 1])
+        if tokens is not None and is_active is None:
+            rows = (*rows[:3], ops.arange(ops.shape(rows[0])[0], dtype="int32")[:, None] < tokens)
+    losses, nll, rank, gradients = _run(tuple(rows), (kernel, bias, class_weights), mesh=mesh, **static)
+    losses, nll, rank, d_hidden = _backend.take_rows((losses, nll, rank, gradients[0]), tokens)
+    return Result(losses, nll, rank, (d_hidden, *gradients[1:]))
 
 
 @CompiledKernel

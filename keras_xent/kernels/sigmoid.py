@@ -247,7 +247,7 @@ def _sigmoid_backward(upstream, residuals, logits, labels, weight, mask=None, *,
     return _gradient(upstream, residuals, logits, labels, weight, mask, slope, logits.dtype, options)
 
 
-_sigmoid = custom_gradient(_sigmoid_forward, _sigmoid_backward)
+_sigmoid = custom_gradient(_sigmoid_forward, _sigmoid_backward, has_rows=(True, True, False, True))
 
 
 # The gradient for the labels is a kernel of its own, of value 0, which costs nothing where no such gradient is
@@ -268,4 +268,4 @@ def _sigmoid_backward_for_labels(upstream, residuals, labels, logits, weight, ma
     return _gradient(upstream, residuals, logits, labels, weight, mask, slope, labels.dtype, options)
 
 
-_sigmoid_for_labels = custom_gradient(_zero_forward, _sigmoid_backward_for_labels)
+_sigmoid_for_labels = custom_gradient(_zero_forward, _sigmoid_backward_for_labels, has_rows=(True, True, False, True))

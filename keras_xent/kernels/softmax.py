@@ -147,7 +147,7 @@ def _dense_backward(upstream, residuals, logits, targets, class_weight=None, *, 
     return row.logits_gradient(upstream, dead_rows, clean, a, sum_a, max_logit, sum_exp_minus_one, options)
 
 
-_dense = custom_gradient(_dense_forward, _dense_backward)
+_dense = custom_gradient(_dense_forward, _dense_backward, has_rows=(True, True, False))
 
 
 # The gradient for the targets is a kernel of its own, of value 0, which costs nothing where no such gradient is
@@ -170,4 +170,4 @@ def _dense_backward_for_targets(upstream, residuals, targets, logits, class_weig
     return ops.cast(multiply_no_nan(weight, loss), targets.dtype)
 
 
-_dense_for_targets = custom_gradient(_zero_forward, _dense_backward_for_targets)
+_dense_for_targets = custom_gradient(_zero_forward, _dense_backward_for_targets, has_rows=(True, True, False))

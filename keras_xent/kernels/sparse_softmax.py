@@ -102,7 +102,7 @@ def label_ranks(labels: Tensor, logits: Tensor, *, axis: int = -1) -> Tensor:
     labels, logits = to_tensor(labels), to_float_tensor(logits)
     indices = ops.where(in_range(labels, ops.shape(logits)[axis]), ops.cast(labels, "int32"), -1)
     rows, rank = as_rows(ops.stop_gradient(logits), axis), len(logits.shape)
-    ranks, _ = _ranks(rows, broadcast_to_rows(indices, axis % rank, rank))
+    ranks, _ = _backend.with_rounded_rows(_ranks, (True, True))(rows, broadcast_to_rows(indices, axis % rank, rank))
     return ops.reshape(ranks, ops.shape(labels))
 
 
@@ -209,4 +209,4 @@ _sparse_forward = RowKernel(
     is_blocked=lambda options: not _backend.XLA_CPU_FUSES_SLICED_SUMS or options.label_smoothing > 0,
 )
 _sparse_backward = CompiledKernel(backward)
-_sparse = custom_gradient(_sparse_forward, _sparse_backward)
+_sparse = custom_gradient(_sparse_forward, _sparse_backward, has_rows=(True, True, False))

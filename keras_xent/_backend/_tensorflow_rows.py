@@ -1,0 +1,77 @@
+"""Numbers of rows rounded up to a bucket, with TensorFlow (`_buckets.py` has the reason)."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import tensorflow as tf
+
+from keras_xent._backend._buckets import bucket_of, buckets, row_size_of
+from keras_xent._backend._xla import uses_xla
+from keras_xent._types import Tensor
+
+
+def pad_to_bucket(arrays: Sequence[Tensor], row_size: int | None = None) -> tuple[Sequence[Tensor], Any]:
+    """The arrays with rows of zeros added up to the next bucket, and how many rows they had; None where none is added.
+
+    `row_size` is how many numbers the program makes of one row, if these are not the rows of the first array. Nothing
+    is added inside a program of XLA, where shapes are what they are, and in a graph to a number of rows that is known:
+    the graph itself is for that number.
+    """
+    first = arrays[0]
+    if not uses_xla() or in_xla():
+        return arrays, None
+    row_size = row_size or row_size_of(first.shape)
+    known = first.shape[0]
+    if known is None:
+        num_rows = tf.shape(first)[0]
+        table = tf.constant(buckets(row_size), shape=(1, len(buckets(row_size))))
+        bucket = tf.gather(table[0], tf.raw_ops.LowerBound(sorted_inputs=table, values=num_rows[None, None])[0, 0])
+    elif tf.executing_eagerly() and known != bucket_of(known, row_size):
+        num_rows, bucket = known, bucket_of(known, row_size)
+    else:
+        return arrays, None
+    missing = bucket - num_rows
+    return [None if a is None else _append_zeros(a, missing) for a in arrays], num_rows
+
+
+def _append_zeros(array, missing):
+    padded = tf.pad(array, [[0, missing], *[[0, 0]] * (len(array.shape) - 1)])
+    return tf.ensure_shape(padded, (None, *array.shape[1:])) if not padded.shape[1:].is_fully_defined() else padded
+
+
+def with_rounded_rows(program: Callable, has_rows: Sequence[bool]) -> Callable:
+    """`program`, run on rows that are rounded up to a bucket; its result loses the rows that were added.
+
+    `has_rows` says which arguments have rows.
+    """
+
+    def rounded(*inputs: Tensor, **options: Any) -> Any:
+        chosen = [i for i, has in zip(inputs, has_rows, strict=False) if has]
+        padded, num_rows = pad_to_bucket(chosen)
+        if num_rows is None:
+            return program(*inputs, **options)
+        rows = iter(padded)
+        inputs = tuple(next(rows) if has else i for i, has in zip(inputs, has_rows, strict=False))
+        return take_rows(program(*inputs, **options), num_rows)
+
+    return rounded
+
+
+def take_rows(tree: Any, num_rows: Any) -> Any:
+    """The first rows of each array; all of them for None."""
+    if num_rows is None:
+        return tree
+    return tf.nest.map_structure(lambda a: None if a is None else a[:num_rows], tree)
+
+
+def in_xla() -> bool:
+    """Whether what is traced now is part of a program of XLA."""
+    graph = None if tf.executing_eagerly() else tf.compat.v1.get_default_graph()
+    while graph is not None:
+        context = graph._get_control_flow_context()
+        while context is not None:
+            if context.IsXLAContext():
+                return True
+            context = context.outer_context
+        graph = getattr(graph, "outer_graph", None)
+    return False
