@@ -39,6 +39,7 @@ is_eager = _module.is_eager
 snapshot = _module.snapshot
 widest_int = _module.widest_int
 assert_in_graph = _module.assert_in_graph
+sums_pairwise = _module.sums_pairwise
 # Operations.
 matmul = _module.matmul
 fori_loop = _module.fori_loop

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
 from keras_xent._backend._buckets import bucket_of, buckets, row_size_of
@@ -23,20 +24,30 @@ def pad_to_bucket(arrays: Sequence[Tensor], row_size: int | None = None) -> tupl
     row_size = row_size or row_size_of(first.shape)
     known = first.shape[0]
     if known is None:
-        num_rows = tf.shape(first)[0]
-        table = tf.constant(buckets(row_size), shape=(1, len(buckets(row_size))))
-        bucket = tf.gather(table[0], tf.raw_ops.LowerBound(sorted_inputs=table, values=num_rows[None, None])[0, 0])
+        num_rows, missing = _rows_and_missing(first, row_size)
     elif tf.executing_eagerly() and known != bucket_of(known, row_size):
-        num_rows, bucket = known, bucket_of(known, row_size)
+        num_rows, missing = known, bucket_of(known, row_size) - known
     else:
         return arrays, None
-    missing = bucket - num_rows
-    return [None if a is None else _append_zeros(a, missing) for a in arrays], num_rows
+    # By the rank of the array: how many zeros go before and after each axis.
+    paddings = {
+        rank: missing * np.array([[0, 1], *[[0, 0]] * (rank - 1)], "int32")
+        for rank in {len(a.shape) for a in arrays if a is not None}
+    }
+    padded = [None if a is None else tf.pad(a, paddings[len(a.shape)]) for a in arrays]
+    if known is None:
+        for new, old in zip(padded, arrays, strict=True):
+            if new is not None:
+                new.set_shape((None, *old.shape[1:]))
+    return padded, num_rows
 
 
-def _append_zeros(array, missing):
-    padded = tf.pad(array, [[0, missing], *[[0, 0]] * (len(array.shape) - 1)])
-    return tf.ensure_shape(padded, (None, *array.shape[1:])) if not padded.shape[1:].is_fully_defined() else padded
+def _rows_and_missing(array, row_size):
+    """The number of rows, and how many are missing to the bucket as `[1, 1]`: as few operations as there can be."""
+    table = np.array([buckets(row_size)], "int32")  # [1, buckets]
+    num_rows = tf.shape(array)[:1]  # [1]
+    place = tf.raw_ops.LowerBound(sorted_inputs=table, values=tf.expand_dims(num_rows, 0))  # [1, 1]
+    return num_rows, tf.gather(table[0], place) - num_rows
 
 
 def with_rounded_rows(program: Callable, has_rows: Sequence[bool]) -> Callable:
@@ -61,7 +72,8 @@ def take_rows(tree: Any, num_rows: Any) -> Any:
     """The first rows of each array; all of them for None."""
     if num_rows is None:
         return tree
-    return tf.nest.map_structure(lambda a: None if a is None else a[:num_rows], tree)
+    end = [num_rows] if isinstance(num_rows, int) else num_rows
+    return tf.nest.map_structure(lambda a: None if a is None else tf.strided_slice(a, [0], end), tree)
 
 
 def in_xla() -> bool:

@@ -127,9 +127,14 @@ def widest_int() -> str:
     return str(jax.dtypes.canonicalize_dtype("int64"))
 
 
-def assert_in_graph(condition: Tensor, data: list, tensor: Tensor = None) -> Tensor:
+def assert_in_graph(condition: Tensor, data: Callable[[], list], tensor: Tensor = None) -> Tensor:
     """`tensor`: a program of JAX cannot raise."""
     return tensor
+
+
+def sums_pairwise() -> bool:
+    """False: XLA:CPU adds one number after the other."""
+    return False
 
 
 def matmul(a: Tensor, b: Tensor, *, transpose_a: bool = False, transpose_b: bool = False) -> Tensor:

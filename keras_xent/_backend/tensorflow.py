@@ -8,6 +8,7 @@ import keras
 import tensorflow as tf
 
 from keras_xent._backend._finite import where_finite
+from keras_xent._backend._tensorflow_rows import in_xla
 from keras_xent._backend._tensorflow_rows import pad_to_bucket as pad_to_bucket
 from keras_xent._backend._tensorflow_rows import take_rows as take_rows
 from keras_xent._backend._tensorflow_rows import with_rounded_rows as with_rounded_rows
@@ -161,18 +162,29 @@ def widest_int() -> str:
     return "int64"
 
 
-def assert_in_graph(condition: Tensor, data: list, tensor: Tensor = None) -> Tensor:
-    """`tensor`, which a graph on the CPU computes only after it has asserted the condition.
+def assert_in_graph(condition: Tensor, data: Callable[[], list], tensor: Tensor = None) -> Tensor:
+    """`tensor`, which a graph on the CPU computes only after it has asserted the condition; `data` is what is told.
 
     On an accelerator nothing is asserted: it would cost a transfer at every step. XLA drops assertions.
     """
-    if on_accelerator():
+    if on_accelerator() or in_xla():
         return tensor
-    assertion = tf.debugging.Assert(condition, data, summarize=1)
-    if tensor is None or assertion is None:
+
+    def fail():
+        tf.debugging.Assert(False, data(), summarize=1)
+        return False
+
+    # What is told is computed where it is needed: in the branch.
+    assertion = tf.cond(condition, lambda: True, fail)
+    if tensor is None:
         return tensor
     with tf.control_dependencies([assertion]):
         return tf.identity(tensor)
+
+
+def sums_pairwise() -> bool:
+    """Whether a sum of many numbers is made of sums of parts here, and so loses few digits."""
+    return not in_xla()
 
 
 def matmul(a: Tensor, b: Tensor, *, transpose_a: bool = False, transpose_b: bool = False) -> Tensor:

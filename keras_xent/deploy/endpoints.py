@@ -112,7 +112,7 @@ def _tokens(token_ids, counts, num_classes):
     token_ids = ops.where(known, token_ids, ops.zeros_like(token_ids))
     rule = f"`token_ids` must be numbers from 0 to {num_classes - 1}, for which the model has logits."
     told = [rule, "Padding is marked by `mask`, or by the `ignore_class` of the export."]
-    return assert_in_graph(ops.all(ops.logical_or(known, ops.logical_not(counts))), told, token_ids)
+    return assert_in_graph(ops.all(ops.logical_or(known, ops.logical_not(counts))), lambda: told, token_ids)
 
 
 def _nll(labels, predictions, counts, loss):

@@ -49,7 +49,7 @@ def class_indices(labels: Tensor, num_classes: Any, valid: Tensor) -> Tensor:
     else:
         _assert_in_range(labels, bad, num_classes)
     # The cast comes before any compiled function: int16 labels inside one abort XLA:CPU of TensorFlow 2.21.
-    return ops.cast(ops.where(is_class, integers, ops.full_like(integers, -1)), "int32")
+    return ops.cast(ops.where(is_class, integers, ops.cast(-1, integers.dtype)), "int32")
 
 
 def in_range(labels: Tensor, num_classes: Any) -> Tensor:
@@ -97,22 +97,21 @@ def _describe_bad_label(labels, bad, num_classes, valid):
 
 
 def _assert_in_range(labels, bad, num_classes):
-    flat = ops.cast(ops.reshape(bad, (-1,)), "int32")
-    # An empty batch has no first element to show, so one is added.
-    first = ops.argmax(ops.concatenate([flat, ops.zeros((1,), "int32")]))
-    shown = ops.concatenate([ops.reshape(labels, (-1,)), ops.zeros((1,), labels.dtype)])
-    assert_in_graph(
-        ops.logical_not(ops.any(bad)),
-        [
-            f"`{arguments.names()[0]}` must be classes from 0 to the number of classes less 1. Received: label",
-            ops.take(shown, first),
+    name = arguments.names()[0]
+
+    def received():
+        first = ops.argmax(ops.cast(ops.reshape(bad, (-1,)), "int32"))
+        return [
+            f"`{name}` must be classes from 0 to the number of classes less 1. Received: label",
+            ops.take(ops.reshape(labels, (-1,)), first),
             "at flat position",
             first,
             "and the number of classes",
             num_classes,
             "(if it marks padding, say so with `ignore_class`)",
-        ],
-    )
+        ]
+
+    return assert_in_graph(ops.logical_not(ops.any(bad)), received)
 
 
 def check_binary(labels: Tensor, valid: Tensor) -> None:
@@ -143,7 +142,7 @@ def check_binary(labels: Tensor, valid: Tensor) -> None:
     lowest, highest = ops.min(labels), ops.max(labels)
     assert_in_graph(
         ops.logical_and(lowest >= low, highest <= high),
-        [
+        lambda: [
             f"`{name}` must be numbers from 0 to 1. Received: labels from",
             lowest,
             "to",

@@ -1,5 +1,6 @@
 """From one loss per element to the loss: masks, weights, and which mean."""
 
+import math
 import typing
 from typing import Any
 
@@ -9,6 +10,7 @@ from keras_xent import _backend
 from keras_xent._backend import all_reduce_sum, num_replicas
 from keras_xent._types import Reduction, Tensor
 from keras_xent.kernels._compiled import CompiledKernel
+from keras_xent.kernels._masking import where_or_zero
 
 REDUCTIONS: tuple[str | None, ...] = (*typing.get_args(Reduction), None)
 
@@ -28,11 +30,42 @@ def reduce(losses: Tensor, *, reduction: str | None, **counting: Any) -> Tensor:
     A `normalizer` takes the place of the denominator (of the number of sequences in `"sequence_mean"`). Nothing valid
     gives 0. `counting` are the arguments of `reduction_weights`.
     """
+    if _is_simple(reduction, **counting):
+        return _reduce_valid(losses, reduction, counting.get("valid"), counting.get("normalizer"))
     weights, denominator = reduction_weights(losses, reduction=reduction, **counting)
     losses = _finite_or_weighted(weights, losses) * weights
     if denominator is None:
         return losses
     return mean(total(losses), denominator, reduction, counting.get("normalizer"))
+
+
+def _is_simple(reduction, *, valid=None, weights=None, label_weights=None, normalizer=None):
+    return weights is None and reduction != "sequence_mean" and (label_weights is None or reduction != "token_mean")
+
+
+def _reduce_valid(losses, reduction, valid, normalizer):
+    """`reduce` without weights: losses are selected and added up, and nothing of their size is made beside them."""
+    if valid is not None:
+        valid = ops.cast(valid, "bool")
+        losses = where_or_zero(losses, valid)
+    if reduction in (None, "none"):
+        return losses
+    if normalizer is not None:
+        return mean(total(losses), normalizer, reduction, normalizer)
+    if reduction == "sum":
+        return mean(total(losses), 1.0, reduction)
+    if valid is not None:
+        count = total(ops.broadcast_to(ops.cast(valid, losses.dtype), ops.shape(losses)))
+    elif None in losses.shape:
+        count = ops.cast(ops.size(losses), losses.dtype)
+    else:
+        count = float(math.prod(losses.shape))
+    if reduction == "token_mean":
+        count = all_reduce_sum(count)
+    elif num_replicas() > 1:
+        # Keras adds up the gradients of the replicas, so a replica's mean has to be a share of the mean.
+        count = count * num_replicas()
+    return mean(total(losses), count, reduction)
 
 
 def mean(total: Tensor, denominator: Any, reduction: str | None, normalizer: float | None = None) -> Tensor:
@@ -41,7 +74,10 @@ def mean(total: Tensor, denominator: Any, reduction: str | None, normalizer: flo
     Each replica has the gradient of its own part of a mean or sum over all of them. The value is the same on all: Keras
     logs the mean of the replicas' values, weighted by how many rows each of them has.
     """
-    loss = ops.divide_no_nan(total, denominator)
+    if isinstance(denominator, float):
+        loss = total / denominator if denominator else total
+    else:
+        loss = ops.divide_no_nan(total, denominator)
     is_over_replicas = normalizer or reduction in ("sum", "token_mean", "sequence_mean")
     return _backend.with_value_of_all_replicas(loss) if is_over_replicas else loss
 
@@ -105,9 +141,17 @@ def _finite_or_weighted(weights, values):
 
 def total(values: Tensor) -> Tensor:
     """The sum of all values."""
-    values = ops.reshape(values, (-1,))
     mesh = _backend.batch_mesh(values)
-    return _pairwise_sum(values) if mesh is None else _sum_over_devices(values, mesh=mesh)
+    if mesh is not None:
+        return _sum_over_devices(ops.reshape(values, (-1,)), mesh=mesh)
+    if _backend.sums_pairwise():
+        return ops.sum(values)
+    return _compiled_sum(values)
+
+
+@CompiledKernel
+def _compiled_sum(values):
+    return _pairwise_sum(ops.reshape(values, (-1,)))
 
 
 # Compiled for derivatives in eager mode: those of JAX do not take every layout of the values.

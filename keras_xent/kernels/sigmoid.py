@@ -14,7 +14,7 @@ from keras_xent.kernels._compiled import CompiledKernel, row_kernel
 from keras_xent.kernels._dtypes import accumulator_dtype, dtype_of, is_float, to_float_tensor, to_tensor
 from keras_xent.kernels._masking import multiply_no_nan, where_or_zero
 from keras_xent.kernels._options import SigmoidOptions
-from keras_xent.kernels._shapes import as_rows, checked_axis, ensure_shape, same_shape
+from keras_xent.kernels._shapes import as_rows, checked_axis, ensure_shape, reshape_to, same_shape
 
 
 @no_autograph
@@ -85,7 +85,7 @@ def sigmoid_cross_entropy(
             f"Received: labels of shape {tuple(labels.shape)} and logits of shape {tuple(logits.shape)}."
         )
     labels = ensure_shape(labels, logits, "`labels` and `logits` must have the same shape.")
-    shape, rank = ops.shape(logits), len(logits.shape)
+    rank = len(logits.shape)
     differentiable_labels = is_float(labels)
     if not differentiable_labels:
         labels = ops.cast(labels, accumulator_dtype(logits))
@@ -98,9 +98,7 @@ def sigmoid_cross_entropy(
     loss = _sigmoid(rows, label_rows, *tensors, options=options)
     if differentiable_labels:
         loss = loss + _sigmoid_for_labels(label_rows, rows, *tensors, options=options)
-    if axis is not None:
-        shape = tuple(size for i, size in enumerate(shape) if i != label_axis)
-    return ops.reshape(loss, shape)
+    return reshape_to(loss, logits, without=None if axis is None else label_axis)
 
 
 def _positive_weights(pos_weight, rows):

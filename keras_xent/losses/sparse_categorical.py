@@ -147,7 +147,8 @@ class SparseCategoricalCrossentropy(Crossentropy):
         return loss
 
     def _unreduced(self, y_true: Tensor, logits: Tensor, aligned: Alignment) -> Unreduced:
-        labels, valid = squeeze_class_axis(y_true, logits, checked_axis(self.axis, len(logits.shape))), aligned.valid
+        axis = checked_axis(self.axis, len(logits.shape))
+        labels, valid = squeeze_class_axis(y_true, logits, axis, asserts=False), aligned.valid
         if aligned.weights is not None:
             # Under weight 0 a label may be anything; where it is in range there is a loss.
             has_loss = ops.logical_or(aligned.nonzero_weight, in_range(labels, ops.shape(logits)[self.axis]))
