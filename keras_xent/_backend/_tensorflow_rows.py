@@ -1,5 +1,6 @@
 """Numbers of rows rounded up to a bucket, with TensorFlow (`_buckets.py` has the reason)."""
 
+import contextvars
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -11,6 +12,10 @@ from keras_xent._backend._xla import uses_xla
 from keras_xent._types import Tensor
 
 
+# Whether this is inside a program whose rows have been rounded up.
+_is_rounded = contextvars.ContextVar("_is_rounded", default=False)
+
+
 def pad_to_bucket(arrays: Sequence[Tensor], row_size: int | None = None) -> tuple[Sequence[Tensor], Any]:
     """The arrays with rows of zeros added up to the next bucket, and how many rows they had; None where none is added.
 
@@ -19,7 +24,7 @@ def pad_to_bucket(arrays: Sequence[Tensor], row_size: int | None = None) -> tupl
     the graph itself is for that number.
     """
     first = arrays[0]
-    if not uses_xla() or in_xla():
+    if not uses_xla() or _is_rounded.get() or in_xla():
         return arrays, None
     row_size = row_size or row_size_of(first.shape)
     known = first.shape[0]
@@ -47,7 +52,7 @@ def _rows_and_missing(array, row_size):
     table = np.array([buckets(row_size)], "int32")  # [1, buckets]
     num_rows = tf.shape(array)[:1]  # [1]
     place = tf.raw_ops.LowerBound(sorted_inputs=table, values=tf.expand_dims(num_rows, 0))  # [1, 1]
-    return num_rows, tf.gather(table[0], place) - num_rows
+    return num_rows, tf.raw_ops.Gather(params=table[0], indices=place) - num_rows
 
 
 def with_rounded_rows(program: Callable, has_rows: Sequence[bool]) -> Callable:
@@ -63,7 +68,11 @@ def with_rounded_rows(program: Callable, has_rows: Sequence[bool]) -> Callable:
             return program(*inputs, **options)
         rows = iter(padded)
         inputs = tuple(next(rows) if has else i for i, has in zip(inputs, has_rows, strict=False))
-        return take_rows(program(*inputs, **options), num_rows)
+        token = _is_rounded.set(True)
+        try:
+            return take_rows(program(*inputs, **options), num_rows)
+        finally:
+            _is_rounded.reset(token)
 
     return rounded
 

@@ -10,6 +10,7 @@ from keras_xent import _backend
 from keras_xent._backend import all_reduce_sum, num_replicas
 from keras_xent._types import Reduction, Tensor
 from keras_xent.kernels._compiled import CompiledKernel
+from keras_xent.kernels._dtypes import dtype_of
 from keras_xent.kernels._masking import where_or_zero
 
 REDUCTIONS: tuple[str | None, ...] = (*typing.get_args(Reduction), None)
@@ -54,17 +55,9 @@ def _reduce_valid(losses, reduction, valid, normalizer):
         return mean(total(losses), normalizer, reduction, normalizer)
     if reduction == "sum":
         return mean(total(losses), 1.0, reduction)
-    if valid is not None:
-        count = total(ops.broadcast_to(ops.cast(valid, losses.dtype), ops.shape(losses)))
-    elif None in losses.shape:
-        count = ops.cast(ops.size(losses), losses.dtype)
-    else:
-        count = float(math.prod(losses.shape))
-    if reduction == "token_mean":
-        count = all_reduce_sum(count)
-    elif num_replicas() > 1:
-        # Keras adds up the gradients of the replicas, so a replica's mean has to be a share of the mean.
-        count = count * num_replicas()
+    count = _count(losses, valid)
+    if num_replicas() > 1:
+        count = all_reduce_sum(ops.convert_to_tensor(count)) if reduction == "token_mean" else _of_replica(count)
     return mean(total(losses), count, reduction)
 
 
@@ -101,10 +94,12 @@ def reduction_weights(
         label_weights: numbers of the shape of the losses (already part of them), or None.
         normalizer: a number in place of the denominator.
     """
-    ones = ops.ones_like(losses)
-    valid = ones if valid is None else ops.cast(ops.broadcast_to(valid, ops.shape(losses)), ones.dtype)
-    weights = ones if weights is None else ops.cast(weights, ones.dtype) * ones
-    weights = ops.where(valid > 0, weights, 0.0)
+    if weights is not None:
+        weights = ops.cast(weights, dtype_of(losses))
+    if valid is not None:
+        valid = _broadcast(ops.cast(valid, "bool"), losses)
+        weights = ops.cast(valid, dtype_of(losses)) if weights is None else where_or_zero(weights, valid)
+    weights = ops.ones_like(losses) if weights is None else _broadcast(weights, losses)
     if reduction in (None, "none"):
         return weights, None
     if reduction == "sequence_mean":
@@ -115,9 +110,28 @@ def reduction_weights(
         return weights, 1.0
     if reduction == "token_mean":
         return weights, all_reduce_sum(total(_times_label_weights(weights, label_weights)))
-    count = total(weights if reduction == "mean_with_sample_weight" else valid)
+    if reduction == "mean_with_sample_weight":
+        return weights, _of_replica(total(weights))
+    return weights, _of_replica(_count(losses, valid))
+
+
+def _of_replica(count):
     # Keras adds up the gradients of the replicas, so a replica's mean has to be a share of the mean.
-    return weights, count * num_replicas()
+    return count if num_replicas() == 1 else count * num_replicas()
+
+
+def _count(losses, valid):
+    """How many losses are valid (None: all), as a float where the shape tells."""
+    if valid is not None:
+        return total(_broadcast(ops.cast(valid, dtype_of(losses)), losses))
+    return ops.cast(ops.size(losses), dtype_of(losses)) if None in losses.shape else float(math.prod(losses.shape))
+
+
+def _broadcast(array, losses):
+    if array.shape == losses.shape and (len(array.shape) == 1 or None not in losses.shape):
+        # One axis has passed the checks, and is as long even if its size is not known.
+        return array
+    return ops.broadcast_to(array, ops.shape(losses))
 
 
 def _sequence_weights(weights, label_weights, normalizer):
@@ -146,6 +160,7 @@ def total(values: Tensor) -> Tensor:
         return _sum_over_devices(ops.reshape(values, (-1,)), mesh=mesh)
     if _backend.sums_pairwise():
         return ops.sum(values)
+    (values,), _ = _backend.pad_to_bucket([values])
     return _compiled_sum(values)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from keras import ops
 
-from keras_xent._backend import custom_gradient, no_autograph
+from keras_xent._backend import custom_gradient, no_autograph, with_rounded_rows
 from keras_xent._types import Tensor
 from keras_xent.kernels._compiled import CompiledKernel, row_kernel
 from keras_xent.kernels._dtypes import accumulator_dtype, dtype_of, is_float, to_float_tensor, to_tensor
@@ -95,9 +95,7 @@ def sigmoid_cross_entropy(
     if mask is not None:
         tensors.append(as_rows(ops.cast(to_tensor(mask), "bool"), label_axis))
     options = SigmoidOptions(label_smoothing, focal_gamma, focal_alpha, ignore_class, axis is not None)
-    loss = _sigmoid(rows, label_rows, *tensors, options=options)
-    if differentiable_labels:
-        loss = loss + _sigmoid_for_labels(label_rows, rows, *tensors, options=options)
+    loss = _losses(rows, label_rows, *tensors, options=options, differentiable_labels=differentiable_labels)
     return reshape_to(loss, logits, without=None if axis is None else label_axis)
 
 
@@ -267,3 +265,12 @@ def _sigmoid_backward_for_labels(upstream, residuals, labels, logits, weight, ma
 
 
 _sigmoid_for_labels = custom_gradient(_zero_forward, _sigmoid_backward_for_labels, has_rows=(True, True, False, True))
+
+
+def _losses_of_rows(rows, labels, *tensors, options, differentiable_labels):
+    loss = _sigmoid(rows, labels, *tensors, options=options)
+    return loss + _sigmoid_for_labels(labels, rows, *tensors, options=options) if differentiable_labels else loss
+
+
+# Rounded here too, which adds rows once for the two.
+_losses = with_rounded_rows(_losses_of_rows, (True, True, False, True))

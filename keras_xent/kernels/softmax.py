@@ -4,7 +4,7 @@ from typing import Any
 
 from keras import ops
 
-from keras_xent._backend import custom_gradient, no_autograph
+from keras_xent._backend import custom_gradient, no_autograph, with_rounded_rows
 from keras_xent._types import Tensor
 from keras_xent.kernels import _softmax_row as row
 from keras_xent.kernels._compiled import CompiledKernel, row_kernel
@@ -80,9 +80,7 @@ def softmax_cross_entropy(
     rows, target_rows = as_rows(logits, axis), as_rows(targets, axis)  # [rows, C] or [outer, C, inner]
     weights = row.optional_class_weights(class_weight, logits.shape[axis] or ops.shape(logits)[axis], logits, len(rows.shape))
     options = SoftmaxOptions(label_smoothing, focal_gamma, z_loss, logit_softcap)
-    loss = _dense(rows, target_rows, *weights, options=options)
-    if differentiable_targets:
-        loss = loss + _dense_for_targets(target_rows, rows, *weights, options=options)
+    loss = _losses(rows, target_rows, *weights, options=options, differentiable_targets=differentiable_targets)
     valid = None if mask is None else ops.cast(to_tensor(mask), "bool")
     return where_or_zero(reshape_to(loss, logits, without=axis), valid)
 
@@ -170,3 +168,12 @@ def _dense_backward_for_targets(upstream, residuals, targets, logits, class_weig
 
 
 _dense_for_targets = custom_gradient(_zero_forward, _dense_backward_for_targets, has_rows=(True, True, False))
+
+
+def _losses_of_rows(rows, targets, *weights, options, differentiable_targets):
+    loss = _dense(rows, targets, *weights, options=options)
+    return loss + _dense_for_targets(targets, rows, *weights, options=options) if differentiable_targets else loss
+
+
+# Rounded here too, which adds rows once for the two.
+_losses = with_rounded_rows(_losses_of_rows, (True, True, False))
