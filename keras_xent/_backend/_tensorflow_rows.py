@@ -1,6 +1,7 @@
 """Numbers of rows rounded up to a bucket, with TensorFlow (`_buckets.py` has the reason)."""
 
 import contextvars
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -35,16 +36,34 @@ def pad_to_bucket(arrays: Sequence[Tensor], row_size: int | None = None) -> tupl
     else:
         return arrays, None
     # By the rank of the array: how many zeros go before and after each axis.
-    paddings = {
-        rank: missing * np.array([[0, 1], *[[0, 0]] * (rank - 1)], "int32")
-        for rank in {len(a.shape) for a in arrays if a is not None}
-    }
-    padded = [None if a is None else tf.pad(a, paddings[len(a.shape)]) for a in arrays]
+    paddings = {rank: missing * _at_the_end(rank) for rank in {len(a.shape) for a in arrays if a is not None}}
+    padded = [None if a is None else tf.raw_ops.Pad(input=a, paddings=paddings[len(a.shape)]) for a in arrays]
     if known is None:
         for new, old in zip(padded, arrays, strict=True):
             if new is not None:
                 new.set_shape((None, *old.shape[1:]))
     return padded, num_rows
+
+
+@functools.cache
+def _at_the_end(rank):
+    return np.array([[0, 1], *[[0, 0]] * (rank - 1)], "int32")
+
+
+def append_rows(array: Tensor, like: Tensor) -> Tensor:
+    """The array with rows of zeros after its own, as many as `like` has."""
+    return tf.raw_ops.Pad(input=array, paddings=(like.shape[0] - array.shape[0]) * _at_the_end(len(array.shape)))
+
+
+def pad_inputs(inputs: Sequence[Tensor], has_rows: Sequence[bool]) -> tuple[Sequence[Tensor], Any]:
+    """`pad_to_bucket` of those inputs that have rows."""
+    if not any(has_rows):
+        return inputs, None
+    padded, num_rows = pad_to_bucket([i for i, has in zip(inputs, has_rows, strict=False) if has])
+    if num_rows is None:
+        return inputs, None
+    rows = iter(padded)
+    return tuple(next(rows) if has else i for i, has in zip(inputs, has_rows, strict=False)), num_rows
 
 
 def _rows_and_missing(array, row_size):
@@ -62,12 +81,9 @@ def with_rounded_rows(program: Callable, has_rows: Sequence[bool]) -> Callable:
     """
 
     def rounded(*inputs: Tensor, **options: Any) -> Any:
-        chosen = [i for i, has in zip(inputs, has_rows, strict=False) if has]
-        padded, num_rows = pad_to_bucket(chosen)
+        inputs, num_rows = pad_inputs(inputs, has_rows)
         if num_rows is None:
             return program(*inputs, **options)
-        rows = iter(padded)
-        inputs = tuple(next(rows) if has else i for i, has in zip(inputs, has_rows, strict=False))
         token = _is_rounded.set(True)
         try:
             return take_rows(program(*inputs, **options), num_rows)
@@ -82,7 +98,9 @@ def take_rows(tree: Any, num_rows: Any) -> Any:
     if num_rows is None:
         return tree
     end = [num_rows] if isinstance(num_rows, int) else num_rows
-    return tf.nest.map_structure(lambda a: None if a is None else tf.strided_slice(a, [0], end), tree)
+    if isinstance(tree, (tuple, list)):
+        return tuple(take_rows(a, num_rows) for a in tree)
+    return None if tree is None else tf.strided_slice(tree, [0], end)
 
 
 def in_xla() -> bool:

@@ -8,7 +8,7 @@ import keras
 import tensorflow as tf
 
 from keras_xent._backend._finite import where_finite
-from keras_xent._backend._tensorflow_rows import in_xla
+from keras_xent._backend._tensorflow_rows import append_rows, in_xla, pad_inputs
 from keras_xent._backend._tensorflow_rows import pad_to_bucket as pad_to_bucket
 from keras_xent._backend._tensorflow_rows import take_rows as take_rows
 from keras_xent._backend._tensorflow_rows import with_rounded_rows as with_rounded_rows
@@ -60,15 +60,22 @@ def custom_gradient(forward: Callable, backward: Callable, *, has_rows: tuple[bo
         # an output of [rows, classes] size. A graph computes these only where they are needed, and there they are
         # what tangents of forward mode pass through.
         inputs = (x, *nondiff_args)
-        result, saved = forward(*(map(tf.stop_gradient, inputs) if is_eager(x) else inputs), **options)
+        stopped = tuple(map(tf.stop_gradient, inputs)) if is_eager(x) else inputs
+        # Here and not around the kernel, where a tape would record that rows are added and taken away.
+        padded, num_rows = pad_inputs(stopped, has_rows) if is_eager(x) else (inputs, None)
+        result, saved = forward(*padded, **options)
 
         @tf.custom_gradient
-        def value(x, *nondiff_args):
+        def value(*inputs):
             def vjp(upstream):
+                x, *nondiff_args = inputs
+                if num_rows is not None:
+                    upstream, x, nondiff_args = append_rows(upstream, padded[0]), append_rows(x, padded[0]), padded[1:]
                 connected = residuals(x, *nondiff_args) if saved else saved
-                return backward(upstream, connected, x, *nondiff_args, **options), *[None] * len(nondiff_args)
+                gradient = backward(upstream, connected, x, *nondiff_args, **options)
+                return take_rows(gradient, num_rows), *[None] * len(nondiff_args)
 
-            return tf.identity(result), vjp
+            return tf.identity(take_rows(result, num_rows)), vjp
 
         # Stopping the inputs has also cut the residuals off from them, which second derivatives need.
         @tf.custom_gradient
@@ -82,7 +89,8 @@ def custom_gradient(forward: Callable, backward: Callable, *, has_rows: tuple[bo
 
         return value(x, *nondiff_args)
 
-    return with_rounded_rows(kernel, has_rows) if any(has_rows) else kernel
+    rounded = with_rounded_rows(kernel, has_rows)
+    return lambda x, *nondiff_args, **options: (kernel if is_eager(x) else rounded)(x, *nondiff_args, **options)
 
 
 @functools.cache

@@ -7,7 +7,7 @@ import numpy as np
 from keras import ops
 
 from keras_xent import arguments
-from keras_xent._backend import assert_in_graph, is_eager, widest_int
+from keras_xent._backend import assert_in_graph, is_eager, on_accelerator, widest_int
 from keras_xent._types import Tensor
 from keras_xent.kernels._dtypes import dtype_of, is_float
 from keras_xent.kernels._shapes import same_shape
@@ -41,6 +41,8 @@ def class_indices(labels: Tensor, num_classes: Any, valid: Tensor) -> Tensor:
     cannot be read (inside XLA), or reading them would make an accelerator wait, the -1 becomes a NaN loss in the
     kernel.
     """
+    if is_eager(labels) and (valid is None or is_eager(valid)) and _are_all_classes(labels, int(num_classes)):
+        return ops.cast(labels, "int32")
     is_class, integers = _in_range(labels, num_classes)
     bad = ops.logical_not(is_class) if valid is None else ops.logical_and(ops.logical_not(is_class), valid)
     if is_eager(bad):
@@ -50,6 +52,14 @@ def class_indices(labels: Tensor, num_classes: Any, valid: Tensor) -> Tensor:
         _assert_in_range(labels, bad, num_classes)
     # The cast comes before any compiled function: int16 labels inside one abort XLA:CPU of TensorFlow 2.21.
     return ops.cast(ops.where(is_class, integers, ops.cast(-1, integers.dtype)), "int32")
+
+
+def _are_all_classes(labels, num_classes):
+    """Whether integers on the CPU, where reading them costs least, are all indices of classes."""
+    if is_float(labels) or on_accelerator():
+        return False
+    values = ops.convert_to_numpy(labels)
+    return values.dtype.kind in "iu" and (not values.size or bool(values.min() >= 0 and values.max() < num_classes))
 
 
 def in_range(labels: Tensor, num_classes: Any) -> Tensor:
