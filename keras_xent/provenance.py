@@ -140,8 +140,9 @@ def _head_behind(tensor, operations=60):
 
 
 def read_variable(predictions: Tensor) -> Tensor:
-    """The predictions themselves, or the value of a variable that holds them."""
-    return to_tensor(predictions) if hasattr(predictions, "assign") else predictions
+    """The predictions themselves, or the tensor of a variable or a list that holds them."""
+    is_tensor = not hasattr(predictions, "assign") and not isinstance(predictions, list | tuple)
+    return predictions if is_tensor else to_tensor(predictions)
 
 
 def activation_and_logits(predictions: Tensor, activation: str = "softmax", axis: int = -1) -> tuple[str | None, Any]:

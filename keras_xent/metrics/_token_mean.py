@@ -52,15 +52,19 @@ class TokenMean(NamedArguments, keras.metrics.Metric):
     # Tells the losses that this metric does not make a step materialize the logits.
     reuses_loss_statistics = True
     logit_softcap: float | None = None
+    # False for what is the same of logits and of probabilities, capped or not: their order.
+    _depends_on_logits = True
 
-    def __init__(self, ignore_class: int | None, axis: int, name: str, dtype: DType) -> None:
+    def __init__(
+        self, ignore_class: int | None, axis: int, name: str, dtype: DType, *, num_sums: int = len(Totals._fields)
+    ) -> None:
         self._given_dtype = arguments.dtype_or_none("dtype", dtype)
         super().__init__(name=name, dtype=self._given_dtype)
         self.ignore_class = arguments.class_or_none("ignore_class", ignore_class)
         self.axis = arguments.axis(axis)
         # In the order of `Totals`.
-        self._sums = ExactSums(self, "sums", len(Totals._fields))
-        self._mailbox = _loss_statistics.Mailbox(self, len(Totals._fields))
+        self._sums = ExactSums(self, "sums", num_sums)
+        self._mailbox = _loss_statistics.Mailbox(self, num_sums)
         # Whether updates have weights, once there was one: Keras runs the step symbolically before JAX traces it.
         self._is_weighted: bool | None = None
         # On JAX: labels of a loss that means something else, and what it means.
@@ -180,9 +184,9 @@ class TokenMean(NamedArguments, keras.metrics.Metric):
         if loss is None or not 0 < len(y_pred.shape) > loss.axis:
             return None
         own = self._settings(y_pred)
-        if loss.reading != own.reading and not self.needs_ranks:
+        if loss.reading != own.reading and self._depends_on_logits:
             return _disagree(own, loss, "from_logits", own.reading == "logits", loss.reading == "logits")
-        if loss.logit_softcap != own.logit_softcap and not self.needs_ranks:
+        if loss.logit_softcap != own.logit_softcap and self._depends_on_logits:
             return _disagree(own, loss, "logit_softcap", own.logit_softcap, loss.logit_softcap)
         # Padding may be marked by weights in one of the two, and by labels in the other.
         is_marked = sample_weight is not None or (
