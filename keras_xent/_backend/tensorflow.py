@@ -133,6 +133,11 @@ def batch_mesh(array: Tensor) -> None:
     return None
 
 
+def is_partitioned(array: Tensor) -> bool:
+    """False: types of TensorFlow do not say it."""
+    return False
+
+
 def shard_map_rows(mesh: None, function: Callable, rows: Any, replicated: Any, *, has_rows: Any) -> Any:
     """`function(rows, replicated)`."""
     return function(rows, replicated)
