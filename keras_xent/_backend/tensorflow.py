@@ -1,6 +1,7 @@
 """What TensorFlow does its own way."""
 
 import functools
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -55,7 +56,10 @@ def assert_in_graph(condition: Tensor, data: Callable[[], list], tensor: Tensor 
         return tensor
 
     def fail():
-        tf.debugging.Assert(False, data(), summarize=1)
+        told = data()
+        # The error begins with the name of the node; what it tells stands behind two pages of stack.
+        with tf.name_scope(re.sub(r"[^A-Za-z0-9]+", "_", told[0]).strip("_")):
+            tf.debugging.Assert(False, told, summarize=1)
         return False
 
     # What is told is computed where it is needed: in the branch.
