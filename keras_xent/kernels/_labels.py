@@ -125,7 +125,7 @@ SOFT_LABELS = (-0.25, 1.25)
 
 
 def is_soft_label(labels: Tensor) -> Tensor:
-    """True for binary labels that count as a number from 0 to 1, False for NaN."""
+    """True for binary labels that are taken as numbers from 0 to 1, False for NaN."""
     return ops.logical_and(labels >= SOFT_LABELS[0], labels <= SOFT_LABELS[1])
 
 
