@@ -4,9 +4,9 @@
     python examples/image_classification.py --smoke    # one seed, in seconds
 
 The images are scikit-learn's digits, 8 by 8 pixels. A network that has only a hundred of them soon fits each one
-perfectly, and the loss keeps falling as it grows more confident, in the others too: it claims 95 % and is right in 89 %.
-With smoothing `s` the best confidence is `1 - s + s / 10`, so that it stops there. A little brings confidence down to
-accuracy; the usual 0.1, here, well below it. Accuracy gains either way.
+perfectly, and the loss keeps falling as it grows more confident, in the others too: it claims 95 % and is right in 89
+%. With smoothing `s` the best confidence is `1 - s + s / 10`, so that it stops there. A little brings confidence down
+to accuracy; the usual 0.1, here, well below it. Accuracy gains either way.
 """
 
 import argparse

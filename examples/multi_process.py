@@ -74,8 +74,8 @@ def backups(folder, process):
         return []
     if process == 0:
         return [keras.callbacks.BackupAndRestore(folder, double_checkpoint=True)]
-    # The others read what process 0 has written, and write to a folder that is not read: Keras saves only in all processes
-    # at once, since each variable that it makes on the way is compared between them.
+    # The others read what process 0 has written, and write to a folder that is not read: Keras saves only in all
+    # processes at once, since each variable that it makes on the way is compared between them.
     reads = keras.callbacks.BackupAndRestore(folder, save_freq=sys.maxsize, delete_checkpoint=False)
     return [reads, keras.callbacks.BackupAndRestore(tempfile.mkdtemp(), double_checkpoint=True)]
 

@@ -10,16 +10,26 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import keras
+import numpy
+from keras.src.backend import get_keras_mask, set_keras_mask
 from keras.src.backend.common.stateless_scope import get_stateless_scope
 
 from keras_xent._types import Tensor
 
+_TRAINERS = tuple(f"backend.{backend}.trainer" for backend in ("tensorflow", "jax"))
+_CORES = tuple(f"backend.{backend}.core" for backend in ("tensorflow", "jax"))
+_LOOPS = {"fit": True, "train_on_batch": True, "evaluate": False, "test_on_batch": False, "predict": False}
 _FRAMEWORKS = ("keras_xent", "keras", "tensorflow", "jax")
 
 
 def mask_of(tensor: Tensor) -> Tensor:
     """The mask that Keras left on a tensor (`_keras_mask`), or None."""
-    return keras.src.backend.get_keras_mask(tensor)
+    return get_keras_mask(tensor)
+
+
+def set_mask(tensor: Tensor, mask: Tensor) -> None:
+    """Leaves a mask on a tensor, where `keras.losses.Loss` looks for it (`set_keras_mask`)."""
+    set_keras_mask(tensor, mask)
 
 
 def logits_of(tensor: Tensor) -> Tensor:
@@ -46,9 +56,55 @@ def producer(tensor: Any) -> Producer:
     return Producer(history.operation, tensors[0] if tensors else None)
 
 
+def ancestors(tensor: Any, limit: int = 30) -> Iterator[tuple[Any, Any]]:
+    """What made a symbolic tensor of Keras, and what made that, nearest first: layers, and their outputs."""
+    waiting, seen = [tensor], set()
+    for one in waiting:
+        history = getattr(one, "_keras_history", None)
+        if history is None or id(one) in seen:
+            continue
+        seen.add(id(one))
+        yield history.operation, one
+        if len(waiting) < limit:
+            waiting += history.operation._inbound_nodes[history.node_index].input_tensors
+
+
+def symbolic_output(predictions: Tensor) -> Any:
+    """The symbolic output of the model of this step that `predictions` are the value of; None if that is not known."""
+    frame = _frame_of("trainers.trainer", "compute_loss")
+    # Before the first step Keras may compute a loss of tensors that nothing has made.
+    if frame is None or any(_frame_of(module, "compute_output_spec") for module in _CORES):
+        return None
+    leaves = keras.tree.flatten(frame.f_locals.get("y_pred"))
+    outputs = getattr(frame.f_locals.get("self"), "outputs", None) or []
+    found = [output for leaf, output in zip(leaves, outputs, strict=False) if leaf is predictions]
+    return found[0] if len(leaves) == len(outputs) and len(found) == 1 else None
+
+
 def all_layers(model: Any, *, include_self: bool = True) -> Iterator[Any]:
     """A model's layers, those inside of layers included (`_flatten_layers`)."""
     return model._flatten_layers(include_self=include_self)
+
+
+def set_call(layer: Any, call: Any, quantized_call: Any) -> None:
+    """Gives a layer, rather than its class, the functions that Keras calls; their parameters are those of the class's.
+
+    Set past the tracking of Keras, which takes what is set for a part of the layer, and saves and copies it.
+    """
+    object.__setattr__(layer, "carries_provenance", True)
+    for name, function in (("call", call), ("quantized_call", quantized_call)):
+        object.__setattr__(layer, name, types.MethodType(function, layer))
+
+
+def is_training_step() -> bool:
+    """Whether the nearest loop of Keras that calls this trains, for layers whose `call` is not told."""
+    frame: types.FrameType | None = sys._getframe()
+    while frame is not None:
+        module = str(frame.f_globals.get("__name__")).removeprefix("keras.src.")
+        if module in _TRAINERS and frame.f_code.co_name in _LOOPS:
+            return _LOOPS[frame.f_code.co_name]
+        frame = frame.f_back
+    return False
 
 
 def set_direction(metric: Any, direction: str) -> None:
@@ -90,6 +146,63 @@ def _is_empty(variable):
         return True
 
 
+class Step(NamedTuple):
+    """What a step of Keras on JAX computes its loss from, as flat lists."""
+
+    y_true: list[Any]
+    y_pred: list[Any]
+    sample_weight: list[Any]
+
+
+def data_of_step() -> Step | None:
+    """Labels, predictions and weights of the step of Keras that calls this on JAX (`compute_loss_and_updates`)."""
+    frame = _frame_of(_TRAINERS[1], "compute_loss_and_updates")
+    if frame is None:
+        return None
+    given = frame.f_locals
+    return Step(*(keras.tree.flatten(given.get(name)) for name in ("y", "y_pred", "sample_weight")))
+
+
+def class_weight_of_fit() -> Any:
+    """The `class_weight` of the `fit` that calls this, of which Keras has made sample weights; or None."""
+    return _arguments_of_fit().get("class_weight")
+
+
+def labels_of_fit(labels: Tensor, rows: int = 256) -> Any:
+    """The first labels that the `fit` that calls this was given as one array; None if it was given something else."""
+    given = _arguments_of_fit().get("y")
+    fits = isinstance(given, numpy.ndarray) and given.ndim == len(labels.shape)
+    return given[:rows] if fits and given.dtype.kind in "iuf" and given.size else None
+
+
+def _arguments_of_fit() -> Any:
+    frame = _frame_of(_TRAINERS[0], "fit") or _frame_of(_TRAINERS[1], "fit")
+    return {} if frame is None else frame.f_locals
+
+
+def output_mask_is_lost(predictions: Tensor) -> bool:
+    """Whether metrics are updated outside the gradient of a step on JAX, for a model whose output has a mask there."""
+    frame = _frame_of(_TRAINERS[1], "train_step")
+    outputs = [] if frame is None else getattr(frame.f_locals.get("self"), "outputs", None) or []
+    return any(mask_of(output) is not None and len(output.shape) == len(predictions.shape) for output in outputs)
+
+
+def is_given_as_loss(metric: Any) -> bool:
+    """Whether Keras calls a metric as the function of a loss (`LossFunctionWrapper`)."""
+    frame = _frame_of("losses.losses", "call")
+    return frame is not None and getattr(frame.f_locals.get("self"), "fn", None) is metric
+
+
+def _frame_of(module: str, function: str) -> types.FrameType | None:
+    """The innermost frame of a function of Keras that calls this."""
+    frame: types.FrameType | None = sys._getframe()
+    while frame is not None:
+        if frame.f_code.co_name == function and frame.f_globals.get("__name__") == f"keras.src.{module}":
+            return frame
+        frame = frame.f_back
+    return None
+
+
 def model_of_step() -> Any:
     """The Keras model whose `fit` or `evaluate` calls this, or None.
 
@@ -103,6 +216,12 @@ def model_of_step() -> Any:
                 return model
         frame = frame.f_back
     return None
+
+
+def is_loss_scaled() -> bool | None:
+    """Whether the optimizer of the step that calls this scales the loss and skips steps of infinity; None: unknown."""
+    optimizer = getattr(model_of_step(), "optimizer", None)
+    return None if optimizer is None else isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
 
 
 def stacklevel_of_user() -> int:

@@ -27,6 +27,18 @@ class LossRecord(NamedTuple):
     y_true: Tensor
     y_pred: Tensor
     sample_weight: Tensor
+    # The options of the loss that a metric has too; None where another loss has computed the predictions.
+    settings: "Settings | None"
+
+
+class Settings(NamedTuple):
+    """What a loss or a metric takes predictions and labels for."""
+
+    # The class, for a message.
+    owner: str
+    # As `provenance.reading` says it.
+    reading: str
+    axis: int
     ignore_class: int | None
     logit_softcap: float | None
 
@@ -62,11 +74,27 @@ def needed_statistics() -> frozenset[str]:
 def publish(record: LossRecord) -> None:
     """Hands a record to the metrics of this step."""
     if not _backend.METRICS_SEE_PREDICTIONS_OF_LOSS:
-        for consumer in _consumers_of_step():
-            consumer.receive(record)
-    elif record.statistics is not None:
+        matched = _matched_to_step(record)
+        for consumer in _consumers_of_step() if matched else ():
+            consumer.receive(matched)
+    else:
         # The predictions themselves would keep each other alive.
         _backend.set_attribute(record.y_pred, "_keras_xent_statistics", record._replace(y_pred=None))
+
+
+def _matched_to_step(record):
+    """The record if it is of the labels and predictions of the step, as its metrics will see them.
+
+    Inside a user's function or Loss, ours may get others: of these nothing is used, but the only predictions of a step
+    are still known here with their mask, which is lost outside the gradient.
+    """
+    step = _keras.data_of_step()
+    if step is None or any(record.y_pred is p and record.y_true is y for y, p in zip(step.y_true, step.y_pred)):  # noqa: B905
+        return record
+    if len(step.y_true) == len(step.y_pred) == 1:
+        weight = step.sample_weight[0] if len(step.sample_weight) == 1 else None
+        return LossRecord(None, step.y_true[0], step.y_pred[0], weight, None)
+    return None
 
 
 def lookup(y_true: Tensor, y_pred: Tensor) -> LossRecord | None:

@@ -10,7 +10,6 @@ from keras import ops
 from keras_xent import _keras, provenance
 from keras_xent._backend import is_eager, snapshot
 from keras_xent._types import Tensor
-from keras_xent.layers import LogitsDense, TiedLogits
 from keras_xent.layers.fuse_head import output_layer
 from keras_xent.provenance import Head
 
@@ -51,13 +50,13 @@ def call_without_logits(model: Any, x: Any, training: bool | None = None) -> Out
             return Output(heads[-1], None, _keras.mask_of(returned))
     predictions = model(x, training=training)
     mask = _keras.mask_of(predictions)
-    _, logits = provenance.activation_and_logits(predictions)
-    logits = predictions if logits is None else logits
+    activation, logits = provenance.activation_and_logits(predictions)
+    logits = logits if activation == "softmax" else predictions
     return Output(None if is_eager(logits) else provenance.head_of(logits), logits, mask)
 
 
 def _is_logits_layer(layer):
-    return isinstance(layer, (LogitsDense, TiedLogits)) and _is_head(layer)
+    return getattr(layer, "carries_provenance", False) and _is_head(layer)
 
 
 def _is_head(layer):

@@ -34,6 +34,7 @@ def names() -> tuple[str, str]:
 
 def boolean(name: str, value: Any) -> bool:
     """`value`, if it is True or False."""
+    _refuse_variable(name, value)
     if not isinstance(value, (bool, np.bool_)):
         raise ValueError(f"`{name}` must be True or False. Received: {name}={value!r}.")
     return bool(value)
@@ -41,6 +42,7 @@ def boolean(name: str, value: Any) -> bool:
 
 def fraction(name: str, value: Any) -> float:
     """`value`, if it is a number in [0, 1]."""
+    _refuse_variable(name, value)
     if not _is_number(value) or not 0 <= value <= 1:
         raise ValueError(f"`{name}` must be a number in [0, 1]. Received: {name}={value!r}.")
     return value
@@ -48,6 +50,7 @@ def fraction(name: str, value: Any) -> float:
 
 def not_negative(name: str, value: Any) -> float:
     """`value`, if it is a number of at least 0."""
+    _refuse_variable(name, value)
     if not _is_number(value) or not value >= 0:
         raise ValueError(f"`{name}` must be a number of at least 0. Received: {name}={value!r}.")
     return value
@@ -55,6 +58,7 @@ def not_negative(name: str, value: Any) -> float:
 
 def positive(name: str, value: Any) -> float | None:
     """`value`, if it is None or a number above 0."""
+    _refuse_variable(name, value)
     if value is not None and (not _is_number(value) or not value > 0):
         raise ValueError(f"`{name}` must be None or a number above 0. Received: {name}={value!r}.")
     return value
@@ -69,6 +73,7 @@ def above_zero(name: str, value: Any) -> float:
 
 def count(name: str, value: Any) -> int:
     """`value`, if it is a whole number of at least 1."""
+    _refuse_variable(name, value)
     if not _is_number(value) or not value >= 1 or value != int(value):
         raise ValueError(f"`{name}` must be a whole number of at least 1. Received: {name}={value!r}.")
     return int(value)
@@ -81,6 +86,7 @@ def axis(value: Any) -> Any:
 
 def class_or_none(name: str, value: Any) -> int | None:
     """`value`, if it is None or a whole number."""
+    _refuse_variable(name, value)
     if value is None:
         return None
     if not _is_number(value) or not math.isfinite(value) or value != int(value):
@@ -94,6 +100,7 @@ def class_or_none(name: str, value: Any) -> int | None:
 
 def label_or_none(name: str, value: Any) -> float | None:
     """`value`, if it is None, a finite number or nan."""
+    _refuse_variable(name, value)
     if value is not None and (not _is_number(value) or math.isinf(value)):
         raise ValueError(
             f"`{name}` must be None or a number (nan is one), the label that does not count. "
@@ -104,6 +111,7 @@ def label_or_none(name: str, value: Any) -> float | None:
 
 def class_weights(name: str, value: Any) -> list[float] | dict[int, float] | None:
     """Weights of classes: None, a list of numbers, or a dict from class to number."""
+    _refuse_variable(name, value)
     plain: Any = _list_of_numbers(value)
     if isinstance(value, dict) and all(map(_is_number, value.values())):
         # The keys are strings after a stay in JSON.
@@ -118,6 +126,7 @@ def class_weights(name: str, value: Any) -> list[float] | dict[int, float] | Non
 
 def label_weights(name: str, value: Any) -> float | list[float] | None:
     """Weights of positive labels: None, a number for all of them, or a list of numbers."""
+    _refuse_variable(name, value)
     plain = value if _is_number(value) else _list_of_numbers(value)
     if value is not None and plain is None:
         raise ValueError(
@@ -194,6 +203,27 @@ def tensor(name: str, value: Any) -> Any:
     else:
         return value
     raise ValueError(f"`{name}` must be a dense tensor of numbers. Received: {what}. {fix}")
+
+
+def _refuse_variable(name, value):
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ()
+    for one in (value, *parts):
+        # A variable of Keras or TensorFlow, or a tensor that is being traced.
+        if hasattr(one, "assign") or (hasattr(one, "shape") and not _has_value(one)):
+            raise ValueError(
+                f"`{name}` must be numbers that are known when the loss is made. Received: {type(one).__name__}. The "
+                "value becomes part of the compiled step, which would go on with it after the variable has changed. To "
+                "change it while a model trains, compile the model again with another loss; sample weights may change "
+                "at every step."
+            )
+
+
+def _has_value(tensor):
+    try:
+        np.asarray(tensor)
+    except Exception:  # each framework has an error of its own
+        return False
+    return True
 
 
 def _is_number(value):

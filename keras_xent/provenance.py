@@ -4,7 +4,7 @@ Keras leaves the logits of an activation on its output. That is lost when the ou
 activation it was; in a TensorFlow graph both can be read from the operation that made the tensor.
 """
 
-import re
+import math
 import weakref
 from collections.abc import Collection
 from typing import Any, NamedTuple
@@ -13,15 +13,14 @@ import keras
 from keras import ops
 
 from keras_xent import _keras
-from keras_xent._backend import get_attribute, is_eager, operation_of, program_of, set_attribute
+from keras_xent._backend import constant_of, get_attribute, is_eager, operation_of, program_of, set_attribute
 from keras_xent._types import Tensor
 from keras_xent.kernels import linear
-from keras_xent.kernels._dtypes import is_float, to_tensor
+from keras_xent.kernels._dtypes import dtype_of, is_float, to_tensor
 from keras_xent.kernels._options import SoftmaxOptions
-from keras_xent.kernels.probabilities import ROUNDING, log_odds, log_probabilities
+from keras_xent.kernels.probabilities import log_odds, log_probabilities
 
 _ACTIVATIONS = ("Softmax", "Sigmoid")
-_PRODUCTS = {"MatMul", "BatchMatMul", "BatchMatMulV2", "BatchMatMulV3", "Einsum", "BiasAdd"}
 
 
 class Head(NamedTuple):
@@ -65,6 +64,22 @@ def attach(logits: Tensor, head: Head) -> None:
             _with_heads[id(logits)] = logits
 
 
+def is_training(training: Any) -> bool:
+    """The `training` of a call as a bool. Under rematerialization JAX traces it; there nobody reads the answer."""
+    return bool(training) if is_eager(training) else True
+
+
+def mark_materialized(logits: Tensor, layer: str, reason: str) -> None:
+    """Leaves on logits without a head why they have none, for the loss to say."""
+    if not isinstance(logits, keras.KerasTensor):
+        set_attribute(logits, "_keras_xent_materialized", f"layer '{layer}' {reason}")
+
+
+def materialized_because(logits: Tensor) -> str | None:
+    """What `mark_materialized` has left."""
+    return get_attribute(logits, "_keras_xent_materialized")
+
+
 def head_of(logits: Tensor) -> Head | None:
     """The head that made these logits, seen through the casts of a TensorFlow graph; None where none is known."""
     head = get_attribute(logits, "_keras_xent_head")
@@ -82,35 +97,45 @@ def fusible_logits(predictions: Tensor, *, axis: int, from_logits: bool = True) 
     if from_logits:
         return predictions
     activation, logits = activation_and_logits(predictions)
-    return logits if activation in (None, "softmax") else None
+    return logits if activation == "softmax" else None
 
 
-def detached_head(logits: Tensor) -> Head | None:
-    """The head of other logits of the same shape, from which these were computed; None in eager mode.
+def detached_head(logits: Tensor) -> str | None:
+    """The name of the layer of a head from whose logits these were computed; None in eager mode, or if there is none.
 
-    JAX does not say what a tensor was computed from: there, the head of other logits of the same program.
+    It is found among the layers of the model, among the operations of a TensorFlow graph, or, for a model of JAX whose
+    layers are not known, among the logits that its program has made so far.
     """
     if is_eager(logits):
         return None
+    output = _keras.symbolic_output(logits)
+    if output is not None:
+        made_by = (layer.name for layer, one in _keras.ancestors(output) if _has_head_of(layer, one, logits))
+        return next(made_by, None)
+    if operation_of(logits) is not None:
+        return _head_behind(logits)
     for other in list(_with_heads.values()):
-        if is_eager(other):
-            continue
-        same_program = program_of(other) is program_of(logits) is not None
-        if other is not logits and same_program and tuple(other.shape) == tuple(logits.shape):
-            if operation_of(logits) is None or _is_computed_from(logits, other):
-                return head_of(other)
+        same_program = not is_eager(other) and program_of(other) is program_of(logits) is not None
+        if other is not logits and same_program and other.shape[-1] == logits.shape[-1]:
+            return head_of(other).layer
     return None
 
 
-def _is_computed_from(tensor, other, operations=30):
-    """Whether `other` is among the inputs of `tensor`, a few operations back."""
+def _has_head_of(layer, output, logits):
+    return getattr(layer, "carries_provenance", False) and output.shape[-1:] == tuple(logits.shape[-1:])
+
+
+def _head_behind(tensor, operations=60):
+    """The layer of a head that is among the inputs of a tensor of a graph, a few operations back."""
     waiting = [tensor.op]
     for operation in waiting:
-        if operation is other.op:
-            return True
+        for output in operation.outputs:
+            head = getattr(output, "_keras_xent_head", None)
+            if head is not None and output is not tensor and output.shape[-1:] == tensor.shape[-1:]:
+                return head.layer
         if len(waiting) < operations:
             waiting += [one.op for one in operation.inputs]
-    return False
+    return None
 
 
 def read_variable(predictions: Tensor) -> Tensor:
@@ -118,23 +143,65 @@ def read_variable(predictions: Tensor) -> Tensor:
     return to_tensor(predictions) if hasattr(predictions, "assign") else predictions
 
 
-def activation_and_logits(predictions: Tensor, activation: str = "softmax") -> tuple[str | None, Any]:
-    """The activation ("softmax", "sigmoid" or None for unknown) that made `predictions`, and the logits before it.
+def activation_and_logits(predictions: Tensor, activation: str = "softmax", axis: int = -1) -> tuple[str | None, Any]:
+    """The activation ("softmax" over `axis`, "sigmoid", "other") that made `predictions`, and the logits before it.
 
     `(None, None)` where no activation is known. Activations are known in eager mode and in TensorFlow graphs, through
     the casts of mixed precision, but not of tensors that JAX traces: there a model should end in logits. Where both
     activations give the same values, it was `activation`.
     """
-    operation = operation_of(predictions)
-    if operation is not None and operation.type in _ACTIVATIONS:
-        return operation.type.lower(), operation.inputs[0]
+    operation, over = _activation_operation(predictions)
+    if operation is not None:
+        # The logits that Keras leaves lie as the predictions do, those of the operation may be transposed.
+        is_last = over == len(operation.inputs[0].shape) - 1
+        logits = operation.inputs[0] if is_last else _keras.logits_of(predictions)
+        if operation.type == "Sigmoid":
+            return "sigmoid", operation.inputs[0]
+        same_axis = over == axis % len(predictions.shape)
+        return ("softmax" if same_axis and logits is not None else "other"), logits
     logits = _keras.logits_of(predictions)
     if logits is None or not is_eager(logits):
-        return None, logits
+        return None, None
     # An eager tensor does not know its operation, but its values do.
+    rank = len(logits.shape)
     sigmoid = _distance(ops.sigmoid(logits), predictions)
-    softmax = min(_distance(_softmax(logits, axis), predictions) for axis in range(len(logits.shape)))
-    return activation if sigmoid == softmax else "sigmoid" if sigmoid < softmax else "softmax", logits
+    softmaxes = [_distance(_softmax(logits, a), predictions) for a in range(rank)]
+    softmax = min(softmaxes, default=math.inf)
+    if sigmoid == softmax and activation == "sigmoid" or sigmoid < softmax:
+        return "sigmoid", logits
+    return ("softmax" if softmaxes[axis % rank] == softmax else "other"), logits
+
+
+def _activation_operation(predictions):
+    """The operation of an activation that made `predictions`, and the axis of a softmax; `(None, None)` if unknown."""
+    operation = operation_of(predictions)
+    axis = len(predictions.shape) - 1 if operation is not None else None
+    if operation is not None and operation.type == "Transpose":
+        # What a softmax over another axis than the last one ends in.
+        order = constant_of(operation.inputs[1])
+        if order is None:
+            return None, None
+        axis, operation = list(order).index(axis), operation_of(operation.inputs[0])
+        if operation is None or operation.type != "Softmax":
+            return None, None
+    return (operation, axis) if operation is not None and operation.type in _ACTIVATIONS else (None, None)
+
+
+def reading(predictions: Tensor, *, axis: int, from_logits: bool) -> str:
+    """What a loss or metric of classes takes predictions for: "logits", "probabilities", or what a softmax was given.
+
+    The latter does not depend on `from_logits`. No values are read.
+    """
+    if _is_softmax(predictions, axis):
+        return "logits before a softmax"
+    return "logits" if from_logits else "probabilities"
+
+
+def _is_softmax(predictions, axis):
+    if is_eager(predictions):
+        return _keras.logits_of(predictions) is not None
+    operation, over = _activation_operation(predictions)
+    return operation is not None and operation.type == "Softmax" and over == axis % len(predictions.shape)
 
 
 def _softmax(logits, axis):
@@ -147,67 +214,22 @@ def _distance(one, other):
     return float(ops.max(ops.where(ops.isnan(apart), ops.zeros_like(apart), apart), initial=0.0))
 
 
-def as_logits(predictions: Tensor, *, from_logits: bool, activation: str, dtype: str | None = None) -> Any:
+def as_logits(
+    predictions: Tensor, *, from_logits: bool, activation: str, axis: int = -1, dtype: str | None = None
+) -> Any:
     """Logits of the given activation for `predictions`: themselves, those before it, or made from probabilities.
 
     With a `dtype` they are cast to it, probabilities before their logarithm is taken.
     """
     predictions = read_variable(predictions)
-    made_by, pre_activation = activation_and_logits(predictions, activation)
+    made_by, pre_activation = activation_and_logits(predictions, activation, axis)
     known = from_logits
-    if pre_activation is not None and made_by in (None, activation):
+    if pre_activation is not None and made_by == activation:
         predictions, known = pre_activation, True
     predictions = to_tensor(predictions)
     if dtype is not None or not is_float(predictions):
         predictions = ops.cast(predictions, dtype or keras.config.floatx())
     if known:
         return predictions
-    return log_probabilities(predictions) if activation == "softmax" else log_odds(predictions)
-
-
-def describe_invalid_probabilities(predictions: Tensor) -> str | None:
-    """Why `predictions`, of which no logits are known, cannot be probabilities; None if they may be."""
-    if is_eager(predictions):
-        predictions = to_tensor(predictions)
-        if not is_float(predictions) or 0 in predictions.shape:
-            return None
-        least, most = float(ops.min(predictions)), float(ops.max(predictions))
-        outside = least < -ROUNDING or most > 1 + ROUNDING
-        return f"holds values from {least:.3g} to {most:.3g}" if outside else None
-    made = _skip_reshapes(predictions)
-    # A bias that is added to a product, rather than the sum of two probabilities.
-    parts = map(_skip_reshapes, made.inputs) if made is not None and made.type == "AddV2" else [made]
-    return "is a matrix product" if any(p is not None and p.type in _PRODUCTS for p in parts) else None
-
-
-def _skip_reshapes(tensor):
-    operation = operation_of(tensor)
-    return _skip_reshapes(operation.inputs[0]) if operation is not None and operation.type == "Reshape" else operation
-
-
-def layer_of(predictions: Tensor) -> str:
-    """The name of the layer that made `predictions`, for a message."""
-    operation = operation_of(predictions)
-    if operation is None or "/" not in operation.name:
-        return "the last layer"
-    *parents, layer, _ = operation.name.split("/")
-    # Keras opens the scopes of a model and its layers twice, and TensorFlow numbers the second time.
-    again = re.search(r"_\d+$", layer)
-    if again and parents and parents[-1].endswith(again[0]):
-        layer = layer.removesuffix(again[0])
-    return f"layer '{layer}'"
-
-
-def softmax_layer_of(model: Any) -> str | None:
-    """The name of the layer that ends the only output of a model in a softmax; None if none is known to."""
-    outputs = getattr(model, "outputs", None) or []
-    made = _keras.producer(outputs[0]) if len(outputs) == 1 else None
-    while made is not None:
-        if (
-            isinstance(made.layer, keras.layers.Softmax)
-            or getattr(made.layer, "activation", None) is keras.activations.softmax
-        ):
-            return made.layer.name
-        passes_on = isinstance(made.layer, keras.layers.Reshape) or type(made.layer) is keras.layers.Activation
-        made = _keras.producer(made.input) if passes_on and made.input is not None else None
-    return None
+    log = log_probabilities if activation == "softmax" else log_odds
+    return log(predictions, is_loss_scaled=_keras.is_loss_scaled() if dtype_of(predictions) == "float16" else None)

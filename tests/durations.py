@@ -28,7 +28,7 @@ class Durations:
     @pytest.hookimpl(trylast=True)
     def pytest_collection_modifyitems(self, config, items):
         if self.checks:
-            slow = config.cache.get(self.key, {})
+            slow = config.cache.get(self.key, {}) if hasattr(config, "cache") else {}
             others = [item for item in items if item.nodeid not in slow]
             items[:] = [item for item in items if item.nodeid in slow]
             config.hook.pytest_deselected(items=others)
@@ -62,7 +62,7 @@ class Durations:
         self.peak = max(self.peak, _peak_gigabytes())
         if hasattr(self.config, "workeroutput"):
             self.config.workeroutput["peak"] = self.peak
-        elif self.ran:
+        elif self.ran and hasattr(self.config, "cache"):
             known = self.config.cache.get(self.key, {})
             others = {name: seconds for name, seconds in known.items() if name not in self.ran}
             self.config.cache.set(self.key, others | self.slow)

@@ -24,7 +24,8 @@ RETIRED = {
     r"brings? (the logits|them) back": "materializes",
     r"puts this right": "fixes",
     r"weighs time steps": "is applied along time",
-    r"\b(unasked|in_one_piece|as_written|as_operations|differentiable_ahead|lost_head|masses_of_others)\b": "CONTRIBUTING's glossary",
+    r"\b(unasked|in_one_piece|as_written|as_operations)\b": "CONTRIBUTING's glossary",
+    r"\b(differentiable_ahead|lost_head|masses_of_others)\b": "CONTRIBUTING's glossary",
     r"\b(colour|neighbour|behaviour|labelled|standardis|normalis|organis|recognis|tumour)": "American spelling",
 }
 FOLDERS = ("keras_xent", "examples", "docs", "tools")

@@ -7,6 +7,7 @@ import keras
 
 from keras_xent._backend._attributes import get_attribute as get_attribute
 from keras_xent._backend._attributes import set_attribute as set_attribute
+from keras_xent._backend._xla import set_uses_xla as set_uses_xla
 from keras_xent._backend._xla import uses_xla as uses_xla
 from keras_xent._backend._xla import without_xla as without_xla
 
@@ -54,6 +55,7 @@ all_reduce_sum = _module.all_reduce_sum
 with_value_of_all_replicas = _module.with_value_of_all_replicas
 # Where tensors came from.
 operation_of = _module.operation_of
+constant_of = _module.constant_of
 program_of = _module.program_of
 
 

@@ -2,9 +2,12 @@
 
 import contextlib
 import contextvars
+import os
 from collections.abc import Iterator
 
-_uses_xla = contextvars.ContextVar("_uses_xla", default=True)
+# The setting of a block of code, before that of the process.
+_uses_xla: contextvars.ContextVar[bool | None] = contextvars.ContextVar("_uses_xla", default=None)
+_process = {"uses_xla": os.environ.get("KERAS_XENT_USE_XLA", "1").strip().lower() not in ("0", "false", "off", "no")}
 
 
 @contextlib.contextmanager
@@ -19,4 +22,10 @@ def without_xla() -> Iterator[None]:
 
 def uses_xla() -> bool:
     """Whether kernels are compiled by XLA here."""
-    return _uses_xla.get()
+    here = _uses_xla.get()
+    return _process["uses_xla"] if here is None else here
+
+
+def set_uses_xla(value: bool) -> None:
+    """Whether kernels of this process are compiled by XLA."""
+    _process["uses_xla"] = value

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import keras
+import numpy
 
 from keras_xent._backend._finite import where_finite
 from keras_xent._types import Tensor
@@ -104,8 +105,11 @@ def clear_programs() -> None:
 
 
 def is_eager(tensor: Tensor) -> bool:
-    """Whether the values of `tensor` can be read now."""
-    return not isinstance(tensor, jax.core.Tracer)
+    """Whether the values of `tensor` can be read now: not while a program is traced, even of what it closes over."""
+    if isinstance(tensor, jax.core.Tracer):
+        return False
+    # Under `jit`, operations on concrete arrays are part of the program; under `grad` alone they are not.
+    return not isinstance(jax.lax.neg(numpy.float32(0)), jax.core.Tracer)
 
 
 def snapshot(variable: Tensor) -> Tensor:
@@ -234,6 +238,11 @@ def with_value_of_all_replicas(value: Tensor) -> Tensor:
 
 def operation_of(tensor: Tensor) -> None:
     """None: tensors of JAX do not know what made them."""
+    return None
+
+
+def constant_of(tensor: Tensor) -> None:
+    """None: programs of JAX are not looked into."""
     return None
 
 

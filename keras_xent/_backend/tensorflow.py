@@ -59,7 +59,8 @@ def custom_gradient(forward: Callable, backward: Callable) -> Callable:
         def value(x, *nondiff_args):
             def vjp(upstream):
                 connected = residuals(x, *nondiff_args) if saved else saved
-                return backward(upstream, connected, x, *nondiff_args, **options), *[None] * len(nondiff_args)
+                inputs = _captured((x, *nondiff_args))
+                return backward(upstream, connected, *inputs, **options), *[None] * len(nondiff_args)
 
             return tf.identity(result), vjp
 
@@ -68,7 +69,7 @@ def custom_gradient(forward: Callable, backward: Callable) -> Callable:
         def residuals(*inputs):
             def vjp(*upstream):
                 program = _residuals_vjp(forward, tuple(sorted(options.items())), uses_xla())
-                gradients = iter(program(upstream, saved, inputs))
+                gradients = iter(program(upstream, *_captured((saved, inputs))))
                 return [next(gradients) if i.dtype.is_floating else None for i in inputs]
 
             return tuple(map(tf.identity, saved)), vjp
@@ -76,6 +77,21 @@ def custom_gradient(forward: Callable, backward: Callable) -> Callable:
         return value(x, *nondiff_args)
 
     return kernel
+
+
+def _captured(structure):
+    """Tensors of other graphs, captured now: of what is captured inside of XLA, `tf.cond` does not find the source.
+
+    The gradient of a condition has its intermediate results captured in one of two ways, by whether XLA compiles the
+    operation that needs them, and looks for them in the way of the condition itself (`cond_v2._CondGradFuncGraph`).
+    """
+    graph = tf.compat.v1.get_default_graph()
+
+    def captured(tensor):
+        is_other = tf.is_symbolic_tensor(tensor) and tensor.graph is not graph
+        return tf.identity(tensor) if is_other else tensor
+
+    return tf.nest.map_structure(captured, structure)
 
 
 @functools.cache
@@ -124,7 +140,8 @@ def fused_gradient(forward: Callable, backward: Callable) -> Callable:
                     "use `sparse_softmax_cross_entropy`."
                 )
 
-            gradients = backward(upstream, residuals, stopped, nondiff_args, needs_grad, **options)
+            arrays = _captured((residuals, stopped, nondiff_args))
+            gradients = backward(upstream, *arrays, needs_grad, **options)
             return [
                 tf.zeros_like(present[n]) if gradients[i] is None else gradients[i] for n, i in enumerate(given)
             ], second_derivative
@@ -283,6 +300,11 @@ def operation_of(tensor: Tensor) -> Any:
     while operation is not None and operation.type in _TRANSPARENT:
         operation = operation.inputs[0].op
     return operation
+
+
+def constant_of(tensor: Tensor) -> Any:
+    """The value of a tensor that a graph holds as a constant; None where it does not."""
+    return tf.get_static_value(tensor)
 
 
 def program_of(tensor: Tensor) -> Any:

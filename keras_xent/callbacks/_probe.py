@@ -1,18 +1,16 @@
 """A fixed batch on which one can watch, token by token, what a model learns."""
 
 import math
-import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from keras import ops
 
-from keras_xent import arguments
+from keras_xent.callbacks._token_text import TokenText
 from keras_xent.metrics import Perplexity
 
 _WORST, _CONTEXT = 20, 8
-_SIGNS = {"\n": "\u23ce", "\r": "\u240d", "\t": "\u21e5"}
 
 
 class Loss(NamedTuple):
@@ -44,7 +42,7 @@ class Probe:
         self.x, self.y, self.sample_weight = (*batch, None)[:3]
         if isinstance(self.x, list) and not hasattr(self.x[0], "shape"):
             self.x = np.asarray(self.x)
-        self._decode, self._warned = decode, False
+        self._decode, self.text = decode, TokenText(decode)
 
     def loss(self, model: Any, metric: Perplexity) -> Loss:
         """The loss of each token, and what the model would have said, counted as the metric counts."""
@@ -56,22 +54,6 @@ class Probe:
         arrays = nll, ops.not_equal(weights, 0), labels, ops.argmax(y_pred, axis=metric.axis)
         nll, valid, labels, predicted = map(ops.convert_to_numpy, arrays)
         return Loss(nll, valid, labels, predicted, uniform=math.log(y_pred.shape[metric.axis]))
-
-    def text(self, token: Any) -> str:
-        """A token as people read it."""
-        token, text = int(token), str(int(token))
-        try:
-            # A label that is ignored may be below 0.
-            if self._decode is not None and token >= 0:
-                text = str(self._decode(token) if callable(self._decode) else self._decode[token])
-        except (IndexError, KeyError):
-            pass
-        # What the user's own function may raise is not known, and no reason to end the training.
-        except Exception as error:
-            if not self._warned:
-                self._warned = True
-                arguments.warn(f"`decode` failed for token {token}, which is shown as its number: {error!r}.")
-        return "".join(map(_visible, text))
 
     def worst_tokens(self, loss: Loss) -> str:
         """A Markdown table of the tokens with the largest loss."""
@@ -89,13 +71,6 @@ class Probe:
             cells = [f"{nll:.3f}", f"{np.exp(-nll):.2e}", *map(_cell, texts), str(row), str(position)]
             lines.append(f"| {' | '.join(cells)} |")
         return "\n".join(lines)
-
-
-def _visible(character):
-    if character in _SIGNS:
-        return _SIGNS[character]
-    # Controls, surrogates and the like, which no picture and no table can hold.
-    return "\ufffd" if unicodedata.category(character) in ("Cc", "Cs", "Co", "Cn", "Zl", "Zp") else character
 
 
 def _cell(text):

@@ -25,7 +25,7 @@ def of_batches(batches: Batches, perplexities: list[PerplexityMetric]) -> dict[s
     """Keras' tags of the metrics of these batches, and ours of their tokens."""
     named = batches.values | {one.name: one.units(batches.totals[one.name])[one.name] for one in perplexities}
     written = {f"batch_{name}": value for name, value in named.items()}
-    return written | nats(batches.totals, perplexities) | _rates(batches.totals, perplexities, batches.seconds)
+    return written | nats(batches.totals, perplexities) | _tokens(batches.totals, perplexities, batches.seconds)
 
 
 def of_logs(logs: dict[str, Any]) -> tuple[dict[str, float], dict[str, float]]:
@@ -62,7 +62,7 @@ def of_epoch(
             run[f"units/{sibling_tag(name.removeprefix('val_'), 'nll')}"] = to_nats(epoch.logs[name])
     if has_batches:
         return {tag: value for tag, value in train.items() if perplexities and tag.startswith("tokens/")}, validation
-    return train | _rates(epoch.train, perplexities, epoch.seconds), validation
+    return train | _tokens(epoch.train, perplexities, epoch.seconds), validation
 
 
 def nats(totals: dict[str, Totals], perplexities: list[PerplexityMetric]) -> dict[str, float]:
@@ -74,14 +74,19 @@ def nats(totals: dict[str, Totals], perplexities: list[PerplexityMetric]) -> dic
     }
 
 
-def _rates(totals, perplexities, seconds):
-    rates = {}
+def token_rates(totals: dict[str, Totals], perplexities: list[PerplexityMetric], seconds: float) -> dict[str, float]:
+    """The share of valid tokens among all labels, and the valid tokens of a second, of the first metric."""
+    rates: dict[str, float] = {}
     for one in perplexities:
         if one.name in totals:
             new = totals[one.name]
-            rates[f"tokens/{one.tag('valid_share')}"] = new.tokens / new.labels if new.labels else math.nan
-            rates.setdefault("tokens/per_second", new.tokens / seconds if seconds else math.nan)
+            rates[one.tag("valid_share")] = new.tokens / new.labels if new.labels else math.nan
+            rates.setdefault("per_second", new.tokens / seconds if seconds else math.nan)
     return rates
+
+
+def _tokens(totals, perplexities, seconds):
+    return {f"tokens/{name}": value for name, value in token_rates(totals, perplexities, seconds).items()}
 
 
 def learning_rates(model: Any) -> dict[str, float]:

@@ -14,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from keras_xent.deploy import _documents, _html_report
 from keras_xent.deploy._scorer import load_scorer
+from keras_xent.deploy._tokenizers import load_tokenizer
 
 
 def main(arguments: argparse.Namespace) -> int:
@@ -21,7 +22,7 @@ def main(arguments: argparse.Namespace) -> int:
     console = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
     try:
         scorer = load_scorer(arguments.model)
-        tokenizer = _documents.load_tokenizer(_tokenizer_path(scorer, arguments))
+        tokenizer = load_tokenizer(_tokenizer_path(scorer, arguments))
         _check_outputs(arguments)
         with contextlib.ExitStack() as stack:
             # Opened before the work, so that it is not done for nothing.

@@ -25,25 +25,6 @@ class Piece(NamedTuple):
     nll: float | None
 
 
-def load_tokenizer(path: Any) -> Any:
-    """The `tokenizers.Tokenizer` of a JSON file. It is data: nothing of it is run."""
-    try:
-        from tokenizers import Tokenizer
-    except ImportError:
-        raise ValueError("Scoring text needs the package tokenizers: pip install 'keras-xent[deploy]'.") from None
-    try:
-        tokenizer = Tokenizer.from_file(str(path))
-    # The library raises nothing more special.
-    except Exception as error:
-        raise ValueError(f"'{path}' is no tokenizer of the package tokenizers ({str(error).rstrip('.')}).") from error
-    # What was set for training would cut and pad the texts.
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    # A text that spells "[PAD]" is text.
-    tokenizer.encode_special_tokens = True
-    return tokenizer
-
-
 def read(path: Any, tokenizer: Any) -> Document:
     """The text of a file and its tokens, without a byte order mark and without special tokens."""
     try:

@@ -80,6 +80,8 @@ def export_scorer(
             f"'{keras.backend.backend()}'. Save the model with `model.save('model.keras')`, and load and export it in "
             "a process with the environment variable KERAS_BACKEND=tensorflow."
         )
+    if Path(path).is_file():
+        raise ValueError(f"`path` must be a folder, which is made if it is missing. Received: the file '{path}'.")
     endpoints = _checked_endpoints(endpoints)
     compiled = arguments.boolean("compiled", compiled)
     causal = _is_causal(model, causal)

@@ -104,9 +104,25 @@ class Scorer:
             return self._score_padded("score", *self._checked_tokens(inputs, mask))
         return self._run("score", {first: self._checked(first, inputs), second: self._checked(second, other)})
 
+    def serve(self, inputs: Any) -> np.ndarray:
+        """The output of the signature `serve`: the logits or probabilities of `token_ids [B, T]`, or of inputs."""
+        if not self.has("serve"):
+            raise ValueError("The SavedModel has no signature 'serve'. Export the model with it in `endpoints`.")
+        if not self.causal:
+            return next(iter(self._run("serve", {"inputs": self._checked("inputs", inputs)}).values()))
+        token_ids, _ = self._checked_tokens(inputs, None)
+        rows, length = token_ids.shape
+        padding = _padding((self.batch, self.length), token_ids.shape)
+        served = self._run("serve", {"token_ids": np.pad(token_ids, padding)})
+        return next(iter(served.values()))[:rows, :length]
+
+    def has(self, signature: str) -> bool:
+        """Whether the SavedModel was exported with this signature."""
+        return signature in self._signatures
+
     def rank(self, token_ids: Any, *, mask: Any = None) -> dict[str, np.ndarray]:
         """The outputs of the signature `rank`: how many tokens are more likely than each of `token_ids [B, T]`."""
-        if "rank" not in self._signatures:
+        if not self.has("rank"):
             raise ValueError("The SavedModel has no signature 'rank'. Export a language model with it in `endpoints`.")
         return self._score_padded("rank", *self._checked_tokens(token_ids, mask))
 
@@ -213,8 +229,7 @@ class Scorer:
     def _score_padded(self, signature, token_ids, mask):
         """The signature's outputs, computed with as many rows and tokens as a model of fixed size takes."""
         rows, length = token_ids.shape
-        sizes = self._inputs["token_ids"].shape
-        padding = [(0, size - given if size else 0) for size, given in zip(sizes, token_ids.shape, strict=True)]
+        padding = _padding(self._inputs["token_ids"].shape, token_ids.shape)
         scored = self._run(signature, {"token_ids": np.pad(token_ids, padding), "mask": np.pad(mask, padding)})
         kept = (slice(rows), slice(max(0, length - 1)))
         return {name: value[kept[: value.ndim]] for name, value in scored.items()}
@@ -269,6 +284,13 @@ class Scorer:
                 f"{self.num_classes} tokens. Received: {token_ids[place]} at position {place}. A tokenizer that gives "
                 "it belongs to another model."
             )
+
+
+def _padding(sizes, shape):
+    """How much is added at the end of each axis for the sizes that the model takes; None stands for any."""
+    if any(size is not None and given > size for size, given in zip(sizes, shape, strict=True)):
+        raise ValueError(f"The model takes token_ids of shape at most {tuple(sizes)}. Received: shape {shape}.")
+    return [(0, 0 if size is None else size - given) for size, given in zip(sizes, shape, strict=True)]
 
 
 def _reason(error):

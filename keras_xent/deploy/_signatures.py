@@ -136,7 +136,7 @@ def token_statistics(labels: Any, predictions: Any, valid: Any, loss: Any, *, ra
     head = provenance.head_of(predictions if logits is None else logits)
     softcap = getattr(loss, "logit_softcap", None)
     if head is not None:
-        statistics = head.statistics(labels, valid, softcap, ranks=ranks)
+        statistics = head.statistics(labels, valid, softcap, {"rank"} if ranks else ())
         return statistics.nll, ops.cast(statistics.rank, "int32") if ranks else None
     from_logits = getattr(loss, "from_logits", True)
     logits = provenance.as_logits(predictions, from_logits=from_logits, activation="softmax")

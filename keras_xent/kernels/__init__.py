@@ -1,5 +1,7 @@
 """Pure, compiled kernels: tensors in, numbers of each token or example out, and no state."""
 
+import keras
+
 from keras_xent.kernels.distillation import linear_distillation
 from keras_xent.kernels.linear import LossStatistics, linear_cross_entropy
 from keras_xent.kernels.sigmoid import sigmoid_cross_entropy
@@ -19,3 +21,8 @@ __all__ = [
     "softmax_cross_entropy",
     "sparse_softmax_cross_entropy",
 ]
+
+# A model compiled with one of them as its loss is loaded with it.
+for _kernel in (linear_cross_entropy, sigmoid_cross_entropy, softmax_cross_entropy, sparse_softmax_cross_entropy):
+    keras.saving.register_keras_serializable(package="keras_xent")(_kernel)
+del _kernel

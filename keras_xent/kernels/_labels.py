@@ -35,7 +35,7 @@ def equals_ignored(labels: Tensor, ignore_class: float) -> Tensor:
 
 
 def class_indices(labels: Tensor, num_classes: Any, valid: Tensor) -> Tensor:
-    """int32 labels in `[0, num_classes)`, or -1 where a label is out of range. Labels are never cast to a float type.
+    """int32 labels in `[0, num_classes)`, or -1 where a valid label is out of range, never cast to a float type.
 
     A valid label that is out of range is an error in eager mode and in a TensorFlow graph on the CPU. Where values
     cannot be read (inside XLA), or reading them would make an accelerator wait, the -1 becomes a NaN loss in the
@@ -48,8 +48,10 @@ def class_indices(labels: Tensor, num_classes: Any, valid: Tensor) -> Tensor:
             raise ValueError(_describe_bad_label(labels, bad, int(num_classes), valid))
     else:
         _assert_in_range(labels, bad, num_classes)
+    # Class 0 where the label does not count: a NaN that is selected away would alarm those who look for NaN.
+    out_of_range = ops.where(bad, ops.full_like(integers, -1), ops.zeros_like(integers))
     # The cast comes before any compiled function: int16 labels inside one abort XLA:CPU of TensorFlow 2.21.
-    return ops.cast(ops.where(is_class, integers, ops.full_like(integers, -1)), "int32")
+    return ops.cast(ops.where(is_class, integers, out_of_range), "int32")
 
 
 def in_range(labels: Tensor, num_classes: Any) -> Tensor:
@@ -88,6 +90,8 @@ def _describe_bad_label(labels, bad, num_classes, valid):
     elif label != int(label):
         rule = f"`{name}` must be whole numbers, the index of one class each"
         fix = "For soft targets use the categorical loss."
+    elif num_classes == 1:
+        fix = "For a yes-or-no answer of one unit use the binary loss, BinaryCrossentropy."
     else:
         fix = f"If it marks padding, say so with `ignore_class={int(label)}`."
         zeros = ops.equal(labels, 0)
@@ -115,20 +119,28 @@ def _assert_in_range(labels, bad, num_classes):
     )
 
 
+# Soft labels may be rounded, and may be noisy: "1 + 0.05 u" and "0.7 to 1.2" are used to train adversarial networks.
+# -1, 2 and 255, which mark something else, are far away.
+SOFT_LABELS = (-0.25, 1.25)
+
+
+def is_soft_label(labels: Tensor) -> Tensor:
+    """True for binary labels that count as a number from 0 to 1, False for NaN."""
+    return ops.logical_and(labels >= SOFT_LABELS[0], labels <= SOFT_LABELS[1])
+
+
 def check_binary(labels: Tensor, valid: Tensor) -> None:
-    """Raises an error for labels outside [0, 1] where `valid` (None: all), wherever `class_indices` does."""
+    """Raises an error for labels outside [0, 1] where `valid` (None: all), wherever `class_indices` does.
+
+    Elsewhere the kernel makes NaN of their row. `SOFT_LABELS` says how far outside a label may be that is a float.
+    """
     # JAX has no minimum of nothing.
     if dtype_of(labels) == "bool" or 0 in labels.shape:
         return
     if valid is not None:
         labels = ops.where(valid, labels, ops.zeros_like(labels))
     name, _ = arguments.names()
-    low: float = 0
-    high: float = 1
-    if is_float(labels):
-        # Soft labels have been computed, and rounded.
-        tolerance = 1e-2 if "16" in dtype_of(labels) else 1e-6
-        low, high = -tolerance, 1 + tolerance
+    low, high = SOFT_LABELS if is_float(labels) else (0, 1)
     if is_eager(labels):
         bad = ops.logical_not(ops.logical_and(labels >= low, labels <= high))
         if bool(ops.any(bad)):

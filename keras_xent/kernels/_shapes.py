@@ -111,7 +111,10 @@ def align_weights(
     shape, given = tuple(shape), tuple(weights.shape)
     if not given:
         return weights
-    if len(given) == len(shape) + 1 and given[-1] == 1:
+    if len(given) == len(shape) + 1 and without is not None and given[without] == 1:
+        # As labels may have it.
+        weights = ops.squeeze(weights, axis=without)
+    elif len(given) == len(shape) + 1 and given[-1] == 1:
         weights = ops.squeeze(weights, axis=-1)
     elif len(given) < len(shape):
         weights = ops.reshape(weights, ops.shape(weights) + (1,) * (len(shape) - len(given)))
@@ -132,6 +135,14 @@ def _misaligned(name, given, shape):
     fix = "Give one weight per example."
     if len(shape) > 1:
         allowed.insert(2, (shape[0], 1))
+    if name == "mask":
+        fix = (
+            "It is the Keras mask of the predictions, which a layer has passed on though it changed their shape. Take "
+            "it off with a layer that has no mask (`keras.layers.Lambda(lambda x: x)`), or leave out mask_zero=True."
+        )
+    elif len(shape) > 2:
+        fix = f"For one weight per example give shape [batch]; for one per element the shape of the losses, {shape}."
+    elif len(shape) > 1:
         fix = "For one weight per example give shape [batch] or [batch, 1]; for one per time step [batch, time]."
     return (
         f"`{name}` must line up from the left with the losses, which have shape {shape}: it may have shape "

@@ -83,8 +83,13 @@ def linear_cross_entropy(
         token_weights: weights of the shape of `labels`, or `[B]`, `[B, 1]` for labels `[B, T]`. They have a gradient;
             tokens of weight 0 are left out, and get none.
         transpose_kernel: whether the kernel is `[V, D]`.
-        mask, ignore_class, label_smoothing, class_weight, focal_gamma, z_loss, logit_softcap: as in
-            `sparse_softmax_cross_entropy`.
+        mask: booleans of the shape of `labels`; False is not valid.
+        ignore_class: the label of tokens that are not valid.
+        label_smoothing: share `s` in [0, 1] of the target spread evenly over all classes.
+        class_weight: `[V]`, one weight per class.
+        focal_gamma: exponent of the focal factor `(1 - p)^gamma`.
+        z_loss: weight of the squared log-sum-exp of the logits.
+        logit_softcap: `c` of `c tanh(x / c)`, applied to the logits.
         reduction: `"none"`, or one of the reductions of the losses: these form the gradient while the loss is computed,
             with three matmuls in all instead of four.
         normalizer: a number in place of the reduction's denominator.
@@ -146,8 +151,9 @@ class CrossEntropyRule(Rule):
         """How many columns there are."""
         return 2 + len(self.statistics)
 
-    def forward(self, logits: Tensor, labels: Tensor, *, constants: Any) -> tuple[tuple[Tensor, ...], Any]:
+    def forward(self, logits: Tensor, arrays: Any, constants: Any) -> tuple[tuple[Tensor, ...], Any]:
         """The columns, and the residuals of the rows."""
+        (labels,) = arrays
         softcap = self.options.logit_softcap
         losses, residuals = sparse_softmax.forward(logits, labels, *constants, options=self.options)
         label_logit = upcast(ops.take_along_axis(logits, ops.maximum(labels, 0), axis=1))
@@ -155,8 +161,9 @@ class CrossEntropyRule(Rule):
         others = row_statistics.statistics(self.statistics, logits, labels, residuals, softcap)
         return (losses, nll, *others), residuals
 
-    def backward(self, upstream: Tensor, residuals: Any, logits: Tensor, labels: Tensor, *, constants: Any) -> Tensor:
+    def backward(self, upstream: Tensor, residuals: Any, logits: Tensor, arrays: Any, constants: Any) -> Tensor:
         """The gradient for the logits."""
+        (labels,) = arrays
         shifted = None
         if uses_xla_cpu():
             # The terms of the sum in `forward`, which XLA:CPU has written to memory. Writing the gradient to its place
@@ -198,12 +205,15 @@ def with_statistics(
     matrices = checked_matrices(hidden, kernel, bias, transpose_kernel)
     labels = checked_labels(labels, matrices.hidden)
     valid = valid_mask(labels, None if mask is None else to_tensor(mask), ignore_class)
-    indices = ops.reshape(class_indices(labels, matrices.num_classes, valid), (-1, 1))  # [N, 1]
     dtype = accumulator_dtype(matrices.hidden)
-    weights = None
+    weights, counted = None, valid
     if token_weights is not None:
         weights = ops.cast(to_tensor(token_weights), dtype)
         weights = align_weights(weights, labels.shape, "token_weights", like=labels)
+        # Under weight 0 a label may be anything.
+        has_weight = ops.broadcast_to(ops.not_equal(weights, 0), ops.shape(labels))
+        counted = has_weight if valid is None else ops.logical_and(valid, has_weight)
+    indices = ops.reshape(class_indices(labels, matrices.num_classes, counted), (-1, 1))  # [N, 1]
     weight_of_class = label_weights = None
     if class_weight is not None:
         weight_of_class = class_weights(class_weight, matrices.num_classes, dtype, 2)  # [1, V]

@@ -12,6 +12,7 @@ from keras_xent._backend import custom_gradient, no_autograph
 from keras_xent._types import Tensor
 from keras_xent.kernels._compiled import CompiledKernel, row_kernel
 from keras_xent.kernels._dtypes import accumulator_dtype, dtype_of, is_float, to_float_tensor, to_tensor
+from keras_xent.kernels._labels import is_soft_label
 from keras_xent.kernels._masking import multiply_no_nan, where_or_zero
 from keras_xent.kernels._options import SigmoidOptions
 from keras_xent.kernels._shapes import as_rows, checked_axis, ensure_shape, same_shape
@@ -44,7 +45,8 @@ def sigmoid_cross_entropy(
         loss = keras.ops.maximum(x, 0) - x * y + keras.ops.log1p(keras.ops.exp(-keras.ops.abs(x)))
 
     Args:
-        labels: numbers in [0, 1], of the shape of `logits`, any numeric dtype.
+        labels: numbers in [0, 1], of the shape of `logits`, any numeric dtype. Below -0.25 or above 1.25, far from what
+            soft and noisy labels are, they give NaN in the loss and in the gradient of their row.
         logits: any shape, bfloat16, float16, float32 or float64, read in their own dtype.
         axis: None for one loss per label, or the axis over which the labels of an example lie: the result is then the
             mean over the labels that are present, and the losses of single labels are never materialized.
@@ -160,6 +162,7 @@ class _Terms:
         self.gamma, self.alpha, self.smoothing = options.focal_gamma, options.focal_alpha, options.label_smoothing
         self.valid = _valid_labels(labels, mask, options.ignore_class)
         x, y = (where_or_zero(ops.cast(t, dtype), self.valid) for t in (logits, labels))
+        self.is_soft_label = is_soft_label(y)
         self.y = y * (1.0 - self.smoothing) + 0.5 * self.smoothing if self.smoothing else y
         self.weight = weight
         # Branches rather than abs and maximum, whose derivatives at 0 are not those of the sum they are parts of.
@@ -196,7 +199,12 @@ class _Terms:
         loss = self._nll()
         if self.gamma:
             loss = self._focal()[0] * loss
-        return where_or_zero(self._balanced(loss), self.valid)
+        return self._where_valid(self._balanced(loss))
+
+    def _where_valid(self, value):
+        """0 for missing labels, NaN for those out of range, which no error could be raised for."""
+        nan = ops.full((), float("nan"), value.dtype)
+        return where_or_zero(ops.where(self.is_soft_label, value, nan), self.valid)
 
     def logits_gradient(self):
         slope = (1.0 - self.y) * self.p - self.weight * self.y * self.q
@@ -204,7 +212,7 @@ class _Terms:
             factor, ratio = self._focal()
             du_dx = (1.0 - 2.0 * self.y) * self.p * self.q
             slope = factor * (slope + self.gamma * multiply_no_nan(du_dx, ratio))
-        return where_or_zero(self._balanced(slope), self.valid)
+        return self._where_valid(self._balanced(slope))
 
     def labels_gradient(self):
         nll, slope = self._nll(), self.weight * self.softplus_neg - self.softplus
@@ -215,29 +223,32 @@ class _Terms:
         slope = self._balanced(slope)
         if self.alpha is not None:
             slope = slope + multiply_no_nan(2.0 * self.alpha - 1.0, factor * nll)
-        return where_or_zero((1.0 - self.smoothing) * slope, self.valid)
+        return self._where_valid((1.0 - self.smoothing) * slope)
 
 
 @row_kernel(num_outputs=2, is_blocked=lambda options: options.mean_over_labels)
 def _sigmoid_forward(logits, labels, weight, mask=None, *, options):
-    loss = _Terms(logits, labels, weight, mask, options).loss()
+    terms = _Terms(logits, labels, weight, mask, options)
+    loss = terms.loss()
     if not options.mean_over_labels:
         return loss, ()
     valid = _valid_labels(labels, mask, options.ignore_class)
     valid = ops.ones_like(loss) if valid is None else ops.cast(valid, loss.dtype)
     count = ops.maximum(ops.sum(valid, axis=1, keepdims=True), 1.0)
+    # One label out of range makes the gradient of its whole row NaN.
+    count = ops.where(ops.all(terms.is_soft_label, axis=1, keepdims=True), count, ops.full_like(count, float("nan")))
     return ops.sum(loss, axis=1, keepdims=True) / count, (count,)
 
 
 def _gradient(upstream, residuals, logits, labels, weight, mask, slope, dtype, options):
     # NaN and infinities are removed where the upstream gradient is 0. Elsewhere they are the derivative.
-    finite = ops.logical_and(ops.isfinite(logits), ops.isfinite(labels))
+    finite = ops.logical_and(ops.isfinite(logits), is_soft_label(ops.cast(labels, accumulator_dtype(logits))))
     is_used = ops.logical_or(ops.not_equal(upstream, 0.0), finite)
     logits, labels = where_or_zero(logits, is_used), where_or_zero(labels, is_used)
     terms = _Terms(logits, labels, weight, mask, options)
     if options.mean_over_labels:
         (count,) = residuals
-        upstream = upstream / count
+        upstream = where_or_zero(upstream / count, ops.not_equal(upstream, 0.0))
     return ops.cast(upstream * slope(terms), dtype)
 
 

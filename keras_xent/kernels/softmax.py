@@ -43,8 +43,13 @@ def softmax_cross_entropy(
     Args:
         targets: `[..., C]`, of the shape of `logits`, any numeric dtype.
         logits: `[..., C]` (or `C` at `axis`), bfloat16, float16, float32 or float64, read in their own dtype.
-        axis, mask, label_smoothing, class_weight, focal_gamma, z_loss, logit_softcap: as in
-            `sparse_softmax_cross_entropy`; `mask` has the shape of the result.
+        axis: the class axis.
+        mask: booleans of the shape of the result; False has loss 0 and gradient 0.
+        label_smoothing: share `s` in [0, 1] of the target spread evenly over all classes.
+        class_weight: `[C]`, one weight `w` per class.
+        focal_gamma: exponent of the focal factor `(1 - p)^gamma`.
+        z_loss: weight `z` of `lse^2`.
+        logit_softcap: `c` of `c tanh(x / c)`, applied to the logits.
 
     Returns:
         Losses in nats, of the shape of `logits` without the class axis, float32 (float64 for float64 logits).
@@ -61,8 +66,8 @@ def softmax_cross_entropy(
     >>> [round(float(x), 4) for x in kx.kernels.softmax_cross_entropy(targets, logits)]
     [0.3567, 0.9831]
 
-    References: as in `sparse_softmax_cross_entropy`; the gradient for rows that do not sum to 1 is `A p - q`, where
-    TensorFlow's op has `p - q`.
+    References: label smoothing, arXiv:1512.00567; focal factor, arXiv:1708.02002; z-loss, arXiv:2204.02311 (section 5);
+    the gradient for rows that do not sum to 1 is `A p - q`, where TensorFlow's op has `p - q`.
     """
     targets, logits = to_tensor(targets), to_float_tensor(logits)
     rank = len(logits.shape)

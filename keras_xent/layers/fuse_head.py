@@ -6,18 +6,24 @@ from typing import Any
 import keras
 
 from keras_xent import _keras
-from keras_xent.layers.logits_dense import LogitsDense
-from keras_xent.layers.tied_logits import TiedLogits
+from keras_xent.layers.logits_dense import LogitsDense, call_dense, call_quantized_dense
+from keras_xent.layers.tied_logits import TiedLogits, call_embedding, call_quantized_embedding
 
-_HEADS = {keras.layers.Dense: LogitsDense, keras.layers.ReversibleEmbedding: TiedLogits}
+# What a layer of each class is given as its `call` and `quantized_call`.
+_CALLS = {
+    keras.layers.Dense: (call_dense, call_quantized_dense),
+    keras.layers.ReversibleEmbedding: (call_embedding, call_quantized_embedding),
+}
 
 
 def fuse_head(model: Any, layer: Any = None) -> Any:
-    """Makes the output layer of a model a `LogitsDense` or `TiedLogits`, in place, and returns the model.
+    """Makes the logits of a model carry their provenance, as those of `LogitsDense` do, and returns the model.
 
-    For a model that exists: built, loaded, or a KerasHub `CausalLM`. Its weights, predictions and configuration stay;
-    after it, compile the model with a loss of this package. The output layer has to be a `keras.layers.Dense` or a
-    `keras.layers.ReversibleEmbedding`; a linear `Activation` after it is looked through.
+    For a model that exists: built, loaded, or a KerasHub `CausalLM`. After it, compile the model with a loss of this
+    package. The output layer has to be a `keras.layers.Dense` or a `keras.layers.ReversibleEmbedding`; a linear
+    `Activation` after it is looked through. It keeps its class, weights and configuration, and only this object is
+    called in another way: what the model saves is what the plain model saves, and what is loaded, copied or pickled is
+    the plain model, to be fused again.
 
     Args:
         model: a Keras model.
@@ -36,14 +42,14 @@ def fuse_head(model: Any, layer: Any = None) -> Any:
 
     >>> import keras_xent as kx
     >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(100)])
-    >>> type(kx.fuse_head(model).layers[-1]).__name__
-    'LogitsDense'
+    >>> model = kx.fuse_head(model)
+    >>> model.compile("adam", loss=kx.losses.SparseCategoricalCrossentropy(from_logits=True))
     """
     head = _named(model, layer) if layer is not None else _last(model)
-    if isinstance(head, tuple(_HEADS.values())):
+    if isinstance(head, (LogitsDense, TiedLogits)) or is_fused(head):
         return model
     # KerasHub's embedding is a subclass that adds nothing; others may have a `call` of their own.
-    kinds = [kind for kind in _HEADS if type(head) is kind or (isinstance(head, kind) and type(head).call is kind.call)]
+    kinds = [kind for kind in _CALLS if type(head) is kind or (isinstance(head, kind) and type(head).call is kind.call)]
     if not kinds:
         raise ValueError(
             "`model` must end in a `keras.layers.Dense` or a `keras.layers.ReversibleEmbedding`. "
@@ -53,16 +59,23 @@ def fuse_head(model: Any, layer: Any = None) -> Any:
     if getattr(head, "quantization_mode", None):
         warnings.warn(
             f"fuse_head leaves layer '{head.name}' as it is, since it is quantized ({head.quantization_mode}): its "
-            "kernel is no plain matrix. Fuse the head before quantizing, or train without quantization.",
+            "kernel is no plain matrix, and a loss reads its logits. A head that is fused first can be quantized "
+            "afterwards, to the same effect.",
             stacklevel=2,
         )
         return model
-    head.__class__ = _HEADS[kinds[0]]
+    _keras.set_call(head, *_CALLS[kinds[0]])
     # What was traced before called the layer as it was.
     for made in ("train_function", "test_function", "predict_function"):
         if getattr(model, made, None) is not None:
             setattr(model, made, None)
     return model
+
+
+def is_fused(layer: Any) -> bool:
+    """Whether `fuse_head` has given this layer a `call` of its own."""
+    call = getattr(vars(layer).get("call"), "__func__", None) if isinstance(layer, keras.Layer) else None
+    return any(call is own for own, _ in _CALLS.values())
 
 
 def _named(model, layer):

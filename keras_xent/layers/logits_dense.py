@@ -1,5 +1,6 @@
 """A dense output layer whose logits carry their provenance."""
 
+import functools
 from typing import Any
 
 import keras
@@ -40,6 +41,9 @@ class LogitsDense(keras.layers.Dense):
     References: arXiv:2411.09009, section 2, on the memory of logits.
     """
 
+    # Tells the losses that the logits of this layer come with a head.
+    carries_provenance = True
+
     def build(self, input_shape: Any) -> None:
         """Makes the weights."""
         must_divide("units", self, "kernel", 1, self.units)
@@ -47,21 +51,47 @@ class LogitsDense(keras.layers.Dense):
 
     def call(self, inputs: Any, training: bool | None = None) -> Any:
         """Logits with their provenance attached."""
-        kernel = snapshot(self.kernel)
-        logits = ops.matmul(inputs, kernel)
-        bias = None
-        if self.bias is not None:
-            bias = snapshot(self.bias)
-            logits = ops.add(logits, bias)
-        matrices = [w for w in self.trainable_weights if w is not self.bias]
-        trained = {"hidden": True, "kernel": bool(matrices), "bias": self.bias is not None and self.bias.trainable}
-        head = provenance.Head(
-            hidden=inputs,
-            kernel=kernel,
-            bias=bias,
-            training=bool(training),
-            gradients=tuple(name for name, is_trained in trained.items() if is_trained),
-            layer=self.name,
-        )
-        provenance.attach(logits, head)
-        return logits if self.activation is None else self.activation(logits)
+        return call_dense(self, inputs, training)
+
+    def quantize(self, mode: Any = None, type_check: bool = True, config: Any = None) -> None:
+        """Quantizes the weights as those of a `Dense` layer. A loss then reads the logits."""
+        super().quantize(mode, type_check=type_check and type(self) is not LogitsDense, config=config)
+
+    def rematerialized_call(self, layer_call: Any, *args: Any, **kwargs: Any) -> Any:
+        """The call under `keras.RematScope`, with its flags left as they are: JAX would trace them."""
+        flags = {name: kwargs.pop(name) for name in ("training",) if isinstance(kwargs.get(name), bool)}
+        call = super().rematerialized_call(functools.partial(layer_call, **flags), *args, **kwargs)
+        return lambda *args, **kwargs: call(*args, **{k: v for k, v in kwargs.items() if k not in flags})
+
+    def quantized_call(self, inputs: Any, training: bool | None = None) -> Any:
+        """Logits of the quantized weights."""
+        return call_quantized_dense(self, inputs, training)
+
+
+def call_dense(layer: Any, inputs: Any, training: bool | None = None) -> Any:
+    """What a `Dense` layer returns, with the provenance of its logits attached."""
+    kernel = snapshot(layer.kernel)
+    logits = ops.matmul(inputs, kernel)
+    bias = None
+    if layer.bias is not None:
+        bias = snapshot(layer.bias)
+        logits = ops.add(logits, bias)
+    matrices = [w for w in layer.trainable_weights if w is not layer.bias]
+    trained = {"hidden": True, "kernel": bool(matrices), "bias": layer.bias is not None and layer.bias.trainable}
+    head = provenance.Head(
+        hidden=inputs,
+        kernel=kernel,
+        bias=bias,
+        training=provenance.is_training(training),
+        gradients=tuple(name for name, is_trained in trained.items() if is_trained),
+        layer=layer.name,
+    )
+    provenance.attach(logits, head)
+    return logits if layer.activation is None else layer.activation(logits)
+
+
+def call_quantized_dense(layer: Any, inputs: Any, training: bool | None = None) -> Any:
+    """What a quantized `Dense` layer returns, marked as logits that a loss has to read."""
+    logits = keras.layers.Dense.quantized_call(layer, inputs, training=training)
+    provenance.mark_materialized(logits, layer.name, f"is quantized ({layer.quantization_mode})")
+    return logits

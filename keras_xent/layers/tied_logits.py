@@ -1,11 +1,12 @@
 """An embedding that is also the output layer, and whose logits carry their provenance."""
 
+import functools
 from typing import Any
 
 import keras
 from keras import ops
 
-from keras_xent import provenance
+from keras_xent import _keras, provenance
 from keras_xent._backend import snapshot
 from keras_xent.kernels._dtypes import is_float
 from keras_xent.layers.vocabulary_layout import must_divide
@@ -40,6 +41,9 @@ class TiedLogits(keras.layers.ReversibleEmbedding):
     References: tied weights, arXiv:1608.05859.
     """
 
+    # Tells the losses that the logits of this layer come with a head.
+    carries_provenance = True
+
     def build(self, input_shape: Any = None) -> None:
         """Makes the weights."""
         must_divide("input_dim", self, "embeddings", 0, self.input_dim)
@@ -47,25 +51,56 @@ class TiedLogits(keras.layers.ReversibleEmbedding):
 
     def call(self, inputs: Any, reverse: bool = False, training: bool | None = None) -> Any:
         """Embeddings, or logits with their provenance attached."""
-        logits = super().call(inputs, reverse=reverse)
-        if not reverse:
-            return logits
-        weights = self.embeddings if self.tie_weights else self.reverse_embeddings
-        kernel = snapshot(weights)
-        if self.reverse_dtype is not None:
-            inputs, kernel = ops.cast(inputs, self.reverse_dtype), ops.cast(kernel, self.reverse_dtype)
-        head = provenance.Head(
-            hidden=inputs,
-            kernel=kernel,
-            transpose_kernel=self.tie_weights,
-            logit_softcap=self.logit_soft_cap,
-            training=bool(training),
-            gradients=("hidden", "kernel") if self.trainable_weights else ("hidden",),
-            layer=self.name,
-        )
-        provenance.attach(logits, head)
-        return logits
+        return _call(self, inputs, reverse, training)
+
+    def quantize(self, mode: Any = None, type_check: bool = True, config: Any = None) -> None:
+        """Quantizes the weights as those of a `ReversibleEmbedding`. A loss then reads the logits."""
+        super().quantize(mode, type_check=type_check and type(self) is not TiedLogits, config=config)
+
+    def rematerialized_call(self, layer_call: Any, *args: Any, **kwargs: Any) -> Any:
+        """The call under `keras.RematScope`, with its flags left as they are: JAX would trace them."""
+        flags = {name: kwargs.pop(name) for name in ("reverse", "training") if isinstance(kwargs.get(name), bool)}
+        call = super().rematerialized_call(functools.partial(layer_call, **flags), *args, **kwargs)
+        return lambda *args, **kwargs: call(*args, **{k: v for k, v in kwargs.items() if k not in flags})
+
+    def quantized_call(self, inputs: Any, reverse: bool = False, training: bool | None = None) -> Any:
+        """Embeddings, or logits, of the quantized weights."""
+        return call_quantized_embedding(self, inputs, reverse)
 
     def compute_mask(self, inputs: Any, mask: Any = None) -> Any:
         """The mask of embeddings, none of logits: Keras 3.12 would look for padding in the hidden states."""
         return None if is_float(inputs) else super().compute_mask(inputs, mask)
+
+
+def call_embedding(layer: Any, inputs: Any, reverse: bool = False) -> Any:
+    """What a `ReversibleEmbedding` returns, with the provenance of its logits attached."""
+    return _call(layer, inputs, reverse, _keras.is_training_step() if reverse else None)
+
+
+def _call(layer, inputs, reverse, training):
+    logits = keras.layers.ReversibleEmbedding.call(layer, inputs, reverse=reverse)
+    if not reverse:
+        return logits
+    weights = layer.embeddings if layer.tie_weights else layer.reverse_embeddings
+    kernel = snapshot(weights)
+    if layer.reverse_dtype is not None:
+        inputs, kernel = ops.cast(inputs, layer.reverse_dtype), ops.cast(kernel, layer.reverse_dtype)
+    head = provenance.Head(
+        hidden=inputs,
+        kernel=kernel,
+        transpose_kernel=layer.tie_weights,
+        logit_softcap=layer.logit_soft_cap,
+        training=provenance.is_training(training),
+        gradients=("hidden", "kernel") if layer.trainable_weights else ("hidden",),
+        layer=layer.name,
+    )
+    provenance.attach(logits, head)
+    return logits
+
+
+def call_quantized_embedding(layer: Any, inputs: Any, reverse: bool = False) -> Any:
+    """What a quantized `ReversibleEmbedding` returns, logits marked as such that a loss has to read."""
+    outputs = keras.layers.ReversibleEmbedding.quantized_call(layer, inputs, reverse=reverse)
+    if reverse:
+        provenance.mark_materialized(outputs, layer.name, f"is quantized ({layer.quantization_mode})")
+    return outputs

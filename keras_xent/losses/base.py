@@ -1,17 +1,20 @@
 """What every loss shares: labels left as they are, masks and weights, reduction, complete configuration."""
 
 import abc
-import inspect
+import contextvars
+import functools
 from typing import Any, NamedTuple
 
 import keras
 from keras import ops
 
-from keras_xent import _keras, arguments, provenance
-from keras_xent._backend import no_autograph
+from keras_xent import _endings, _keras, arguments, provenance
+from keras_xent._backend import is_eager, no_autograph
+from keras_xent._named_arguments import NamedArguments
 from keras_xent._types import DType, Tensor
-from keras_xent.kernels._dtypes import to_tensor
-from keras_xent.kernels._shapes import align_weights, checked_axis, same_shape
+from keras_xent.kernels._dtypes import dtype_of, is_float, to_tensor
+from keras_xent.kernels._labels import is_soft_label
+from keras_xent.kernels._shapes import align_weights, checked_axis, ensure_shape, same_shape
 from keras_xent.kernels.reduction import REDUCTIONS, reduce
 
 
@@ -23,6 +26,8 @@ class Unreduced(NamedTuple):
     has_label: Tensor = None
     # The class weight of each element's label; None if all are 1.
     label_weights: Tensor = None
+    # Sample weights of the shape of these losses, in place of those of the alignment; `has_label` has the mask in it.
+    weights: Tensor = None
 
 
 class Alignment(NamedTuple):
@@ -34,6 +39,8 @@ class Alignment(NamedTuple):
     label_mask: Tensor = None
     # Numbers that broadcast against the losses.
     weights: Tensor = None
+    # Numbers of the shape of the logits, for losses whose elements have several labels.
+    weights_of_labels: Tensor = None
 
     @property
     def nonzero_weight(self) -> Tensor:
@@ -41,14 +48,32 @@ class Alignment(NamedTuple):
         return None if self.weights is None else ops.not_equal(self.weights, 0)
 
 
-class Crossentropy(keras.losses.Loss):
+class _Given(NamedTuple):
+    """What the `call` of a user's subclass was given, as it was before the casts of Keras."""
+
+    y_true: Tensor
+    y_pred: Tensor
+    cast: tuple[Tensor, Tensor]
+    mask: Tensor
+    sample_weight: Tensor
+
+
+_given: contextvars.ContextVar[_Given | None] = contextvars.ContextVar("_given", default=None)
+
+
+class Crossentropy(NamedArguments, keras.losses.Loss):
     """Base of the losses. A subclass has `_unreduced`, the losses before reduction, and its arguments as attributes.
 
-    It does not use `keras.losses.Loss.__call__`, which casts labels to a float type and logits to a float32 copy.
+    It does not use `keras.losses.Loss.__call__`, which casts labels to a float type and logits to a float32 copy; only
+    the `call` of a user's subclass gets what Keras would give it.
     """
 
     _activation = "softmax"
-    _labels_have_masks = False
+    # What to do instead of the `class_weight` of `fit` for several labels to an example; empty where that is right.
+    _instead_of_class_weight = ""
+    _elements_have_labels = False
+    # Whether labels are numbers from 0 to 1 rather than indices of classes.
+    _takes_probabilities = True
     # Defaults of arguments that not every loss has.
     axis = -1
     z_loss = 0.0
@@ -58,7 +83,8 @@ class Crossentropy(keras.losses.Loss):
     def __init__(self, *, from_logits: bool, reduction: str | None, name: str | None, dtype: DType) -> None:
         if reduction not in REDUCTIONS:
             raise ValueError(
-                f"`reduction` must be one of {', '.join(map(repr, REDUCTIONS))}. Received: reduction={reduction!r}."
+                f"Invalid value for argument: `reduction` must be one of {', '.join(map(repr, REDUCTIONS))}. "
+                f"Received: reduction={reduction!r}."
             )
         self._given_dtype = arguments.dtype_or_none("dtype", dtype)
         super().__init__(name=name, reduction=None, dtype=self._given_dtype)
@@ -69,32 +95,90 @@ class Crossentropy(keras.losses.Loss):
     @no_autograph
     def __call__(self, y_true: Tensor, y_pred: Tensor, sample_weight: Tensor = None) -> Tensor:
         """The reduced loss, a scalar of the loss's dtype (of the shape of the losses for reduction None)."""
+        if self._overrides_call():
+            return self._reduce_overridden(y_true, y_pred, sample_weight)
+        if self._instead_of_class_weight:
+            self._warn_of_class_weight(y_true, sample_weight)
         given = (y_true, y_pred, sample_weight)
         mask = _keras.mask_of(y_pred)
         with keras.name_scope(self.name), arguments.named("y_true", "y_pred"):
             y_true, logits = self._labels_and_logits(y_true, y_pred)
             aligned = self._align(logits, mask, sample_weight)
             unreduced = self._unreduced(y_true, logits, aligned)
-            valid = aligned.valid
-            if unreduced.has_label is not None:
+            valid, weights = aligned.valid, aligned.weights
+            if unreduced.weights is not None:
+                valid, weights = unreduced.has_label, unreduced.weights
+            elif unreduced.has_label is not None:
                 valid = unreduced.has_label if valid is None else ops.logical_and(valid, unreduced.has_label)
             self._publish_statistics(given, unreduced.losses, valid, logits)
-            loss = reduce(
-                unreduced.losses,
-                reduction=self.reduction,
-                valid=valid,
-                weights=aligned.weights,
-                label_weights=unreduced.label_weights,
-                normalizer=self.normalizer,
-            )
-            return ops.cast(loss, self.dtype)
+            return self._reduce(unreduced.losses, valid, weights, unreduced.label_weights)
+
+    def _reduce(self, losses: Tensor, valid: Tensor, weights: Tensor, label_weights: Tensor) -> Tensor:
+        loss = reduce(
+            losses,
+            reduction=self.reduction,
+            valid=valid,
+            weights=weights,
+            label_weights=label_weights,
+            normalizer=self.normalizer,
+        )
+        return ops.cast(loss, self.dtype)
 
     @no_autograph
     def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
-        """The losses before masks, weights and reduction."""
+        """The losses before masks, weights and reduction. A subclass may override it, as any `call` of Keras."""
+        given, aligned = _given.get(), Alignment()
+        if given is not None:
+            # What Keras has cast is read as it was: integers as integers, 16-bit logits where they came from.
+            y_true = given.y_true if y_true is given.cast[0] else y_true
+            y_pred = given.y_pred if y_pred is given.cast[1] else y_pred
         with arguments.named("y_true", "y_pred"):
             y_true, logits = self._labels_and_logits(y_true, y_pred)
-            return ops.cast(self._unreduced(y_true, logits, Alignment()).losses, self.dtype)
+            if given is not None and y_pred is given.y_pred:
+                aligned = self._align(logits, given.mask, given.sample_weight)
+            return ops.cast(self._unreduced(y_true, logits, aligned).losses, self.dtype)
+
+    def _overrides_call(self) -> bool:
+        return getattr(self.call, "__func__", None) is not Crossentropy.call
+
+    def _reduce_overridden(self, y_true: Tensor, y_pred: Tensor, sample_weight: Tensor) -> Tensor:
+        """What a user's `call` returns, with the masks, weights and reduction of this class around it."""
+        arguments.tensor("y_true", y_true)
+        arguments.tensor("y_pred", y_pred)
+        head = provenance.head_of(y_pred)
+        if head is not None and not is_eager(y_pred):
+            self._warn_once(
+                "call",
+                f"{type(self).__name__} overrides `call`, which gets the logits of layer '{head.layer}': they are "
+                "materialized, and the fused computation of the loss is not used.",
+            )
+        mask, y_pred = _keras.mask_of(y_pred), provenance.read_variable(y_pred)
+        cast = tuple(ops.convert_to_tensor(tensor, dtype=self.dtype) for tensor in (y_true, y_pred))
+        token = _given.set(_Given(y_true, y_pred, cast, mask, sample_weight))
+        try:
+            with keras.name_scope(self.name):
+                losses = self.call(*cast)
+        finally:
+            _given.reset(token)
+        masks = [one for one in (mask, _keras.mask_of(losses)) if one is not None]
+        losses = ops.convert_to_tensor(losses, dtype="float64" if self.dtype == "float64" else "float32")
+        if not len(losses.shape):
+            # Keras gives the weights of a loss that is one number to that number.
+            weights = 1.0 if sample_weight is None else ops.cast(to_tensor(sample_weight), losses.dtype)
+            losses, sample_weight = losses * weights, None
+            return self._reduce(losses, None, None, None) if len(losses.shape) else ops.cast(losses, self.dtype)
+        with arguments.named("y_true", "y_pred"):
+            masks = [align_weights(ops.cast(one, "bool"), losses.shape, "mask") for one in masks]
+            has_label, label_weights = self._labels_of_losses(to_tensor(y_true), to_tensor(y_pred), losses)
+            valid = functools.reduce(ops.logical_and, [*masks, *([] if has_label is None else [has_label])] or [None])
+            weights = None
+            if sample_weight is not None:
+                weights = align_weights(to_tensor(arguments.tensor("sample_weight", sample_weight)), losses.shape)
+        return self._reduce(losses, valid, weights, label_weights)
+
+    def _labels_of_losses(self, y_true: Tensor, y_pred: Tensor, losses: Tensor) -> tuple[Tensor, Tensor]:
+        """Which losses have a label, and the weight of its class, for losses that have one each; else None."""
+        return None, None
 
     @abc.abstractmethod
     def _unreduced(self, y_true: Tensor, logits: Tensor, aligned: Alignment) -> Unreduced:
@@ -109,30 +193,59 @@ class Crossentropy(keras.losses.Loss):
     def _align(self, logits: Tensor, mask: Tensor, sample_weight: Tensor) -> Alignment:
         axis = checked_axis(self.axis, len(logits.shape), "predictions")
         shape = tuple(size for i, size in enumerate(logits.shape) if i != axis)
-        valid = label_mask = weights = None
+        valid = label_mask = weights = weights_of_labels = None
         if mask is not None:
             mask = ops.cast(mask, "bool")
-            if self._labels_have_masks and same_shape(mask.shape, logits.shape):
+            if self._elements_have_labels and same_shape(mask.shape, logits.shape):
                 label_mask = mask
             else:
                 valid = align_weights(mask, shape, "mask", like=logits, without=axis)
         if sample_weight is not None:
             sample_weight = to_tensor(arguments.tensor("sample_weight", sample_weight))
-            weights = align_weights(sample_weight, shape, like=logits, without=axis)
-        return Alignment(valid, label_mask, weights)
+            if self._elements_have_labels and logits.shape[axis] != 1 and same_shape(sample_weight.shape, logits.shape):
+                weights_of_labels = ensure_shape(
+                    sample_weight, logits, "`sample_weight` per label must have the shape of `y_pred`."
+                )
+            else:
+                weights = align_weights(sample_weight, shape, like=logits, without=axis)
+        return Alignment(valid, label_mask, weights, weights_of_labels)
 
     def _labels_and_logits(self, y_true: Tensor, y_pred: Tensor) -> tuple[Tensor, Tensor]:
         y_true = arguments.tensor("y_true", y_true)
         y_pred = arguments.tensor("y_pred", y_pred)
-        return to_tensor(y_true), self._logits(provenance.read_variable(y_pred))
+        y_true = to_tensor(y_true)
+        self._refuse_swapped(y_true, y_pred)
+        return y_true, self._logits(provenance.read_variable(y_pred))
+
+    def _refuse_swapped(self, y_true: Tensor, y_pred: Tensor) -> None:
+        """Raises an error for PyTorch's order: logits where labels belong, and integers where predictions do."""
+        if hasattr(y_pred, "assign") or is_float(to_tensor(y_pred)) or not is_float(y_true):
+            return
+        # Labels have one axis less, or are no numbers from 0 to 1.
+        is_swapped = len(y_true.shape) == len(y_pred.shape) + 1
+        if not is_swapped and self._takes_probabilities and is_eager(y_true) and 0 not in y_true.shape:
+            is_swapped = not bool(ops.all(is_soft_label(y_true)))
+        if is_swapped:
+            raise ValueError(
+                "`y_true` and `y_pred` seem to be swapped: losses of Keras are called `loss(y_true, y_pred)`. "
+                f"Received: y_true of dtype {dtype_of(y_true)} and shape {tuple(y_true.shape)}, and y_pred of dtype "
+                f"{dtype_of(to_tensor(y_pred))} and shape {tuple(y_pred.shape)}."
+            )
 
     def _logits(self, y_pred: Tensor) -> Tensor:
-        activation, logits = provenance.activation_and_logits(y_pred, self._activation)
+        axis = self.axis if isinstance(self.axis, int) and y_pred.shape else -1
+        checked_axis(axis, len(y_pred.shape), "predictions") if self._activation == "softmax" else None
+        activation, logits = provenance.activation_and_logits(y_pred, self._activation, axis)
+        if self.from_logits and not is_eager(y_pred) and logits is None:
+            # Of what JAX traces only the layers of the model tell.
+            end = _endings.ending(y_pred)
+            if end is not None and end.kind in ("softmax", "sigmoid"):
+                self._warn_of_activation(y_pred, end.kind, is_known=False)
         if self.from_logits and logits is not None:
-            self._warn_of_activation(y_pred, activation or self._activation)
+            self._warn_of_activation(y_pred, str(activation))
         if not self.from_logits and logits is None:
             self._warn_of_logits(y_pred)
-        known = self.from_logits or (logits is not None and activation in (None, self._activation))
+        known = self.from_logits or (logits is not None and activation == self._activation)
         if not known and (self.z_loss or self.logit_softcap):
             raise ValueError(
                 "`z_loss` and `logit_softcap` need logits, and `y_pred` holds probabilities of which the logits are "
@@ -142,23 +255,38 @@ class Crossentropy(keras.losses.Loss):
             y_pred,
             from_logits=self.from_logits,
             activation=self._activation,
+            axis=axis,
             dtype="float64" if self.dtype == "float64" else None,
         )
 
-    def _warn_of_activation(self, y_pred: Tensor, activation: str) -> None:
-        use = "uses the logits before it" if activation == self._activation else "takes its output as logits"
+    def _warn_of_class_weight(self, y_true: Tensor, sample_weight: Tensor) -> None:
+        """Says that the `class_weight` of `fit` is wrong for several labels to an example."""
+        shape = tuple(getattr(y_true, "shape", ()))
+        if sample_weight is None or "class_weight" in self._warned or len(shape) < 2 or shape[-1] == 1:
+            return
+        if _keras.class_weight_of_fit() is not None:
+            self._warn_once(
+                "class_weight",
+                f"`class_weight` of `fit` is wrong for labels of shape {shape}: Keras makes one weight per example of "
+                f"it, by the position of the example's largest label. {self._instead_of_class_weight}",
+            )
+
+    def _warn_of_activation(self, y_pred: Tensor, activation: str, *, is_known: bool = True) -> None:
+        is_undone = is_known and activation == self._activation
+        use = "uses the logits before it" if is_undone else "takes its output as logits"
+        ends_in = "a softmax over another axis" if activation == "other" else f"a {activation}"
         self._warn_once(
             "from_logits",
-            f"{type(self).__name__} has from_logits=True, but {provenance.layer_of(y_pred)} ends in a {activation}. "
+            f"{type(self).__name__} has from_logits=True, but {_endings.layer_of(y_pred)} ends in {ends_in}. "
             f"The loss {use}. Remove the activation, or set from_logits=False.",
         )
 
     def _warn_of_logits(self, y_pred: Tensor) -> None:
-        why = None if "from_logits" in self._warned else provenance.describe_invalid_probabilities(y_pred)
+        why = None if "from_logits" in self._warned else _endings.describe_invalid_probabilities(y_pred)
         if why is not None:
             self._warn_once(
                 "from_logits",
-                f"{type(self).__name__} has from_logits=False, but the output of {provenance.layer_of(y_pred)} {why}. "
+                f"{type(self).__name__} has from_logits=False, but the output of {_endings.layer_of(y_pred)} {why}. "
                 "The loss takes it for probabilities. If these are logits, set from_logits=True.",
             )
 
@@ -169,6 +297,4 @@ class Crossentropy(keras.losses.Loss):
 
     def get_config(self) -> dict[str, Any]:
         """Every argument of the constructor, at the value given."""
-        names = [name for name in inspect.signature(type(self).__init__).parameters if name != "self"]
-        config = {name: getattr(self, name) for name in names if name != "dtype"}
-        return {**config, "dtype": self._given_dtype}
+        return self._given_arguments()

@@ -9,6 +9,7 @@ from keras_xent import arguments
 from keras_xent._types import DType, Reduction, Tensor
 from keras_xent.kernels import sigmoid_cross_entropy
 from keras_xent.kernels._labels import check_binary, valid_mask
+from keras_xent.kernels._masking import where_or_zero
 from keras_xent.kernels._shapes import checked_axis, same_shape
 from keras_xent.losses.base import Alignment, Crossentropy, Unreduced
 
@@ -27,15 +28,21 @@ class BinaryCrossentropy(Crossentropy):
             (also through the casts of mixed precision), else the log-odds of the probabilities.
         label_smoothing: share in [0, 1] by which labels move to 1/2.
         axis: the axis of an example's labels; the loss is their mean.
-        reduction, name, dtype: as in `SparseCategoricalCrossentropy`.
+        reduction: `"sum_over_batch_size"` (or `"mean"`), `"mean_with_sample_weight"`, `"sum"`, `None` (or `"none"`) as
+            in Keras; `"token_mean"`, `"sequence_mean"`: the mean over valid examples, over all replicas, and the mean
+            over examples of each one's mean.
+        name: name of the loss.
+        dtype: dtype of the result (default float32). Sums are in float32 whatever it is; with `"float64"` the whole
+            computation is in float64.
         pos_weight: weight of positive labels: a number, or a list with one for each label of an example.
         focal_gamma: exponent of the focal factor (`keras.losses.BinaryFocalCrossentropy` has 2.0).
         focal_alpha: weight of positive labels in [0, 1], negative ones weigh `1 - alpha`; None for no balancing.
         ignore_class: the label, a number or nan, that marks a missing one. The mean of an example is that of the labels
             it has; an example without any is left out.
 
-    Call arguments: `y_true` and `y_pred` `[..., L]`, `sample_weight` a scalar, `[B]`, `[B, 1]` or `[...]`. A Keras mask
-    on `y_pred` may mark examples `[...]`, or labels `[..., L]`.
+    Call arguments: `y_true` and `y_pred` `[..., L]`, `sample_weight` a scalar, `[B]`, `[B, 1]`, `[...]`, or one for
+    each label `[..., L]`, which is applied before the mean over an example's labels. A Keras mask on `y_pred` may mark
+    examples `[...]`, or labels `[..., L]`.
 
     Raises:
         ValueError: an argument out of its range; shapes that do not fit; in eager mode, a label outside [0, 1].
@@ -50,11 +57,18 @@ class BinaryCrossentropy(Crossentropy):
     >>> [round(float(x), 4) for x in loss(y_true, y_pred)]  # the mean of -ln 0.9 and -ln 0.8; -ln 0.6
     [0.1643, 0.5108]
 
+    In a model, for rare positives:
+
+    >>> import keras
+    >>> model = keras.Sequential([keras.layers.Dense(1)])
+    >>> model.compile("adam", kx.losses.BinaryCrossentropy(from_logits=True, pos_weight=5.0))
+
     References: `keras.losses.BinaryCrossentropy` and `BinaryFocalCrossentropy`; the references of the kernel.
     """
 
     _activation = "sigmoid"
-    _labels_have_masks = True
+    _elements_have_labels = True
+    _instead_of_class_weight = "Give the loss `pos_weight`, or `sample_weight` of the shape of the labels."
 
     def __init__(
         self,
@@ -92,23 +106,59 @@ class BinaryCrossentropy(Crossentropy):
             )
         return y_true, logits
 
+    def _labels_of_losses(self, y_true: Tensor, y_pred: Tensor, losses: Tensor) -> tuple[Tensor, Tensor]:
+        has_label = valid_mask(y_true, None, self.ignore_class)
+        if has_label is None or same_shape(y_true.shape, losses.shape):
+            return has_label, None
+        axis = checked_axis(self.axis, len(y_pred.shape))
+        has_label = ops.any(has_label, axis=axis) if len(has_label.shape) > axis else has_label
+        return has_label if same_shape(has_label.shape, losses.shape) else None, None
+
     def _unreduced(self, y_true: Tensor, logits: Tensor, aligned: Alignment) -> Unreduced:
         axis = checked_axis(self.axis, len(logits.shape))
         has_label = valid_mask(y_true, aligned.label_mask, self.ignore_class)
-        checked = _and(_and(has_label, aligned.valid, axis), aligned.nonzero_weight, axis)
+        counted = _and(has_label, aligned.valid, axis)
+        checked = _and(counted, aligned.nonzero_weight, axis)
+        if aligned.weights_of_labels is not None:
+            has_weight = ops.not_equal(aligned.weights_of_labels, 0)
+            checked = has_weight if checked is None else ops.logical_and(checked, has_weight)
         check_binary(y_true, checked)
-        losses = sigmoid_cross_entropy(
+        if aligned.weights_of_labels is not None:
+            return self._of_labels(y_true, logits, aligned, counted, axis)
+        losses = self._cross_entropy(y_true, logits, aligned.label_mask, axis=axis)
+        return Unreduced(losses, None if has_label is None else ops.any(has_label, axis=axis))
+
+    def _of_labels(self, y_true: Tensor, logits: Tensor, aligned: Alignment, counted: Tensor, axis: int) -> Unreduced:
+        """Weighed label by label: the mean of an example is that of its weighed losses.
+
+        Where the weights are the denominator, each label is an element of its own.
+        """
+        tensors = (y_true, logits, aligned.label_mask, counted, aligned.weights_of_labels)
+        # `pos_weight` of single labels lies along the last axis.
+        y_true, logits, mask, counted, weights = (None if t is None else ops.moveaxis(t, axis, -1) for t in tensors)
+        losses = self._cross_entropy(y_true, logits, mask, axis=None)
+        weights = ops.cast(weights, losses.dtype)
+        if self.reduction in ("mean_with_sample_weight", "token_mean", "sequence_mean"):
+            return Unreduced(losses, counted, weights=weights)
+        is_used = ops.logical_or(ops.not_equal(weights, 0), ops.isfinite(losses))
+        weighed = where_or_zero(where_or_zero(losses, is_used) * weights, counted)
+        count = ops.cast(ops.ones_like(losses, dtype="bool") if counted is None else counted, losses.dtype)
+        count = ops.sum(count, axis=-1)
+        mean = ops.sum(weighed, axis=-1) / ops.maximum(count, 1.0)
+        return Unreduced(mean, None if counted is None else ops.any(counted, axis=-1))
+
+    def _cross_entropy(self, y_true: Tensor, logits: Tensor, mask: Tensor, axis: int | None) -> Tensor:
+        return sigmoid_cross_entropy(
             y_true,
             logits,
             axis=axis,
-            mask=aligned.label_mask,
+            mask=mask,
             ignore_class=self.ignore_class,
             label_smoothing=self.label_smoothing,
             pos_weight=self.pos_weight,
             focal_gamma=self.focal_gamma,
             focal_alpha=self.focal_alpha,
         )
-        return Unreduced(losses, None if has_label is None else ops.any(has_label, axis=axis))
 
 
 def _and(labels, examples, axis):

@@ -3,15 +3,19 @@
 from typing import Any
 
 import keras
+import numpy as np
 from keras import ops
 
-from keras_xent import arguments
+from keras_xent import _keras, arguments
+from keras_xent._backend import is_eager
 from keras_xent._types import DType, Reduction, Tensor
 from keras_xent.kernels import softmax_cross_entropy
 from keras_xent.kernels._dtypes import accumulator_dtype
 from keras_xent.kernels._labels import class_weights
 from keras_xent.kernels._shapes import checked_axis, same_shape
 from keras_xent.losses.base import Alignment, Crossentropy, Unreduced
+
+_TOO_LARGE_A_SUM = 100.0
 
 
 @keras.saving.register_keras_serializable(package="keras_xent")
@@ -24,10 +28,20 @@ class CategoricalCrossentropy(Crossentropy):
     Equivalent to `mean(kernels.softmax_cross_entropy(y_true, logits, ...))`, which has the formula.
 
     Args:
-        from_logits, reduction, name, dtype, class_weight, focal_gamma, z_loss, logit_softcap: as in
-            `SparseCategoricalCrossentropy`.
+        from_logits: whether `y_pred` holds logits. If not, the logits before a softmax are used where they are known
+            (also through the casts of mixed precision), else the logarithm of the probabilities.
         label_smoothing: share `s` in [0, 1]: targets become `q (1 - s) + s / C`. An all-zero row stays one.
         axis: the class axis.
+        reduction: `"sum_over_batch_size"` (or `"mean"`), `"mean_with_sample_weight"`, `"sum"`, `None` (or `"none"`) as
+            in Keras; `"token_mean"`, `"sequence_mean"`: the mean over valid examples, over all replicas, and the mean
+            over examples of each one's mean.
+        name: name of the loss.
+        dtype: dtype of the result (default float32). Sums are in float32 whatever it is; with `"float64"` the whole
+            computation is in float64.
+        class_weight: one weight per class: `[C]`, or a dict from class to weight.
+        focal_gamma: exponent of the focal factor `(1 - p)^gamma`.
+        z_loss: weight of the squared log-sum-exp of the logits.
+        logit_softcap: `c` of `c tanh(x / c)`, applied to the logits.
 
     Call arguments: `y_true` and `y_pred` `[..., C]`, `sample_weight` a scalar, `[B]`, `[B, 1]` or `[...]`.
 
@@ -42,6 +56,12 @@ class CategoricalCrossentropy(Crossentropy):
     >>> y_pred = np.array([[0.05, 0.95, 0.0], [0.1, 0.8, 0.1]], "float32")
     >>> round(float(kx.losses.CategoricalCrossentropy()(y_true, y_pred)), 3)
     1.177
+
+    In a model:
+
+    >>> import keras
+    >>> model = keras.Sequential([keras.layers.Dense(3)])
+    >>> model.compile("adam", kx.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=0.1))
 
     References: `keras.losses.CategoricalCrossentropy`; the references of the kernel.
     """
@@ -75,6 +95,7 @@ class CategoricalCrossentropy(Crossentropy):
                 f"y_true of shape {tuple(y_true.shape)} and y_pred of shape {tuple(logits.shape)}. For integer labels "
                 "use SparseCategoricalCrossentropy."
             )
+        self._warn_of_sums(y_true, aligned)
         if logits.shape[self.axis] == 1:
             arguments.warn(
                 f"`y_pred` of shape {tuple(logits.shape)} has one class, so the loss is always 0. For a yes-or-no "
@@ -93,6 +114,36 @@ class CategoricalCrossentropy(Crossentropy):
             logit_softcap=self.logit_softcap,
         )
         return Unreduced(losses, label_weights=self._label_weights(y_true, logits))
+
+    def _warn_of_sums(self, y_true: Tensor, aligned: Alignment) -> None:
+        """Says that rows of targets sum to 255: masks of an image, rather than distributions."""
+        if "sums" in self._warned:
+            return
+        if is_eager(y_true):
+            sums = ops.sum(ops.cast(y_true, "float32"), axis=self.axis)
+            sums = sums if aligned.valid is None else ops.where(aligned.valid, sums, 0.0)
+        else:
+            # Of a graph the labels are known if `fit` was given them as an array.
+            labels = _keras.labels_of_fit(y_true)
+            sums = None if labels is None else labels.sum(self.axis)
+        largest = (
+            0.0
+            if sums is None or 0 in sums.shape
+            else float(sums.max() if isinstance(sums, np.ndarray) else ops.max(sums))
+        )
+        # Sums that are weights of a row are small.
+        if largest >= _TOO_LARGE_A_SUM:
+            self._warn_once(
+                "sums",
+                f"{type(self).__name__} was given targets whose rows sum to {largest:.4g} rather than 1, by which "
+                "their loss is multiplied. If they are images of 0 and 255, divide them by 255.",
+            )
+
+    def _labels_of_losses(self, y_true: Tensor, y_pred: Tensor, losses: Tensor) -> tuple[Tensor, Tensor]:
+        axis = checked_axis(self.axis, len(y_pred.shape))
+        shape = tuple(size for i, size in enumerate(y_pred.shape) if i != axis)
+        fits = same_shape(y_true.shape, y_pred.shape) and same_shape(losses.shape, shape)
+        return None, self._label_weights(y_true, y_pred) if fits else None
 
     def _label_weights(self, y_true: Tensor, logits: Tensor) -> Tensor:
         """`sum_c w_c q_c`: a row of targets weighs as much as its sum, an all-zero one nothing."""

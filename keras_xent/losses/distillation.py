@@ -91,9 +91,11 @@ class Distillation(keras.losses.Loss):
                     valid = mask if valid is None else ops.logical_and(valid, mask)
             if sample_weight is not None:
                 weights = align_weights(to_tensor(arguments.tensor("sample_weight", sample_weight)), shape)
-            heads = [None if is_eager(one) else provenance.head_of(one) for one in (teacher, student)]
-            reduce = self._dense if None in heads else self._fused
-            loss = reduce(*((teacher, student) if None in heads else heads), valid, weights)
+            of_teacher, of_student = (None if is_eager(one) else provenance.head_of(one) for one in (teacher, student))
+            if of_teacher is None or of_student is None:
+                loss = self._dense(teacher, student, valid, weights)
+            else:
+                loss = self._fused(of_teacher, of_student, valid, weights)
             return ops.cast(loss, self.dtype)
 
     @no_autograph

@@ -34,8 +34,11 @@ class MaskedSequenceCrossentropy(SparseCategoricalCrossentropy):
     Args:
         from_logits: whether `y_pred` holds logits (the default here) or probabilities.
         ignore_class: the label of padding, if labels mark it.
-        label_smoothing, class_weight, z_loss, logit_softcap: as in `SparseCategoricalCrossentropy`. **Never use the
-            `class_weight` of `fit` here**: Keras makes a wrong weight per sequence of it, which the loss cannot see.
+        label_smoothing: share in [0, 1] of the target spread evenly over all classes.
+        class_weight: one weight per class: `[C]`, or a dict from class to weight. **Never use the `class_weight` of
+            `fit` here**: Keras makes a wrong weight per sequence of it; the loss then warns.
+        z_loss: weight of the squared log-sum-exp of the logits.
+        logit_softcap: `c` of `c tanh(x / c)`, applied to the logits.
         normalizer: a number that takes the place of the denominator.
         reduction: `"token_mean"`, `"sequence_mean"`, or one of Keras' names.
         name: name of the loss.
@@ -55,6 +58,12 @@ class MaskedSequenceCrossentropy(SparseCategoricalCrossentropy):
     >>> logits = np.log([[[0.2, 0.7, 0.1], [0.2, 0.7, 0.1], [0.9, 0.05, 0.05]]])
     >>> round(float(loss(np.array([[1, 0, -1]]), logits)), 4)  # the mean of -ln 0.7 and -ln 0.2
     0.9831
+
+    In a model, with the head that does not materialize the logits:
+
+    >>> import keras
+    >>> model = keras.Sequential([keras.layers.Embedding(100, 8), kx.layers.LogitsDense(100)])
+    >>> model.compile("adam", loss, metrics=[kx.metrics.Perplexity(ignore_class=-1)])
 
     References: the averages of t5x (`losses.py`, AVERAGE_PER_SEQUENCE) and of PyTorch's `cross_entropy`.
     """

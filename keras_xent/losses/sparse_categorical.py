@@ -12,7 +12,7 @@ from keras_xent.kernels import linear, sparse_softmax, sparse_softmax_cross_entr
 from keras_xent.kernels._dtypes import accumulator_dtype, to_tensor
 from keras_xent.kernels._labels import class_weights, gather_class_weights, in_range, valid_mask
 from keras_xent.kernels._options import SoftmaxOptions
-from keras_xent.kernels._shapes import align_weights, checked_axis, squeeze_class_axis
+from keras_xent.kernels._shapes import align_weights, checked_axis, same_shape, squeeze_class_axis
 from keras_xent.losses.base import Alignment, Crossentropy, Unreduced
 
 
@@ -31,14 +31,15 @@ class SparseCategoricalCrossentropy(Crossentropy):
             (also through the casts of mixed precision), else the logarithm of the probabilities.
         ignore_class: a label that is ignored, whatever is predicted for it.
         reduction: `"sum_over_batch_size"` (or `"mean"`), `"mean_with_sample_weight"`, `"sum"`, `None` (or `"none"`) as
-            in Keras; `"token_mean"`, `"sequence_mean"` as in `MaskedSequenceCrossentropy`.
+            in Keras; `"token_mean"`, `"sequence_mean"`: the mean over valid labels by their weights, over all replicas,
+            and the mean over examples of each one's mean.
         axis: the class axis.
         name: name of the loss.
         dtype: dtype of the result (default float32). Sums are made in float32 whatever it is, labels are never cast to
             it; with `"float64"` the whole computation is in float64.
         label_smoothing: share in [0, 1] of the target spread evenly over all classes.
         class_weight: one weight per class: `[C]`, or a dict from class to weight. **Never use that of `fit` with labels
-            `[B, T]`**: Keras makes a wrong weight per example of it, which the loss cannot see.
+            `[B, T]`**: Keras makes a wrong weight per example of it; the loss then warns.
         focal_gamma: exponent of the focal factor `(1 - p)^gamma`.
         z_loss: weight of the squared log-sum-exp of the logits.
         logit_softcap: `c` of `c tanh(x / c)`, applied to the logits.
@@ -57,6 +58,12 @@ class SparseCategoricalCrossentropy(Crossentropy):
     >>> probabilities = np.array([[0.05, 0.95, 0.0], [0.1, 0.8, 0.1]], "float32")
     >>> round(float(loss(np.array([1, 2]), probabilities)), 3)
     1.177
+
+    In a model:
+
+    >>> import keras
+    >>> model = keras.Sequential([keras.layers.Dense(3)])
+    >>> model.compile("adam", kx.losses.SparseCategoricalCrossentropy(from_logits=True), metrics=["accuracy"])
 
     References: `keras.losses.SparseCategoricalCrossentropy`; the references of the kernel.
     """
@@ -85,12 +92,16 @@ class SparseCategoricalCrossentropy(Crossentropy):
         self.z_loss = arguments.not_negative("z_loss", z_loss)
         self.logit_softcap = arguments.positive("logit_softcap", logit_softcap)
 
+    _takes_probabilities = False
+    _instead_of_class_weight = "Give the loss `class_weight` instead."
+
     @no_autograph
     def __call__(self, y_true: Tensor, y_pred: Tensor, sample_weight: Tensor = None) -> Tensor:
         """The reduced loss; without the logits, where their head is known."""
-        head = self._head(arguments.tensor("y_pred", y_pred))
+        head = None if self._overrides_call() else self._head(arguments.tensor("y_pred", y_pred))
         if head is None:
             return super().__call__(y_true, y_pred, sample_weight)
+        self._warn_of_class_weight(y_true, sample_weight)
         with keras.name_scope(self.name), arguments.named("y_true", "y_pred"):
             return ops.cast(self._fused(head, y_true, y_pred, sample_weight), self.dtype)
 
@@ -99,10 +110,16 @@ class SparseCategoricalCrossentropy(Crossentropy):
         if logits is None:
             return None
         head = provenance.head_of(logits)
+        if head is None and (reason := provenance.materialized_because(logits)):
+            self._warn_once(
+                "provenance",
+                f"{type(self).__name__} materializes the logits, since {reason}: it reads them as they are.",
+            )
+            return None
         if head is None and (detached := provenance.detached_head(logits)) is not None:
             self._warn_once(
                 "provenance",
-                f"{type(self).__name__} materializes the logits of layer '{detached.layer}': what comes after the "
+                f"{type(self).__name__} materializes the logits of layer '{detached}': what comes after the "
                 "layer returns a new tensor, which carries no provenance. End the model in that layer. The loss reads "
                 "16-bit logits as they are, so that a float32 Activation after it is not needed.",
             )
@@ -148,6 +165,12 @@ class SparseCategoricalCrossentropy(Crossentropy):
 
     def _unreduced(self, y_true: Tensor, logits: Tensor, aligned: Alignment) -> Unreduced:
         labels, valid = squeeze_class_axis(y_true, logits, checked_axis(self.axis, len(logits.shape))), aligned.valid
+        if logits.shape[self.axis] == 1:
+            self._warn_once(
+                "one class",
+                f"{type(self).__name__} was given predictions of one class, of shape {tuple(logits.shape)}: its loss "
+                "is always 0. For a yes-or-no answer of one unit use BinaryCrossentropy.",
+            )
         if aligned.weights is not None:
             # Under weight 0 a label may be anything; where it is in range there is a loss.
             has_loss = ops.logical_or(aligned.nonzero_weight, in_range(labels, ops.shape(logits)[self.axis]))
@@ -166,12 +189,20 @@ class SparseCategoricalCrossentropy(Crossentropy):
         )
         return Unreduced(losses, valid_mask(labels, None, self.ignore_class), self._label_weights(labels, logits))
 
+    def _labels_of_losses(self, y_true: Tensor, y_pred: Tensor, losses: Tensor) -> tuple[Tensor, Tensor]:
+        axis = checked_axis(self.axis, len(y_pred.shape))
+        if len(y_true.shape) == len(y_pred.shape) and y_true.shape[axis] == 1:
+            y_true = ops.squeeze(y_true, axis=axis)
+        if not same_shape(y_true.shape, losses.shape):
+            return None, None
+        return valid_mask(y_true, None, self.ignore_class), self._label_weights(y_true, y_pred)
+
     def _publish_statistics(self, given: tuple, losses: Tensor, valid: Tensor, logits: Tensor) -> None:
         y_true, y_pred, sample_weight = given
-        if is_eager(y_pred):
-            return
         statistics = None
-        if not (self.label_smoothing or self.class_weight is not None or self.focal_gamma or self.z_loss):
+        if not is_eager(y_pred) and not (
+            self.label_smoothing or self.class_weight is not None or self.focal_gamma or self.z_loss
+        ):
             ranks = None
             if "rank" in _loss_statistics.needed_statistics():
                 labels = ops.reshape(to_tensor(y_true), ops.shape(losses))
@@ -182,8 +213,14 @@ class SparseCategoricalCrossentropy(Crossentropy):
     def _record(
         self, statistics: linear.LossStatistics | None, y_true: Tensor, y_pred: Tensor, sample_weight: Tensor
     ) -> _loss_statistics.LossRecord:
-        softcap = self.logit_softcap
-        return _loss_statistics.LossRecord(statistics, y_true, y_pred, sample_weight, self.ignore_class, softcap)
+        settings = _loss_statistics.Settings(
+            owner=type(self).__name__,
+            reading=provenance.reading(y_pred, axis=self.axis, from_logits=self.from_logits),
+            axis=checked_axis(self.axis, len(y_pred.shape), "predictions"),
+            ignore_class=self.ignore_class,
+            logit_softcap=self.logit_softcap,
+        )
+        return _loss_statistics.LossRecord(statistics, y_true, y_pred, sample_weight, settings)
 
     def _options(self, logit_softcap: float | None) -> SoftmaxOptions:
         return SoftmaxOptions(self.label_smoothing, self.focal_gamma, self.z_loss, logit_softcap)

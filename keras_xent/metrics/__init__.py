@@ -1,5 +1,8 @@
 """Keras metrics that say what cross-entropy means."""
 
+import keras
+
+from keras_xent._elsewhere import attribute_error
 from keras_xent.metrics.bits_per_byte import BitsPerByte
 from keras_xent.metrics.byte_lengths import bytes_of_tokens
 from keras_xent.metrics.calibration_error import CalibrationError
@@ -17,3 +20,7 @@ __all__ = [
     "TokenCrossentropy",
     "bytes_of_tokens",
 ]
+
+
+def __getattr__(name: str) -> None:
+    raise attribute_error("metrics", name, keras.metrics)

@@ -1,13 +1,15 @@
 """The mean over tokens of a value of each token."""
 
 import abc
+import weakref
 from typing import Any, NamedTuple
 
 import keras
 from keras import ops
 
 from keras_xent import _keras, _loss_statistics, arguments, provenance
-from keras_xent._backend import no_autograph
+from keras_xent._backend import is_eager, no_autograph
+from keras_xent._named_arguments import NamedArguments
 from keras_xent._types import DType, Tensor
 from keras_xent.kernels import reduction
 from keras_xent.kernels._dtypes import to_tensor
@@ -36,7 +38,7 @@ class TokenValues(NamedTuple):
     labels: Tensor
 
 
-class TokenMean(keras.metrics.Metric):
+class TokenMean(NamedArguments, keras.metrics.Metric):
     """Base of the metrics of tokens. A subclass computes the value of a token.
 
     The statistics of the loss of the same step are used where they fit: then nothing is computed from the logits, which
@@ -54,7 +56,8 @@ class TokenMean(keras.metrics.Metric):
     def __init__(
         self, ignore_class: int | None, axis: int, name: str, dtype: DType, *, num_sums: int = len(Totals._fields)
     ) -> None:
-        super().__init__(name=name, dtype=arguments.dtype_or_none("dtype", dtype))
+        self._given_dtype = arguments.dtype_or_none("dtype", dtype)
+        super().__init__(name=name, dtype=self._given_dtype)
         self.ignore_class = arguments.class_or_none("ignore_class", ignore_class)
         self.axis = arguments.axis(axis)
         # In the order of `Totals`.
@@ -62,7 +65,19 @@ class TokenMean(keras.metrics.Metric):
         self._mailbox = _loss_statistics.Mailbox(self, num_sums)
         # Whether updates have weights, once there was one: Keras runs the step symbolically before JAX traces it.
         self._is_weighted: bool | None = None
+        # On JAX: labels of a loss that means something else, and what it means.
+        self._disagreements: list[tuple[Any, str | None]] = []
+        self._warned: set[str] = set()
         _loss_statistics.register(self)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Updates the state, and returns the result so far."""
+        if _keras.is_given_as_loss(self):
+            raise TypeError(
+                f"{type(self).__name__} is a metric and has no gradient, and it was given as a loss. Give it to "
+                "`compile(metrics=[...])`, and a loss such as keras_xent.losses.MaskedSequenceCrossentropy to `loss=`."
+            )
+        return super().__call__(*args, **kwargs)
 
     @abc.abstractmethod
     def _values_from_predictions(self, labels: Tensor, y_pred: Tensor, mask: Tensor) -> Tensor:
@@ -77,7 +92,13 @@ class TokenMean(keras.metrics.Metric):
         """Adds the tokens of a batch: `y_true` `[...]` integers, `y_pred` `[..., C]`."""
         self._is_weighted = sample_weight is not None
         sums = self._mailbox.take(y_true, sample_weight)
+        told = [message for labels, message in self._disagreements if labels() is y_true]
+        self._disagreements = []
+        # Of two outputs with the very same labels it is not known which is this one's.
+        if len(told) == 1:
+            self._warn_once("disagreement", told[0])
         if sums is None:
+            self._warn_of_lost_mask(y_pred)
             with arguments.named("y_true", "y_pred"):
                 sums = self._sum(self._token_values(y_true, y_pred, sample_weight))
         self._sums.add(sums)
@@ -110,6 +131,9 @@ class TokenMean(keras.metrics.Metric):
                 continue
             if tokens is not None:
                 self._mailbox.put(record.y_true, weight, self._sum(tokens))
+        # Whether this output is the metric's will be known in its update.
+        weight = record.sample_weight if self._is_weighted else None
+        self._disagreements.append((weakref.ref(record.y_true), self._disagreement(record, record.y_pred, weight)))
 
     def is_updated_in(self, scope: Any) -> bool:
         """Whether this metric is part of the step whose variables are in a stateless scope of Keras."""
@@ -117,12 +141,17 @@ class TokenMean(keras.metrics.Metric):
 
     def _token_values(self, y_true: Tensor, y_pred: Tensor, sample_weight: Tensor) -> TokenValues:
         record = _loss_statistics.lookup(y_true, arguments.tensor("y_pred", y_pred))
-        if record is not None and (tokens := self._from_record(record, sample_weight)) is not None:
-            return tokens
+        if record is not None:
+            self._warn_once("disagreement", self._disagreement(record, y_pred, sample_weight))
+            if (tokens := self._from_record(record._replace(y_pred=y_pred), sample_weight)) is not None:
+                return tokens
         labels = to_tensor(arguments.tensor("y_true", y_true))
         axis = checked_axis(self.axis, len(y_pred.shape), "predictions")
         logits = provenance.fusible_logits(y_pred, axis=axis, from_logits=self.from_logits)
         head = None if logits is None else provenance.head_of(logits)
+        if head is not None and head.logit_softcap and self.logit_softcap:
+            # Two caps, one after the other, are not one cap.
+            head = None
         labels = squeeze_class_axis(labels, y_pred, axis, hidden=head and head.hidden)
         valid, mask = valid_mask(labels, None, self.ignore_class), _keras.mask_of(y_pred)
         if mask is not None:
@@ -135,17 +164,61 @@ class TokenMean(keras.metrics.Metric):
         statistics = head.statistics(labels, is_active, self.logit_softcap, self.needs_statistics)
         return TokenValues(self._values_from_statistics(statistics), weights, labels)
 
+    def _settings(self, y_pred: Tensor) -> _loss_statistics.Settings:
+        reading = provenance.reading(y_pred, axis=self.axis, from_logits=self.from_logits)
+        axis = checked_axis(self.axis, len(y_pred.shape), "predictions")
+        return _loss_statistics.Settings(type(self).__name__, reading, axis, self.ignore_class, self.logit_softcap)
+
     def _fits(self, record: _loss_statistics.LossRecord) -> bool:
         """Whether the record's statistics are of the same quantity."""
-        return record.logit_softcap == self.logit_softcap
+        own, other = self._settings(record.y_pred), record.settings
+        return other is not None and other._replace(owner="", ignore_class=None) == own._replace(
+            owner="", ignore_class=None
+        )
+
+    def _disagreement(self, record: _loss_statistics.LossRecord, y_pred: Tensor, sample_weight: Tensor) -> str | None:
+        """The sentence that a user should read if the loss of these predictions means something else; else None."""
+        loss = record.settings
+        if loss is None or not 0 < len(y_pred.shape) > loss.axis:
+            return None
+        own = self._settings(y_pred)
+        if loss.reading != own.reading and self.needs_statistics != {"rank"}:
+            return _disagree(own, loss, "from_logits", own.reading == "logits", loss.reading == "logits")
+        if loss.logit_softcap != own.logit_softcap and self.needs_statistics != {"rank"}:
+            return _disagree(own, loss, "logit_softcap", own.logit_softcap, loss.logit_softcap)
+        # Padding may be marked by weights in one of the two, and by labels in the other.
+        is_marked = sample_weight is not None or (
+            loss.ignore_class is None and (record.sample_weight is not None or _keras.mask_of(y_pred) is not None)
+        )
+        if loss.ignore_class != own.ignore_class and not is_marked:
+            return _disagree(own, loss, "ignore_class", own.ignore_class, loss.ignore_class)
+        return None
+
+    def _warn_of_lost_mask(self, y_pred: Tensor) -> None:
+        """Says that the model has a mask which this update does not see: on JAX, a gradient gives none back."""
+        if is_eager(y_pred) or _keras.mask_of(y_pred) is not None or "mask" in self._warned:
+            return
+        if _keras.output_mask_is_lost(y_pred):
+            self._warn_once(
+                "mask",
+                f"{type(self).__name__} '{self.name}' counts masked tokens: on JAX a metric sees the Keras mask of a "
+                "model only where its loss is of keras_xent, and given to `compile` by itself. Use such a loss, or "
+                "mark padding with `ignore_class` or sample weights.",
+            )
+
+    def _warn_once(self, about: str, message: str | None) -> None:
+        if message is not None and about not in self._warned:
+            self._warned.add(about)
+            arguments.warn(message)
 
     def _from_record(self, record: _loss_statistics.LossRecord, sample_weight: Tensor) -> TokenValues | None:
         """The values of the tokens from the record of a loss, or None where it does not fit."""
         statistics = record.statistics
         # A loss may not have computed the tokens that have weight 0 in it, and has not computed those that it ignores.
         covers_weights = record.sample_weight is None or record.sample_weight is sample_weight
-        covers_labels = record.ignore_class in (None, self.ignore_class)
-        if statistics is None or not covers_weights or not covers_labels or not self._fits(record):
+        if statistics is None or record.settings is None or not covers_weights or not self._fits(record):
+            return None
+        if record.settings.ignore_class not in (None, self.ignore_class):
             return None
         labels = ops.reshape(to_tensor(record.y_true), ops.shape(statistics.nll))
         valid = valid_mask(labels, statistics.valid, self.ignore_class)
@@ -174,6 +247,13 @@ class TokenMean(keras.metrics.Metric):
     def get_config(self) -> dict[str, Any]:
         """Every argument of the constructor."""
         return {**super().get_config(), "ignore_class": self.ignore_class, "axis": self.axis}
+
+
+def _disagree(metric, loss, option, own, other):
+    return (
+        f"{metric.owner} has {option}={own!r}, and the loss {loss.owner} has {option}={other!r}, so that they are not "
+        f"about the same thing. Give both the same `{option}`."
+    )
 
 
 def _weights(like: Tensor, valid: Tensor, sample_weight: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from keras_xent import arguments
 from keras_xent._backend import no_autograph
 from keras_xent._types import DType, Tensor
 from keras_xent.metrics._token_mean import TokenValues
+from keras_xent.metrics.byte_lengths import written_alphabet
 from keras_xent.metrics.token_crossentropy import TokenCrossentropy
 
 
@@ -30,8 +31,12 @@ class BitsPerByte(TokenCrossentropy):
     Args:
         bytes_per_token: for each class the number of bytes that it stands for, `[C]`; or the tokens themselves, as
             `bytes` or as `str`. `bytes_of_tokens` gives the numbers for what tokenizers write into their vocabularies.
-        from_logits, ignore_class, axis, dtype, logit_softcap: as in `Perplexity`.
+        from_logits: whether `y_pred` holds logits or probabilities.
+        ignore_class: the label of padding.
+        axis: the class axis.
         name: name of the metric (default `"bits_per_byte"`).
+        dtype: dtype of the result (default float32). The sums are exact to 2^48 tokens whatever it is.
+        logit_softcap: the loss's `logit_softcap`, if it has one.
 
     Raises:
         ValueError: numbers below 0, or not one for each class of the predictions.
@@ -63,6 +68,12 @@ class BitsPerByte(TokenCrossentropy):
     ) -> None:
         super().__init__(from_logits, ignore_class, axis, name, dtype, logit_softcap=logit_softcap)
         if isinstance(bytes_per_token, Sequence) and all(isinstance(t, str | bytes) for t in bytes_per_token):
+            alphabet = written_alphabet([token for token in bytes_per_token if isinstance(token, str)])
+            if alphabet is not None:
+                raise ValueError(
+                    "`bytes_per_token` must be numbers, or tokens as they stand in a text. Received: tokens as a "
+                    f"tokenizer writes them ({alphabet!r}). Give bytes_of_tokens(vocabulary)."
+                )
             bytes_per_token = [len(t.encode() if isinstance(t, str) else t) for t in bytes_per_token]
         numbers = arguments.class_weights("bytes_per_token", bytes_per_token)
         if not isinstance(numbers, list):

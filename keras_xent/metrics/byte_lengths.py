@@ -130,12 +130,22 @@ _MARKS: dict[Any, Callable[[str], bool]] = {
 }
 
 
+def written_alphabet(tokens: list[str]) -> str | None:
+    """The alphabet that one in twenty tokens or more shows, as no list of texts would; None if there is none."""
+    marked = _marked(tokens)
+    most = max(marked, key=lambda alphabet: marked[alphabet])
+    return most if marked[most] * 20 > len(tokens) else None
+
+
+def _marked(tokens):
+    return {alphabet: sum(map(is_marked, tokens)) for alphabet, is_marked in _MARKS.items()}
+
+
 def _detect(tokens):
-    """The alphabet that most of the marked tokens show; one that changes no count, if none is marked."""
-    marked = {alphabet: sum(map(is_marked, tokens)) for alphabet, is_marked in _MARKS.items()}
-    most = max(marked.values())
-    shown = [alphabet for alphabet, number in marked.items() if number == most]
-    if most and len(shown) == 1:
+    """The alphabet that the tokens show; one that changes no count, if none is marked."""
+    marked = _marked(tokens)
+    shown = [alphabet for alphabet, number in marked.items() if number == max(marked.values()) > 0]
+    if len(shown) == 1:
         if shown[0] in ("wordpiece", "bpe_end_of_word"):
             example = next(token for token in tokens if _MARKS[shown[0]](token))
             raise ValueError(
@@ -144,9 +154,9 @@ def _detect(tokens):
                 "of a text need the number of bytes of that text."
             )
         return shown[0]
-    if not most and _BYTE_CHARACTERS.issubset(tokens):
+    if not shown and _BYTE_CHARACTERS.issubset(tokens):
         return "byte_level"
-    unclear = next((token for token in tokens if most or byte_level_length(token) != plain_length(token)), None)
+    unclear = next((token for token in tokens if shown or byte_level_length(token) != plain_length(token)), None)
     if unclear is not None:
         raise ValueError(
             f"`alphabet` must be stated for this vocabulary, whose tokens, such as {unclear!r}, do not show whether "

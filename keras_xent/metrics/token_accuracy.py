@@ -74,8 +74,10 @@ class TokenAccuracy(TokenMean):
         return {**super().get_config(), "top_k": self.top_k}
 
     def _fits(self, record: _loss_statistics.LossRecord) -> bool:
-        # A cap keeps the order of the logits.
-        return record.statistics is not None and record.statistics.rank is not None
+        # A cap keeps the order of the logits, and so does a softmax.
+        settings, axis = record.settings, self._settings(record.y_pred).axis
+        has_ranks = record.statistics is not None and record.statistics.rank is not None
+        return has_ranks and settings is not None and settings.axis == axis
 
     def _values_from_predictions(self, labels: Tensor, y_pred: Tensor, mask: Tensor) -> Tensor:
         labels = class_indices(labels, y_pred.shape[self.axis], mask)

@@ -5,7 +5,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_xent import _keras, arguments, provenance
+from keras_xent import _endings, _keras, arguments, provenance
 from keras_xent._backend import is_eager, no_autograph
 from keras_xent._types import DType, Tensor
 from keras_xent.kernels import sparse_softmax_cross_entropy
@@ -69,7 +69,6 @@ class TokenCrossentropy(TokenMean):
         self.logit_softcap = arguments.positive("logit_softcap", logit_softcap)
         # Lets EarlyStopping and ModelCheckpoint know that less is better.
         _keras.set_direction(self, "down")
-        self._has_warned = False
 
     @no_autograph
     def result(self) -> Tensor:
@@ -84,9 +83,13 @@ class TokenCrossentropy(TokenMean):
         return statistics.nll
 
     def _values_from_predictions(self, labels: Tensor, y_pred: Tensor, mask: Tensor) -> Tensor:
-        if self.from_logits and not self._has_warned and provenance.activation_and_logits(y_pred)[1] is None:
+        if (
+            self.from_logits
+            and "from_logits" not in self._warned
+            and provenance.activation_and_logits(y_pred, axis=self.axis)[1] is None
+        ):
             self._warn_of_softmax(y_pred)
-        logits = provenance.as_logits(y_pred, from_logits=self.from_logits, activation="softmax")
+        logits = provenance.as_logits(y_pred, from_logits=self.from_logits, activation="softmax", axis=self.axis)
         return sparse_softmax_cross_entropy(labels, logits, axis=self.axis, mask=mask, logit_softcap=self.logit_softcap)
 
     def _warn_of_softmax(self, y_pred: Tensor) -> None:
@@ -96,11 +99,11 @@ class TokenCrossentropy(TokenMean):
             found = bool(ops.all(values >= 0)) and bool(ops.all(ops.abs(sums - 1.0) < 1e-3)) and 0 not in sums.shape
             reason = "the rows of `y_pred` are probabilities: none is below 0, and they sum to 1" if found else None
         else:
-            layer = provenance.softmax_layer_of(_keras.model_of_step())
+            layer = _keras.model_of_step() and _endings.softmax_layer_of(y_pred)
             reason = layer and f"the layer '{layer}' makes probabilities of them by a softmax"
         if reason:
-            self._has_warned = True
-            arguments.warn(
+            self._warn_once(
+                "from_logits",
                 f"{type(self).__name__} has from_logits=True, but {reason}. Set from_logits=False, or end the model in "
-                "logits."
+                "logits.",
             )

@@ -13,7 +13,8 @@ import pytest
 
 import keras_xent as kx
 from tests.backend import environment
-from tests.callbacks.training import STEPS, Evaluating, data, fit, model
+from tests.callbacks.logs import scalars
+from tests.callbacks.training import CLASSES, LENGTH, STEPS, Evaluating, data, fit, model
 
 
 def rows(path):
@@ -186,3 +187,50 @@ def test_arguments_are_checked(monkeypatch):
     with pytest.raises(ImportError) as error:
         kx.callbacks.PerplexityLogger(picture="curve.png")
     assert str(error.value) == "`picture` needs matplotlib, which draws it. Run: pip install matplotlib"
+
+
+def scaled_model():
+    """Its loss scale is so high that the first updates are skipped."""
+    keras.utils.set_random_seed(0)
+    built = keras.Sequential(
+        [keras.Input((LENGTH,)), keras.layers.Embedding(CLASSES, 8), kx.layers.LogitsDense(CLASSES)]
+    )
+    optimizer = keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(0.1), initial_scale=2.0**22)
+    loss = kx.losses.MaskedSequenceCrossentropy(ignore_class=0)
+    built.compile(optimizer, loss, metrics=[kx.metrics.Perplexity(ignore_class=0)])
+    return built
+
+
+@pytest.mark.whole
+def test_batches_whose_update_is_skipped_are_counted_and_a_backup_continues(tmp_path):
+    class Interrupt(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            if epoch == 2:
+                raise RuntimeError
+
+    def callbacks():
+        return [
+            keras.callbacks.BackupAndRestore(str(tmp_path / "backup")),
+            kx.callbacks.PerplexityLogger(tmp_path / "log.csv", update_freq=1),
+            kx.callbacks.TensorBoard(tmp_path / "logs", update_freq=1),
+        ]
+
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy("mixed_float16")
+    try:
+        with pytest.raises(RuntimeError):
+            fit(scaled_model(), *callbacks(), Interrupt(), epochs=4)
+        # As in a new process.
+        built = scaled_model()
+        fit(built, *callbacks(), epochs=4)
+    finally:
+        keras.config.set_dtype_policy(before)
+    steps = list(range(1, 4 * STEPS + 1))
+    assert int(built.optimizer.iterations) < steps[-1]
+    read = rows(tmp_path / "log.csv")
+    assert [row["step"] for row in read if row["kind"] == "batches"] == steps
+    epochs = [(row["epoch"], row["step"]) for row in read if row["kind"] == "epoch"]
+    assert epochs == [(epoch, STEPS * (epoch + 1)) for epoch in range(4)]
+    curves = scalars(tmp_path / "logs" / "train")
+    assert list(curves["batch_perplexity"]) == steps
+    assert list(curves["epoch_perplexity"]) == [0, 1, 2, 3]

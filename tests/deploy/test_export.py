@@ -378,6 +378,17 @@ def test_models_that_cannot_be_exported(tmp_path):
         assert str(error.value) == sentence
 
 
+def test_a_file_is_not_written_over(tmp_path):
+    model = language_model()
+    model.save(tmp_path / "model.keras")
+    before = (tmp_path / "model.keras").read_bytes()
+    with pytest.raises(
+        ValueError, match="`path` must be a folder, which is made if it is missing. Received: the file '"
+    ):
+        export_scorer(model, tmp_path / "model.keras")
+    assert (tmp_path / "model.keras").read_bytes() == before
+
+
 def test_on_jax_it_says_where_to_export(tmp_path, monkeypatch):
     model = language_model()
     monkeypatch.setattr(keras.backend, "backend", lambda: "jax")

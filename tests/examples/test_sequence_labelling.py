@@ -1,4 +1,4 @@
-"""The code in colours of examples/, from three seeds."""
+"""The code in colors of examples/, from three seeds."""
 
 import numpy as np
 import pytest

@@ -6,7 +6,10 @@ import numpy as np
 
 import keras_xent as kx
 
-NAMES = sorted(kx.losses.__all__)
+# The rest of the family has tests/losses/test_family.py.
+NAMES = sorted(
+    ["BinaryCrossentropy", "CategoricalCrossentropy", "MaskedSequenceCrossentropy", "SparseCategoricalCrossentropy"]
+)
 DROP_INS = ("BinaryCrossentropy", "CategoricalCrossentropy", "SparseCategoricalCrossentropy")
 # The losses of one distribution over the classes.
 SOFTMAX = tuple(name for name in NAMES if name != "BinaryCrossentropy")

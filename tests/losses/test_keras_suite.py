@@ -7,72 +7,10 @@ import types
 
 import keras
 import pytest
-from keras import ops
 
 import keras_xent as kx
 
-
-@keras.saving.register_keras_serializable(package="keras_suite")
-class BinaryFocalCrossentropy(kx.losses.BinaryCrossentropy):
-    """Our binary loss under the arguments of `keras.losses.BinaryFocalCrossentropy`."""
-
-    def __init__(
-        self,
-        apply_class_balancing=False,
-        alpha=0.25,
-        gamma=2.0,
-        from_logits=False,
-        label_smoothing=0.0,
-        axis=-1,
-        reduction="sum_over_batch_size",
-        name="binary_focal_crossentropy",
-        dtype=None,
-    ):
-        focal_alpha = alpha if apply_class_balancing else None
-        focal = {"focal_gamma": gamma, "focal_alpha": focal_alpha}
-        super().__init__(from_logits, label_smoothing, axis, reduction, name, dtype, **focal)
-        self.apply_class_balancing = apply_class_balancing
-        self.alpha = alpha
-        self.gamma = gamma
-
-
-@keras.saving.register_keras_serializable(package="keras_suite")
-class CategoricalFocalCrossentropy(kx.losses.CategoricalCrossentropy):
-    """Our categorical loss under the arguments of `keras.losses.CategoricalFocalCrossentropy`."""
-
-    def __init__(
-        self,
-        alpha=0.25,
-        gamma=2.0,
-        from_logits=False,
-        label_smoothing=0.0,
-        axis=-1,
-        reduction="sum_over_batch_size",
-        name="categorical_focal_crossentropy",
-        dtype=None,
-    ):
-        focal = {"focal_gamma": gamma}
-        super().__init__(from_logits, label_smoothing, axis, reduction, name, dtype, **focal)
-        self.alpha = alpha
-        self.gamma = gamma
-
-    def __call__(self, y_true, y_pred, sample_weight=None):
-        return ops.multiply(self.alpha, super().__call__(y_true, y_pred, sample_weight))
-
-
-def sparse_categorical_crossentropy(y_true, y_pred, **arguments):
-    """Our sparse loss as the function that Keras has beside its class."""
-    return kx.losses.SparseCategoricalCrossentropy(reduction=None, **arguments)(y_true, y_pred)
-
-
-OURS = {
-    "BinaryCrossentropy": kx.losses.BinaryCrossentropy,
-    "BinaryFocalCrossentropy": BinaryFocalCrossentropy,
-    "CategoricalCrossentropy": kx.losses.CategoricalCrossentropy,
-    "CategoricalFocalCrossentropy": CategoricalFocalCrossentropy,
-    "SparseCategoricalCrossentropy": kx.losses.SparseCategoricalCrossentropy,
-    "sparse_categorical_crossentropy": sparse_categorical_crossentropy,
-}
+OURS = {name: getattr(kx.losses, name) for name in kx.losses.__all__}
 
 # Keras takes another axis than the last one on torch only, and has these tests expect an error on other backends, or
 # skips them. Ours takes any axis everywhere, so they follow the branch written for torch.
@@ -126,11 +64,15 @@ class TestCategoricalFocal(SUITE.CategoricalFocalCrossentropyTest):
     pass
 
 
+class TestKLDivergence(SUITE.KLDivergenceTest):
+    pass
+
+
 class TestSparse(SUITE.SparseCategoricalCrossentropyTest):
     pass
 
 
 def test_every_crossentropy_of_the_suite_is_run():
-    there = {name for name in vars(SUITE) if name.endswith("CrossentropyTest")}
+    there = {name for name in vars(SUITE) if name.endswith(("CrossentropyTest", "KLDivergenceTest"))}
     run = {value.__base__.__name__ for name, value in globals().items() if name.startswith("Test")}
     assert run == there

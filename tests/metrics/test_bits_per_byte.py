@@ -63,6 +63,7 @@ def test_less_is_better_and_every_argument_survives():
 
 def test_tokens_stand_for_their_bytes():
     assert kx.metrics.BitsPerByte(["a", "\u20ac", ""]).bytes_per_token == [1, 3, 0]
+    assert kx.metrics.BitsPerByte(["a"] * 30 + ["##b"]).bytes_per_token == [1] * 30 + [3]
     assert kx.metrics.BitsPerByte([b"a", b"\xe2\x82"]).bytes_per_token == [1, 2]
 
 
@@ -77,6 +78,11 @@ def test_tokens_stand_for_their_bytes():
             {"bytes_per_token": None},
             "`bytes_per_token` must be a list with one number for each class, or the tokens themselves. "
             "Received: bytes_per_token=None.",
+        ),
+        (
+            {"bytes_per_token": ["a", "\u0120the"]},
+            "`bytes_per_token` must be numbers, or tokens as they stand in a text. Received: tokens as a tokenizer "
+            "writes them ('byte_level'). Give bytes_of_tokens(vocabulary).",
         ),
     ],
 )

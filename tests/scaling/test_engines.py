@@ -9,23 +9,16 @@ import pytest
 
 from tests.backend import BACKEND, environment
 from tests.scaling import training
-from tests.tiers import sample
+from tests.tiers import whole
 
-# What the fast suite runs on an engine; the whole suite runs every case on all of them.
-SOME = ("fused, all options", "dense, all options", "fused, bfloat16", "dense, bfloat16", "fused, last batch")
-if BACKEND == "tensorflow":
-    ENGINES = {
-        "MirroredStrategy, 2": (*SOME, "fused, sequence_mean"),
-        "MirroredStrategy, 4": ("fused, last batch",),
-    }
-else:
-    ENGINES = {
-        "DataParallel, 2": (),
-        "DataParallel, 4": SOME,
-        "ModelParallel, 1 x 2": (),
-        "ModelParallel, 2 x 2": ("fused, all options", "fused, bfloat16", "tied", "fused, sequence_mean"),
-    }
-CASES = [(engine, case) for engine, cases in ENGINES.items() for case in training.CASES]
+# Each engine is a process of its own, or several.
+pytestmark = whole
+ENGINES = (
+    ("MirroredStrategy, 2", "MirroredStrategy, 4")
+    if BACKEND == "tensorflow"
+    else ("DataParallel, 2", "DataParallel, 4", "ModelParallel, 1 x 2", "ModelParallel, 2 x 2")
+)
+CASES = [(engine, case) for engine in ENGINES for case in training.CASES]
 
 
 @pytest.fixture(scope="module")
@@ -64,9 +57,7 @@ def distances(ours, theirs, leave_out=()):
     return weights, max((np.abs(np.subtract(a, b)) / np.maximum(np.abs(b), 1e-9)).max() for a, b in pairs)
 
 
-@pytest.mark.parametrize(
-    "engine, case", sample(CASES, [(engine, case) for engine, cases in ENGINES.items() for case in cases])
-)
+@pytest.mark.parametrize("engine, case", CASES)
 def test_it_trains_as_one_device_does(results, engine, case):
     """Replicas with 12, 2 and 0 valid tokens: loss, metrics and weights after two epochs."""
     allowed = 1e-5, 1e-5

@@ -13,8 +13,9 @@ import pytest
 
 import keras_xent as kx
 from tests.backend import BACKEND, environment
+from tests.tiers import whole
 
-pytestmark = pytest.mark.skipif(BACKEND != "jax", reason="keras.distribution is for JAX")
+pytestmark = [whole, pytest.mark.skipif(BACKEND != "jax", reason="keras.distribution is for JAX")]
 SCALING = Path(__file__).parents[2] / "tools" / "scaling.py"
 
 

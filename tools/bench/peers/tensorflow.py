@@ -116,7 +116,7 @@ def _compiled(step, name):
 def _done(call):
     def run():
         results = call()
-        # TensorFlow comes back from a program on the CPU when all its results are there, unless an option says otherwise.
+        # TensorFlow returns from a program on the CPU when all its results are there, unless an option says otherwise.
         assert tf.config.experimental.get_synchronous_execution()
         results["loss"].numpy()
         return results

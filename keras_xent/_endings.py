@@ -1,0 +1,132 @@
+"""How a model ends, in logits or in probabilities, as its layers and the operations of its graph say it."""
+
+import re
+from typing import NamedTuple
+
+import keras
+from keras import ops
+
+from keras_xent import _keras
+from keras_xent._backend import is_eager, operation_of
+from keras_xent._types import Tensor
+from keras_xent.kernels._dtypes import is_float, to_tensor
+from keras_xent.kernels.probabilities import ROUNDING
+
+_PRODUCTS = {"MatMul", "BatchMatMul", "BatchMatMulV2", "BatchMatMulV3", "Einsum", "BiasAdd", "Conv2D", "Conv3D"}
+_PRODUCTS |= {"DepthwiseConv2dNative", "Conv2DBackpropInput", "Conv3DBackpropInputV2"}
+_SUMS = {"Add", "AddV2"}
+# Operations after which logits are logits.
+_RESHAPES = {"Reshape", "Squeeze", "ExpandDims", "Transpose", "StridedSlice", "Mean", "AvgPool", "AvgPool3D"}
+_RESHAPES |= {"ResizeBilinear", "ResizeNearestNeighbor"}
+_DIMENSIONS = ("1D", "2D", "3D")
+# Layers after which logits are logits, and probabilities are probabilities.
+_PASSED_ON = ["Reshape", "Flatten", "Permute", "Dropout", "Identity", "Resizing"]
+_PASSED_ON += [f"{kind}{n}" for kind in ("Cropping", "UpSampling", "GlobalAveragePooling") for n in _DIMENSIONS]
+_PASSED_ON += [f"{kind}{n}" for kind in ("AveragePooling", "GlobalMaxPooling", "MaxPooling") for n in _DIMENSIONS]
+_LINEAR = ["Dense", "EinsumDense", "ReversibleEmbedding"]
+_LINEAR += [f"{kind}{n}" for kind in ("Conv", "SeparableConv", "DepthwiseConv") for n in _DIMENSIONS]
+_LINEAR += [f"Conv{n}Transpose" for n in _DIMENSIONS]
+_NO_PROBABILITIES = {"linear": "is a matrix product", "log_softmax": "is the logarithm of a softmax"}
+
+
+def describe_invalid_probabilities(predictions: Tensor) -> str | None:
+    """Why `predictions`, of which no logits are known, cannot be probabilities; None if they may be."""
+    if is_eager(predictions):
+        predictions = to_tensor(predictions)
+        if not is_float(predictions) or 0 in predictions.shape:
+            return None
+        least, most = float(ops.min(predictions)), float(ops.max(predictions))
+        outside = least < -ROUNDING or most > 1 + ROUNDING
+        return f"holds values from {least:.3g} to {most:.3g}" if outside else None
+    end = ending(predictions)
+    if end is not None:
+        return _NO_PROBABILITIES.get(end.kind)
+    made = _skip_reshapes(predictions)
+    if made is not None and made.type == "LogSoftmax":
+        return _NO_PROBABILITIES["log_softmax"]
+    # A bias that is added to a product, rather than the sum of two probabilities.
+    parts = map(_skip_reshapes, made.inputs) if made is not None and made.type in _SUMS else [made]
+    return _NO_PROBABILITIES["linear"] if any(map(_is_product, parts)) else None
+
+
+def _skip_reshapes(tensor):
+    operation = operation_of(tensor)
+    while operation is not None and operation.type in _RESHAPES:
+        operation = operation_of(operation.inputs[0])
+    return operation
+
+
+def _is_product(operation):
+    # The product of probabilities and a matrix of transitions is one of probabilities again.
+    if operation is None or operation.type not in _PRODUCTS:
+        return False
+    inputs = [_skip_reshapes(tensor) for tensor in operation.inputs]
+    return not any(made is not None and made.type == "Softmax" for made in inputs)
+
+
+class Ending(NamedTuple):
+    """How a model ends."""
+
+    layer: str
+    # "softmax", "sigmoid", "log_softmax" or "linear".
+    kind: str
+
+
+def ending(predictions: Tensor) -> Ending | None:
+    """How the model of this step makes `predictions`, as its layers say it; None where they do not."""
+    output = _keras.symbolic_output(predictions)
+    return None if output is None else _ending(output)
+
+
+def _ending(output):
+    made = _keras.producer(output)
+    layer = made.layer
+    if isinstance(layer, keras.layers.TimeDistributed):
+        layer = layer.layer
+    if isinstance(layer, keras.Model):
+        inner = getattr(layer, "outputs", None) or []
+        return _ending(inner[0]) if len(inner) == 1 else None
+    does_nothing = type(layer) is keras.layers.Activation and _activation_of(layer) == "linear"
+    if does_nothing or isinstance(layer, _layers(_PASSED_ON)):
+        return None if made.input is None else _ending(made.input)
+    kind = "softmax" if isinstance(layer, keras.layers.Softmax) else _activation_of(layer)
+    if kind == "linear":
+        before = None if made.input is None else _ending(made.input)
+        is_transition = before is not None and before.kind == "softmax" and not getattr(layer, "use_bias", True)
+        if not isinstance(layer, _layers(_LINEAR)) or is_transition:
+            return None
+    return None if kind is None else Ending(layer.name, kind)
+
+
+def _activation_of(layer):
+    activation = getattr(layer, "activation", "no such attribute")
+    if activation is None or activation is keras.activations.linear:
+        return "linear"
+    known = ("softmax", "sigmoid", "log_softmax")
+    return next((name for name in known if activation is getattr(keras.activations, name)), None)
+
+
+def _layers(names):
+    return tuple(kind for name in names for kind in [getattr(keras.layers, name, None)] if kind is not None)
+
+
+def layer_of(predictions: Tensor) -> str:
+    """The name of the layer that made `predictions`, for a message."""
+    end = None if is_eager(predictions) else ending(predictions)
+    if end is not None:
+        return f"layer '{end.layer}'"
+    operation = operation_of(predictions)
+    if operation is None or "/" not in operation.name:
+        return "the last layer"
+    *parents, layer, _ = operation.name.split("/")
+    # Keras opens the scopes of a model and its layers twice, and TensorFlow numbers the second time.
+    again = re.search(r"_\d+$", layer)
+    if again and parents and parents[-1].endswith(again[0]):
+        layer = layer.removesuffix(again[0])
+    return f"layer '{layer}'"
+
+
+def softmax_layer_of(predictions: Tensor) -> str | None:
+    """The name of the layer that ends the model of this step in a softmax; None if none is known to."""
+    end = ending(predictions)
+    return end.layer if end is not None and end.kind == "softmax" else None

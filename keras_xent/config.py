@@ -1,0 +1,35 @@
+"""Whether kernels are compiled by XLA."""
+
+from keras_xent import _backend
+
+
+def use_xla(value: bool) -> None:
+    """Has kernels compiled by XLA (the default), or run operation by operation.
+
+    For tools that XLA keeps from seeing inside: `tf.debugging.enable_check_numerics`, Debugger V2, second derivatives
+    with `tf.config.run_functions_eagerly(True)`. Values are the same to rounding; memory and time are those of plain
+    operations. A step that was traced before stays what it was: call this first, or set the environment variable
+    `KERAS_XENT_USE_XLA=0`.
+
+    Args:
+        value: True or False.
+
+    Raises:
+        ValueError: something else.
+
+    Example:
+
+    >>> import keras_xent as kx
+    >>> kx.config.use_xla(False)
+    >>> kx.config.uses_xla()
+    False
+    >>> kx.config.use_xla(True)
+    """
+    if not isinstance(value, bool):
+        raise ValueError(f"`value` must be True or False. Received: value={value!r}.")
+    _backend.set_uses_xla(value)
+
+
+def uses_xla() -> bool:
+    """Whether kernels that are called here are compiled by XLA."""
+    return _backend.uses_xla()

@@ -1,0 +1,1 @@
+"""Faults that real uses have met: each test ends in the right value."""

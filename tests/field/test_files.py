@@ -1,0 +1,112 @@
+"""A fused model saves, copies and loads as the plain one, and a head of any kind can be quantized."""
+
+import copy
+import pickle
+import warnings
+
+import keras
+import numpy as np
+import pytest
+
+import keras_xent as kx
+from keras_xent.layers.fuse_head import is_fused
+
+X = np.random.default_rng(0).integers(1, 50, (2, 8)).astype("int32")
+
+
+def dense(**arguments):
+    return keras.Sequential([keras.Input((8,)), keras.layers.Embedding(50, 4), keras.layers.Dense(50, **arguments)])
+
+
+def tied(**arguments):
+    tokens = keras.Input((8,), dtype="int32")
+    embedding = keras.layers.ReversibleEmbedding(50, 4, name="head", **arguments)
+    return keras.Model(tokens, embedding(keras.layers.Dense(4)(embedding(tokens)), reverse=True))
+
+
+def fused(model):
+    kx.fuse_head(model)
+    assert any(map(is_fused, model.layers))
+    return model
+
+
+def untied():
+    return tied(tie_weights=False)
+
+
+def with_lora():
+    model = dense()
+    model.layers[-1].enable_lora(2)
+    return model
+
+
+def same(one, other):
+    np.testing.assert_allclose(other.predict(X, verbose=0), one.predict(X, verbose=0), rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("build", [dense, tied, untied, with_lora])
+def test_a_file_of_weights_works_both_ways(build, tmp_path):
+    path = tmp_path / "w.weights.h5"
+    for one, other in ((fused(build()), build()), (build(), fused(build()))):
+        one.save_weights(path)
+        other.load_weights(path)
+        same(one, other)
+
+
+@pytest.mark.parametrize("build", [dense, tied, untied, with_lora])
+def test_a_fused_model_is_saved_copied_and_pickled_as_the_plain_one(build, tmp_path):
+    model = fused(build())
+    model.compile("sgd", kx.losses.MaskedSequenceCrossentropy())
+    model.fit(X, X, verbose=0)
+    model.save(tmp_path / "model.keras")
+    copies = keras.models.load_model(tmp_path / "model.keras"), copy.deepcopy(model), pickle.loads(pickle.dumps(model))
+    for other in copies:
+        same(model, other)
+        assert [type(layer) for layer in other.layers] == [type(layer) for layer in build().layers]
+        fused(other)
+        other.compile("sgd", kx.losses.MaskedSequenceCrossentropy())
+        expected = model.evaluate(X, X, verbose=0)
+        np.testing.assert_allclose(other.evaluate(X, X, verbose=0), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("mode", ["int8", "int4"])
+@pytest.mark.parametrize("build", ["LogitsDense", "TiedLogits", "fused Dense", "fused ReversibleEmbedding"])
+def test_a_head_is_quantized_as_that_of_keras_and_the_loss_reads_its_logits(build, mode):
+    keras.utils.set_random_seed(0)
+    if build == "LogitsDense":
+        head = kx.layers.LogitsDense(50, name="head")
+        model = keras.Sequential([keras.Input((8,)), keras.layers.Embedding(50, 4), head])
+    elif build == "TiedLogits":
+        tokens, head = keras.Input((8,), dtype="int32"), kx.layers.TiedLogits(50, 4, name="head")
+        model = keras.Model(tokens, head(keras.layers.Dense(4)(head(tokens)), reverse=True))
+    else:
+        model = fused(dense(name="head") if "Dense" in build else tied())
+        head = model.get_layer("head")
+    before = model.predict(X, verbose=0)
+    model.quantize(mode)
+    assert head.quantization_mode == mode
+    logits = model.predict(X, verbose=0)
+    # int4 has 15 levels.
+    np.testing.assert_allclose(logits, before, atol=np.abs(before).max() * (0.05 if mode == "int8" else 0.5))
+    model.compile("sgd", kx.losses.MaskedSequenceCrossentropy(), metrics=[kx.metrics.Perplexity()])
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        loss, perplexity = model.evaluate(X, X, verbose=0)
+    shifted = logits - logits.max(-1, keepdims=True)
+    log_p = shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+    expected = -np.take_along_axis(log_p, X[..., None], -1).mean()
+    np.testing.assert_allclose([loss, np.log(perplexity)], expected, rtol=1e-5)
+    told = [str(w.message) for w in caught if w.category is UserWarning]
+    assert len(told) == 1 and f"layer 'head' is quantized ({mode})" in told[0]
+
+
+@pytest.mark.parametrize("kind", [kx.layers.LogitsDense, kx.layers.TiedLogits])
+def test_a_head_may_be_rematerialized(kind):
+    with keras.RematScope(mode="full"):
+        head = kind(50) if kind is kx.layers.LogitsDense else kind(50, 8)
+    tokens = keras.Input((8,))
+    hidden = keras.layers.Embedding(50, 8)(tokens)
+    model = keras.Model(tokens, head(hidden) if kind is kx.layers.LogitsDense else head(hidden, reverse=True))
+    model.compile("sgd", kx.losses.MaskedSequenceCrossentropy())
+    assert np.isfinite(model.fit(X, X, verbose=0).history["loss"][0])
+    assert model.predict(X, verbose=0).shape == (2, 8, 50)

@@ -1,0 +1,126 @@
+"""A loss and a metric of the same step: what the loss has computed is used where both mean the same, and only there."""
+
+import warnings
+
+import keras
+import numpy as np
+import pytest
+
+import keras_xent as kx
+from tests import oracles
+from tests.backend import BACKEND, to_numpy
+
+CLASSES = 50
+METRICS = {
+    "Perplexity": lambda **given: kx.metrics.Perplexity(name="m", **given),
+    "TokenCrossentropy": lambda **given: kx.metrics.TokenCrossentropy(name="m", **given),
+    "BitsPerByte": lambda **given: kx.metrics.BitsPerByte([1.0] * CLASSES, name="m", **given),
+}
+TO_NATS = {"Perplexity": np.log, "TokenCrossentropy": lambda x: x, "BitsPerByte": lambda x: x * np.log(2)}
+rng = np.random.default_rng(0)
+TOKENS = rng.integers(1, CLASSES, (8, 13)) * (np.arange(13) < rng.integers(4, 13, (8, 1)))
+X, Y = TOKENS[:, :-1], TOKENS[:, 1:]
+
+
+def language_model(head=keras.layers.Dense, mask_zero=False, **arguments):
+    keras.utils.set_random_seed(1)
+    embedding = keras.layers.Embedding(CLASSES, 8, mask_zero=mask_zero)
+    model = keras.Sequential([keras.Input((12,)), embedding, head(CLASSES, kernel_initializer="normal", **arguments)])
+    embedding.set_weights([np.random.default_rng(2).normal(size=(CLASSES, 8))])
+    model.layers[-1].set_weights([10 * w for w in model.layers[-1].get_weights()])
+    return model
+
+
+def fitted(model, loss, metric, mode=None, **fit):
+    model.compile(keras.optimizers.SGD(0.0), loss, metrics=[metric], **(mode or {}))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        value = model.fit(X, Y, verbose=0, epochs=2, **fit).history["m"][-1]
+    return value, [w for w in caught if w.category is UserWarning]
+
+
+def nll(logits):
+    return oracles.sparse(Y.ravel(), to_numpy(logits).reshape(-1, CLASSES))[0].reshape(Y.shape)
+
+
+@pytest.mark.parametrize("mode", [{}, {"run_eagerly": True}, {"jit_compile": True}], ids=["auto", "eager", "xla"])
+@pytest.mark.parametrize("name", METRICS)
+def test_a_metric_of_logits_does_not_repeat_a_forgotten_from_logits(name, mode):
+    model = language_model()
+    expected = nll(model(X)).mean()
+    got, told = fitted(model, kx.losses.SparseCategoricalCrossentropy(), METRICS[name](), mode)
+    np.testing.assert_allclose(TO_NATS[name](got), expected, rtol=1e-5)
+    told = [w for w in told if "from_logits=True, and the loss SparseCategoricalCrossentropy" in str(w.message)]
+    assert len(told) == 1 and told[0].filename == __file__
+
+
+@pytest.mark.parametrize("head", [keras.layers.Dense, kx.layers.LogitsDense], ids=["dense", "fused"])
+@pytest.mark.parametrize("mode", [{}, {"run_eagerly": True}], ids=["auto", "eager"])
+@pytest.mark.parametrize("which", ["loss", "metric"])
+def test_a_disagreement_about_ignore_class_is_told_once(which, mode, head):
+    given = {"loss": {}, "metric": {}, which: {"ignore_class": 0}}
+    loss = kx.losses.MaskedSequenceCrossentropy(**given["loss"])
+    metric = kx.metrics.Perplexity(name="m", **given["metric"])
+    model = language_model(head)
+    losses = nll(model(X))
+    got, told = fitted(model, loss, metric, mode)
+    counted = Y != 0 if which == "metric" else Y == Y
+    np.testing.assert_allclose(np.log(got), losses[counted].mean(), rtol=1e-5)
+    told = [str(w.message) for w in told if "ignore_class" in str(w.message)]
+    assert len(told) == 1 and "Perplexity" in told[0] and "MaskedSequenceCrossentropy" in told[0]
+
+
+def test_padding_marked_by_weights_here_and_by_labels_there_is_no_disagreement():
+    weights = (Y != 0).astype("float32")
+    model = language_model()
+    losses = nll(model(X))
+    loss, metric = kx.losses.MaskedSequenceCrossentropy(), kx.metrics.Perplexity(ignore_class=0, name="m")
+    got, told = fitted(model, loss, metric, sample_weight=weights)
+    np.testing.assert_allclose(np.log(got), losses[Y != 0].mean(), rtol=1e-5)
+    assert told == []
+
+
+@pytest.mark.parametrize("head", [keras.layers.Dense, kx.layers.LogitsDense], ids=["dense", "fused"])
+def test_a_metric_without_the_soft_cap_of_the_loss_has_none(head):
+    model = language_model(head)
+    expected = nll(model(X)).mean()
+    got, told = fitted(model, kx.losses.MaskedSequenceCrossentropy(logit_softcap=2.0), METRICS["Perplexity"]())
+    np.testing.assert_allclose(np.log(got), expected, rtol=1e-5)
+    assert sum("logit_softcap=None, and the loss" in str(w.message) for w in told) == 1
+
+
+class Inside(keras.losses.Loss):
+    """A user's loss around ours."""
+
+    def __init__(self, change=lambda x: x):
+        super().__init__()
+        self.base, self.change = kx.losses.MaskedSequenceCrossentropy(), change
+
+    def call(self, y_true, y_pred):
+        return self.base(y_true, self.change(y_pred))
+
+
+@pytest.mark.parametrize("kind", ["function", "loss", "of other logits"])
+def test_a_mask_counts_also_when_our_loss_is_inside_another(kind):
+    ours = kx.losses.MaskedSequenceCrossentropy()
+    loss = {
+        "function": lambda y, p: ours(y, p),
+        "loss": Inside(),
+        "of other logits": Inside(lambda logits: 2.0 * logits),
+    }[kind]
+    model = language_model(mask_zero=True)
+    expected = nll(model(X))[X != 0].mean()
+    got, _ = fitted(model, loss, METRICS["Perplexity"]())
+    np.testing.assert_allclose(np.log(got), expected, rtol=1e-5)
+
+
+def test_a_metric_that_cannot_see_the_mask_says_so():
+    model = language_model(mask_zero=True)
+    masked = nll(model(X))[X != 0].mean()
+    foreign = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    got, told = fitted(model, foreign, METRICS["Perplexity"]())
+    if BACKEND == "tensorflow":
+        np.testing.assert_allclose(np.log(got), masked, rtol=1e-5)
+        assert told == []
+    else:
+        assert [str(w.message)[:41] for w in told] == ["Perplexity 'm' counts masked tokens: on J"]

@@ -1,0 +1,127 @@
+"""Values that were silently wrong: labels out of range, overflow, activations over another axis."""
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+import keras_xent as kx
+from tests.backend import BACKEND, MODES, tensor, to_numpy, value_and_gradient
+
+Binary = kx.losses.BinaryCrossentropy
+in_one_program = pytest.mark.parametrize("mode", ["xla" if BACKEND == "tensorflow" else "jit"])
+every_mode = pytest.mark.parametrize("mode", MODES)
+
+
+@in_one_program
+@pytest.mark.parametrize("bad", [-1, 2, 255, np.nan])
+@pytest.mark.parametrize("labels", [1, 3])
+def test_a_binary_label_out_of_range_makes_its_row_nan(labels, bad, mode):
+    y = np.ones((4, labels), "float32" if bad != bad else "int32")
+    y[1, 0] = bad
+    x = np.linspace(-1, 1, 4 * labels).reshape(4, labels).astype("float32")
+    loss = Binary(from_logits=True, reduction=None)
+    value, gradient = value_and_gradient(lambda x: loss(tensor(y), x), tensor(x), mode=mode)
+    assert np.isnan(value).tolist() == [False, True, False, False]
+    assert np.isnan(gradient).all(1).tolist() == [False, True, False, False]
+    assert np.isfinite(gradient[[0, 2, 3]]).all()
+    # Under weight 0, and as a missing label, it leaves no trace.
+    weights = np.array([1, 0, 1, 1], "float32")
+    mean = Binary(from_logits=True)
+    value, gradient = value_and_gradient(lambda x: mean(tensor(y), x, weights), tensor(x), mode=mode)
+    assert np.isfinite(value) and np.isfinite(gradient).all() and not gradient[1].any()
+    known = Binary(from_logits=True, ignore_class=bad)
+    value, gradient = value_and_gradient(lambda x: known(tensor(y), x), tensor(x), mode=mode)
+    assert np.isfinite(value) and np.isfinite(gradient).all() and gradient[1, 0] == 0
+
+
+def test_binary_labels_of_minus_1_do_not_train_silently():
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(64, 8)).astype("float32"), np.where(rng.random(64) > 0.5, 1, -1)
+    model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(1)])
+    model.compile("sgd", Binary(from_logits=True), jit_compile=True)
+    assert np.isnan(model.fit(x, y, verbose=0).history["loss"][0])
+
+
+@every_mode
+def test_noisy_labels_of_adversarial_networks_train_on_every_path(mode):
+    """`1 + 0.05 u`, as in Keras' DCGAN example, and labels from 0.7 to 1.2."""
+    y, x = np.array([[1.05], [1.2], [-0.05], [0.3]], "float32"), np.array([[0.5], [-1], [2], [0]], "float32")
+    expected = np.log1p(np.exp(-np.abs(x))) + np.maximum(x, 0) - x * y
+    got = MODES[mode](Binary(from_logits=True, reduction="none"))(tensor(y), tensor(x))
+    np.testing.assert_allclose(to_numpy(got), expected[:, 0], rtol=2e-6)
+
+
+@pytest.mark.parametrize("mode", [{}, {"jit_compile": True}], ids=["auto", "xla"])
+def test_a_loss_scale_sees_the_overflow_of_a_gradient(mode):
+    keras.config.set_dtype_policy("mixed_float16")
+    try:
+        bias = keras.initializers.Constant(-8.0)
+        head = keras.layers.Dense(1, "sigmoid", bias_initializer=bias)
+        model = keras.Sequential([keras.Input((1,)), head, keras.layers.Reshape((1,))])
+        model.compile(keras.optimizers.SGD(0.5), Binary(), **mode)
+        for _ in range(60):
+            loss = model.train_on_batch(np.zeros((32, 1), "float32"), np.ones((32, 1), "float32"))
+    finally:
+        keras.config.set_dtype_policy("float32")
+    assert float(loss) < 0.1
+
+
+@every_mode
+@pytest.mark.parametrize("loss", [Binary, kx.losses.CategoricalCrossentropy], ids=["binary", "categorical"])
+def test_an_overflow_of_a_scaled_loss_is_infinite_and_of_a_plain_one_the_largest_number(loss, mode):
+    y, p = np.array([[1.0, 0.0]], "float32"), tensor([[1e-6, 0.5]], "float16")
+    for upstream, expected in (1.0, -65504.0), (1024.0, -np.inf):
+        run = loss(reduction="none")
+        _, gradient = value_and_gradient(lambda p: run(y, p), p, np.array([upstream], "float32"), mode)  # noqa: B023
+        assert gradient[0, 0] == expected and np.isfinite(gradient[0, 1])
+
+
+@pytest.mark.parametrize("mode", [{"run_eagerly": True}, {}, {"jit_compile": True}], ids=["eager", "auto", "xla"])
+def test_a_softmax_over_another_axis_counts_as_probabilities(mode):
+    z, y = np.array([[[2.0], [0.0], [0.0]]], "float32"), np.array([[[1.0], [0.0], [0.0]]], "float32")
+    p = np.exp(z) / np.exp(z).sum(1, keepdims=True)
+    binary = -(y * np.log(p) + (1 - y) * np.log1p(-p)).mean()
+    model = keras.Sequential([keras.Input((3, 1)), keras.layers.Softmax(axis=1)])
+    model.compile("sgd", Binary(), **mode)
+    np.testing.assert_allclose(model.evaluate(z, y, verbose=0), binary, rtol=1e-5)
+    # Over the class axis of the loss it is that loss's softmax, wherever that axis is.
+    model.compile("sgd", kx.losses.CategoricalCrossentropy(axis=1), **mode)
+    np.testing.assert_allclose(model.evaluate(z, y, verbose=0), -np.log(p[0, 0, 0]), rtol=1e-5)
+    z, y = np.array([[[2.0, 1.0], [0.0, 3.0]]], "float32"), np.array([[0, 1]])
+    p = np.exp(z) / np.exp(z).sum(1, keepdims=True)
+    q = p / p.sum(-1, keepdims=True)
+    model = keras.Sequential([keras.Input((2, 2)), keras.layers.Softmax(axis=1)])
+    model.compile("sgd", kx.losses.SparseCategoricalCrossentropy(), **mode)
+    right = -np.log([q[0, 0, 0], q[0, 1, 1]]).mean()
+    np.testing.assert_allclose(model.evaluate(z, y, verbose=0), right, rtol=1e-5)
+
+
+@pytest.mark.parametrize("make", [lambda: keras.Variable(0.1), lambda: keras.Variable([0.1, 0.2])], ids=["[]", "[2]"])
+def test_an_argument_that_is_a_variable_is_refused(make):
+    losses = kx.losses
+    for build in (
+        lambda v: losses.SparseCategoricalCrossentropy(label_smoothing=v),
+        lambda v: losses.CategoricalCrossentropy(focal_gamma=v),
+        lambda v: losses.BinaryCrossentropy(pos_weight=v),
+        lambda v: losses.MaskedSequenceCrossentropy(class_weight=v),
+        lambda v: losses.MaskedSequenceCrossentropy(class_weight=[v, 1.0]),
+        lambda v: losses.MaskedSequenceCrossentropy(normalizer=v),
+    ):
+        with pytest.raises(ValueError, match=r"known when the loss is made. Received: (Variable|Traced)"):
+            build(make())
+
+
+@every_mode
+def test_labels_that_a_program_closes_over(mode):
+    real, x = np.ones((4, 1), "float32"), tensor([[0.3], [1.0], [-2.0], [0.0]], "float32")
+    real = ops.convert_to_tensor(real)
+    loss = Binary(from_logits=True)
+    value, _ = value_and_gradient(lambda x: loss(real, x), x, mode=mode)
+    np.testing.assert_allclose(value, 0.921923, rtol=1e-5)
+    metric, labels = kx.losses.SparseCategoricalCrossentropy(), ops.convert_to_tensor(np.array([0, 1]))
+    p = ops.convert_to_tensor(np.array([[0.5, 0.5], [0.75, 0.25]], "float32"))
+    # Predictions and weights too.
+    weights = ops.convert_to_tensor(np.array([1.0, 2.0], "float32"))
+    got = MODES[mode](lambda y: metric(y, p, weights))(labels)
+    np.testing.assert_allclose(to_numpy(got), -(np.log(0.5) + 2 * np.log(0.25)) / 2, rtol=1e-5)

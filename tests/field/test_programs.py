@@ -1,0 +1,169 @@
+"""Losses inside conditions, other programs and other ways to run one."""
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+import keras_xent as kx
+from tests.backend import BACKEND, MODES, tensor, to_numpy, value_and_gradient
+
+LOSSES = {
+    "sparse": (kx.losses.SparseCategoricalCrossentropy(from_logits=True), np.arange(4)),
+    "tokens": (kx.losses.MaskedSequenceCrossentropy(label_smoothing=0.1), np.arange(4)),
+    "categorical": (kx.losses.CategoricalCrossentropy(from_logits=True), np.eye(4, dtype="float32")),
+    "binary": (kx.losses.BinaryCrossentropy(from_logits=True), np.eye(4, dtype="float32")),
+    "probabilities": (kx.losses.BinaryCrossentropy(), np.eye(4, dtype="float32")),
+}
+
+
+@pytest.mark.parametrize("mode", [m for m in MODES if m != "eager"])
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_loss_inside_a_condition_has_its_gradient_outside(name, mode):
+    loss, y = LOSSES[name]
+    x = tensor(np.random.default_rng(0).uniform(0.1, 0.9, (4, 4)), "float32")
+    y = ops.convert_to_tensor(y)
+    expected = value_and_gradient(lambda x: loss(y, x), x)
+    # What is differentiated was computed inside the condition too.
+    for condition in (
+        lambda x: ops.cond(ops.max(x) > 0, lambda: loss(y, ops.reshape(x, (4, 4))), lambda: 0.0 * ops.sum(x)),
+        lambda x: ops.switch(
+            ops.cast(ops.max(x) > 0, "int32"),
+            [lambda x: 0.0 * ops.sum(x), lambda x: loss(y, ops.reshape(x, (4, 4)))],
+            x,
+        ),
+    ):
+        for got, right in zip(value_and_gradient(condition, x, mode=mode), expected, strict=True):
+            np.testing.assert_allclose(got, right, rtol=2e-6, atol=1e-8)
+
+
+def test_a_loss_inside_a_condition_of_fit():
+    loss = LOSSES["sparse"][0]
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(4, kernel_initializer="zeros")])
+    model.compile("sgd", lambda y, p: ops.cond(ops.size(y) > 0, lambda: loss(y, p), lambda: 0.0 * ops.sum(p)))
+    np.testing.assert_allclose(
+        model.fit(np.ones((4, 4)), np.arange(4), verbose=0).history["loss"], np.log(4), rtol=1e-5
+    )
+
+
+@pytest.mark.parametrize("eager", [False, True], ids=["graph", "eager"])
+@pytest.mark.parametrize("bad", [-1, 99])
+def test_a_fused_head_looks_at_weights_before_labels(bad, eager):
+    x, y, w = np.array([[1, 2, 3, 0]]), np.array([[2, 3, bad, bad]]), np.array([[1.0, 1.0, 0.0, 0.0]])
+    values = []
+    for fuse in (False, True):
+        keras.utils.set_random_seed(0)
+        model = keras.Sequential([keras.Input((4,)), keras.layers.Embedding(5, 8), keras.layers.Dense(5)])
+        if fuse:
+            kx.fuse_head(model)
+        model.compile("sgd", kx.losses.MaskedSequenceCrossentropy(), run_eagerly=eager)
+        values.append(model.fit(x, y, sample_weight=w, verbose=0).history["loss"][0])
+    np.testing.assert_allclose(values[1], values[0], rtol=1e-5)
+
+
+@pytest.mark.parametrize("kernel", ["sigmoid_cross_entropy", "sparse_softmax_cross_entropy"])
+def test_a_model_compiled_with_a_kernel_is_loaded_with_it(kernel, tmp_path):
+    x, y = np.ones((4, 3)), np.zeros((4, 2)) if "sigmoid" in kernel else np.zeros(4, int)
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])
+    model.compile("sgd", getattr(kx.kernels, kernel))
+    expected = model.evaluate(x, y, verbose=0)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    np.testing.assert_allclose(loaded.evaluate(x, y, verbose=0), expected, rtol=1e-6)
+
+
+def test_a_way_out_of_xla():
+    loss, y = LOSSES["sparse"]
+    x = np.random.default_rng(0).normal(size=(4, 4)).astype("float32")
+    expected = float(loss(y, x))
+    assert kx.config.uses_xla()
+    kx.config.use_xla(False)
+    try:
+        assert not kx.config.uses_xla()
+        np.testing.assert_allclose(float(loss(y, x)), expected, rtol=1e-6)
+        if BACKEND == "tensorflow":
+            import tensorflow as tf
+
+            names = {
+                op.type for op in tf.function(lambda x: loss(y, x)).get_concrete_function(x).graph.get_operations()
+            }
+            assert not any("PartitionedCall" in name for name in names)
+    finally:
+        kx.config.use_xla(True)
+    np.testing.assert_allclose(float(loss(y, x)), expected, rtol=1e-6)
+
+
+if BACKEND == "tensorflow":
+
+    def test_boolean_mask_before_a_loss_under_xla():
+        import tensorflow as tf
+
+        for loss in (kx.losses.SparseCategoricalCrossentropy(from_logits=True), kx.losses.MaskedSequenceCrossentropy()):
+
+            @tf.function(jit_compile=True)
+            def of_known(x, y):
+                return loss(tf.boolean_mask(y, y >= 0), tf.boolean_mask(x, y >= 0))  # noqa: B023
+
+            value = of_known(tf.zeros((4, 3)), tf.constant([0, 1, -1, 2]))
+            np.testing.assert_allclose(to_numpy(value), np.log(3), rtol=1e-6)
+
+    def test_numbers_can_be_checked():
+        import tensorflow as tf
+
+        loss, y = LOSSES["sparse"]
+        kx.config.use_xla(False)
+        tf.debugging.enable_check_numerics()
+        try:
+            model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(4, kernel_initializer="zeros")])
+            model.compile("sgd", loss)
+            value = model.fit(np.ones((4, 4)), y, verbose=0).history["loss"][0]
+        finally:
+            tf.debugging.disable_check_numerics()
+            kx.config.use_xla(True)
+        np.testing.assert_allclose(value, np.log(4), rtol=1e-5)
+
+else:
+
+    def test_nan_is_looked_for_without_false_alarm():
+        import jax
+
+        y, x = np.array([1, -1, 2]), np.zeros((3, 4), "float32")
+        jax.config.update("jax_debug_nans", True)
+        try:
+            for loss in (
+                kx.losses.SparseCategoricalCrossentropy(from_logits=True, ignore_class=-1),
+                kx.losses.MaskedSequenceCrossentropy(ignore_class=-1, label_smoothing=0.1),
+            ):
+                value, _ = value_and_gradient(lambda x: loss(y, x), tensor(x))  # noqa: B023
+                assert np.isfinite(value)
+        finally:
+            jax.config.update("jax_debug_nans", False)
+
+    def test_a_mesh_of_explicit_axes():
+        import subprocess
+        import sys
+
+        from tests.backend import environment
+
+        program = """
+import jax, numpy as np, keras_xent as kx
+from jax.sharding import NamedSharding, PartitionSpec
+sharding = NamedSharding(jax.make_mesh((4,), ("data",)), PartitionSpec("data"))
+x, y = jax.device_put(np.zeros((8, 7), "float32"), sharding), jax.device_put(np.arange(8) % 7, sharding)
+q = jax.device_put(np.eye(8, 7, dtype="float32"), sharding)
+losses = (
+    (kx.losses.SparseCategoricalCrossentropy(from_logits=True), y, 7),
+    (kx.losses.MaskedSequenceCrossentropy(label_smoothing=0.1), y, 7),
+    (kx.losses.CategoricalCrossentropy(from_logits=True, reduction="token_mean"), q, 7),
+    (kx.losses.BinaryCrossentropy(from_logits=True), q, 2),
+)
+for loss, y, classes in losses:
+    value, gradient = jax.jit(jax.value_and_grad(lambda x: loss(y, x)))(x)
+    assert abs(float(value) - np.log(classes)) < 1e-5 and np.isfinite(np.asarray(gradient)).all()
+print("right")
+"""
+        flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
+        child = subprocess.run(
+            [sys.executable, "-c", program], env=environment(**flags), capture_output=True, text=True
+        )
+        assert child.stdout.strip() == "right", child.stderr[-2000:]

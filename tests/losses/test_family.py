@@ -1,0 +1,85 @@
+"""The losses that are the others under the arguments of Keras, and the functions: Keras' values, and round trips."""
+
+import inspect
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+import keras_xent as kx
+from tests.backend import TWO_MODES, tensor, value_and_gradient
+
+rng = np.random.default_rng(0)
+LOGITS = rng.normal(size=(6, 5)).astype("float32")
+P = np.exp(LOGITS) / np.exp(LOGITS).sum(-1, keepdims=True)
+ONE_HOT = np.eye(5, dtype="float32")[rng.integers(0, 5, 6)]
+SOFT = rng.dirichlet(np.ones(5), 6).astype("float32")
+MANY = rng.integers(0, 2, (6, 5)).astype("float32")
+
+CLASSES = {
+    "BinaryFocalCrossentropy": ({"apply_class_balancing": True, "alpha": 0.3, "gamma": 1.5}, MANY),
+    "CategoricalFocalCrossentropy": ({"alpha": [0.1, 0.2, 0.3, 0.4, 0.5], "gamma": 1.5}, ONE_HOT),
+    "KLDivergence": ({}, SOFT),
+}
+FUNCTIONS = {
+    "binary_crossentropy": ({"label_smoothing": 0.1}, MANY),
+    "binary_focal_crossentropy": ({"apply_class_balancing": True, "label_smoothing": 0.1}, MANY),
+    "categorical_crossentropy": ({"label_smoothing": 0.1}, ONE_HOT),
+    "categorical_focal_crossentropy": ({"alpha": 0.7}, ONE_HOT),
+    "kl_divergence": ({}, SOFT),
+    "sparse_categorical_crossentropy": ({"ignore_class": 2}, ONE_HOT.argmax(-1)),
+}
+
+
+@pytest.mark.parametrize("mode", TWO_MODES)
+@pytest.mark.parametrize("name", CLASSES)
+def test_values_and_gradients_are_those_of_keras(name, mode):
+    options, y = CLASSES[name]
+    ours, theirs = getattr(kx.losses, name), getattr(keras.losses, name)
+    for given in {}, options:
+        for loss in (None, "sum_over_batch_size"):
+            got, right = (
+                value_and_gradient(lambda p: kind(reduction=loss, **given)(y, p), tensor(P), mode=mode)  # noqa: B023
+                for kind in (ours, theirs)
+            )
+            np.testing.assert_allclose(got[0], right[0], rtol=2e-5, atol=2e-6)
+            np.testing.assert_allclose(got[1], right[1], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", [*CLASSES, *FUNCTIONS])
+def test_signatures_are_those_of_keras(name):
+    ours, theirs = (inspect.signature(getattr(module.losses, name)) for module in (kx, keras))
+    described = [[(p.name, p.default) for p in one.parameters.values()] for one in (ours, theirs)]
+    assert described[0] == described[1]
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_functions_are_those_of_keras(name):
+    options, y = FUNCTIONS[name]
+    ours, theirs = (getattr(module.losses, name) for module in (kx, keras))
+    for given in {}, options:
+        got, right = ours(y, P, **given), theirs(ops.convert_to_tensor(y), ops.convert_to_tensor(P), **given)
+        np.testing.assert_allclose(ops.convert_to_numpy(got), ops.convert_to_numpy(right), rtol=2e-5, atol=2e-6)
+    # Given to `compile`, and loaded again.
+    config = keras.saving.serialize_keras_object(ours)
+    assert keras.saving.deserialize_keras_object(config) is ours
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_round_trips(name):
+    options, y = CLASSES[name]
+    loss = getattr(kx.losses, name)(reduction="sum", name="mine", dtype="float32", **options)
+    again = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(loss))
+    assert type(again) is type(loss) and again.get_config() == loss.get_config()
+    assert float(again(y, P)) == float(loss(y, P))
+
+
+def test_divergence_is_0_where_the_prediction_is_right_and_finite_where_it_is_wrong():
+    loss = kx.losses.KLDivergence()
+    np.testing.assert_allclose(float(loss(SOFT, SOFT)), 0.0, atol=1e-6)
+    certain = tensor(np.array([[1.0, 0.0]], "float32"))
+    value, gradient = value_and_gradient(lambda p: loss(np.array([[0.0, 1.0]], "float32"), p), certain)
+    np.testing.assert_allclose(value, -np.log(1e-7), rtol=1e-5)
+    # Keras' is 0, and such a model does not learn.
+    np.testing.assert_allclose(gradient[0, 1], -1e7, rtol=1e-5)
