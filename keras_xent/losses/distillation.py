@@ -123,6 +123,7 @@ class Distillation(keras.losses.Loss):
             reduction=self.reduction,
             training=student.training,
             gradients=student.gradients,
+            chunk_bytes=student.chunk_bytes,
         )
 
     def _dense(self, teacher, student, valid, weights):
