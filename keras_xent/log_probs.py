@@ -79,9 +79,13 @@ def sequence_log_probs(
     sequence without a valid token.
 
     Args:
-        model, x, labels, mask, temperature, training: as in `token_log_probs`. The mask says which tokens belong to the
-            completion.
+        model: a Keras model that returns logits `[B, T, V]`, or a softmax of them.
+        x: the inputs of the model.
+        labels: integers `[B, T]`: what the model should predict at each position, the tokens that come next.
+        mask: booleans `[B, T]`: which tokens belong to the completion. The Keras mask of the output counts too.
+        temperature: divides the logits, after their soft cap.
         normalize: whether to divide by the number of valid tokens.
+        training: the `training` argument of the model's call.
 
     Returns:
         `[B]`, float32.

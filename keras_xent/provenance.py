@@ -120,7 +120,8 @@ def detached_head(logits: Tensor) -> str | None:
     for other in list(_with_heads.values()):
         same_program = not is_eager(other) and program_of(other) is program_of(logits) is not None
         if other is not logits and same_program and other.shape[-1] == logits.shape[-1]:
-            return head_of(other).layer
+            head = head_of(other)
+            return None if head is None else head.layer
     return None
 
 
@@ -142,8 +143,9 @@ def _head_behind(tensor, operations=60):
 
 
 def read_variable(predictions: Tensor) -> Tensor:
-    """The predictions themselves, or the value of a variable that holds them."""
-    return to_tensor(predictions) if hasattr(predictions, "assign") else predictions
+    """The predictions themselves, or the tensor of a variable or a list that holds them."""
+    is_tensor = not hasattr(predictions, "assign") and not isinstance(predictions, list | tuple)
+    return predictions if is_tensor else to_tensor(predictions)
 
 
 def activation_and_logits(predictions: Tensor, activation: str = "softmax", axis: int = -1) -> tuple[str | None, Any]:

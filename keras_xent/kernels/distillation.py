@@ -70,8 +70,12 @@ def linear_distillation(
         token_weights: weights of the shape of the tokens, or `[B]`, `[B, 1]` for tokens `[B, T]`.
         mask: booleans of the shape of the tokens, or `[B]`; False entries have loss and gradient 0.
         logit_softcap, teacher_logit_softcap: `c` of `c tanh(x / c)`.
-        reduction, normalizer, training, gradients, chunk_bytes: as in `linear_cross_entropy`. With a reduction the
-            gradient is formed while the loss is computed: four matmuls in all, instead of six.
+        reduction: `"none"`, or one of the reductions of the losses. With one the gradient is formed while the loss is
+            computed: four matmuls in all, instead of six.
+        normalizer: a number in place of the reduction's denominator.
+        training: whether a gradient will be requested. Read on TensorFlow only; it changes no result.
+        gradients: which of the inputs need a gradient. Read on TensorFlow only.
+        chunk_bytes: memory for a chunk of logits; None to choose it.
 
     Returns:
         The reduced loss, or losses of the shape of the tokens, float32 (float64 for float64 hidden states).

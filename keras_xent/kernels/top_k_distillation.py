@@ -45,12 +45,20 @@ def linear_top_k_distillation(
     distribution, normalize `log_probs` first. A class that comes twice counts with the sum of its probabilities.
 
     Args:
-        hidden, kernel, bias: the student's, as in `linear_distillation`.
+        hidden, kernel, bias: the student's: `[..., D]`, `[D, V]` (`[V, D]` with `transpose_kernel`), `[V]` or None.
         ids: integers `[..., K]`, the teacher's classes. Those out of range do not count, -1 marks padding.
         log_probs: `[..., K]`, the teacher's log-probabilities at temperature `T`.
         temperature: divides the student's logits, after the soft cap.
-        transpose_kernel, token_weights, mask, logit_softcap, reduction, normalizer, training, gradients, chunk_bytes:
-            as in `linear_distillation`.
+        transpose_kernel: whether the kernel has its classes first.
+        token_weights: weights of the shape of the tokens, or `[B]`, `[B, 1]` for tokens `[B, T]`.
+        mask: booleans of the shape of the tokens, or `[B]`; False entries have loss and gradient 0.
+        logit_softcap: `c` of `c tanh(x / c)`, for the student's logits.
+        reduction: `"none"`, or one of the reductions of the losses. With one the gradient is formed while the loss is
+            computed: three matmuls in all, instead of four.
+        normalizer: a number in place of the reduction's denominator.
+        training: whether a gradient will be requested. Read on TensorFlow only; it changes no result.
+        gradients: which of the inputs need a gradient. Read on TensorFlow only.
+        chunk_bytes: memory for a chunk of logits; None to choose it.
 
     Returns:
         The reduced loss, or losses of the shape of the tokens.

@@ -40,6 +40,12 @@ class BinaryFocalCrossentropy(BinaryCrossentropy):
     >>> round(float(loss(np.array([[1.0]]), np.array([[0.9]], "float32"))), 6)  # 0.1^2 times -ln 0.9
     0.001054
 
+    In a model:
+
+    >>> import keras
+    >>> model = keras.Sequential([keras.layers.Dense(3)])
+    >>> model.compile("adam", kx.losses.BinaryFocalCrossentropy(from_logits=True))
+
     References: arXiv:1708.02002.
     """
 

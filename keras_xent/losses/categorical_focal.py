@@ -43,6 +43,12 @@ class CategoricalFocalCrossentropy(CategoricalCrossentropy):
     >>> round(float(loss(np.array([[0.0, 1.0]]), np.array([[0.5, 0.5]], "float32"))), 4)  # 0.25 times 0.5^2 times ln 2
     0.0433
 
+    In a model:
+
+    >>> import keras
+    >>> model = keras.Sequential([keras.layers.Dense(3)])
+    >>> model.compile("adam", kx.losses.CategoricalFocalCrossentropy(from_logits=True))
+
     References: arXiv:1708.02002.
     """
 

@@ -30,7 +30,8 @@ class Distillation(keras.losses.Loss):
         temperature: `T`.
         divergence: `"forward_kl"`, `"reverse_kl"` or `"jensen_shannon"`.
         beta: weight of the teacher in the mixture of Jensen and Shannon, between 0 and 1.
-        reduction: as in `SparseCategoricalCrossentropy`; `"token_mean"` for sequences with padding.
+        reduction: `"sum_over_batch_size"` and the other names of Keras, `"sequence_mean"`, or `"token_mean"` for
+            sequences with padding.
         name: name of the loss.
         dtype: dtype of the result (default float32).
 
@@ -47,6 +48,13 @@ class Distillation(keras.losses.Loss):
     >>> loss = kx.losses.Distillation(temperature=2.0)
     >>> round(float(loss(np.array([[2.0, 0.0, -3.0]]), np.array([[-1.0, 4.0, 0.0]]))), 4)
     5.0694
+
+    In a model, trained on the logits of a teacher:
+
+    >>> import keras
+    >>> student = keras.Sequential([keras.layers.Dense(3)])
+    >>> student.compile("adam", loss)
+    >>> # student.fit(x, teacher.predict(x))
 
     References: arXiv:1503.02531; arXiv:2306.13649.
     """

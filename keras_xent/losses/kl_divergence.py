@@ -40,6 +40,12 @@ class KLDivergence(Crossentropy):
     >>> round(float(kx.losses.KLDivergence()(y_true, y_pred)), 4)
     0.1438
 
+    In a model:
+
+    >>> import keras
+    >>> model = keras.Sequential([keras.layers.Dense(3, "softmax")])
+    >>> model.compile("adam", kx.losses.KLDivergence())
+
     References: `keras.losses.KLDivergence`.
     """
 

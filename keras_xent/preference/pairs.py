@@ -99,7 +99,7 @@ def simpo(
             (`sequence_log_probs(..., normalize=True)`).
         beta: scale of the difference.
         gamma: the margin.
-        label_smoothing: as in `dpo`.
+        label_smoothing: the probability that a pair is labeled the wrong way round.
 
     Returns:
         Losses `[B]`.
