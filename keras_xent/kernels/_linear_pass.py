@@ -96,7 +96,7 @@ def reduced(
     shape = ops.shape(matrices.hidden)[:-1]
     weights_of_losses, denominator = _reduction.reduction_weights(
         ops.zeros(shape, accumulator_dtype(matrices.hidden)),
-        reduction=reduction,
+        reduction=_reduction.checked_reduction(reduction),
         valid=valid,
         weights=weights,
         label_weights=label_weights,

@@ -69,14 +69,9 @@ class Distillation(keras.losses.Loss):
         name: str | None = "distillation",
         dtype: DType = None,
     ) -> None:
-        if reduction not in _reduction.REDUCTIONS:
-            raise ValueError(
-                f"`reduction` must be one of {', '.join(map(repr, _reduction.REDUCTIONS))}. "
-                f"Received: reduction={reduction!r}."
-            )
         self._given_dtype = arguments.dtype_or_none("dtype", dtype)
         super().__init__(name=name, reduction=None, dtype=self._given_dtype)
-        self.reduction = reduction
+        self.reduction = _reduction.checked_reduction(reduction)
         self.temperature = arguments.above_zero("temperature", temperature)
         self._divergence = Divergence(divergence, beta)
         self.divergence, self.beta = divergence, beta
