@@ -22,6 +22,8 @@ _OTHER_NAMES = {
 class NamedArguments:
     """Mixin of losses and metrics: `_given_arguments`, `repr`, and sentences about wrong arguments."""
 
+    _given_dtype: str | None
+
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
         """Refuses, with a sentence, tensors and the argument names of other libraries."""
         if args and hasattr(args[0], "shape") and getattr(args[0], "shape", ()) != ():

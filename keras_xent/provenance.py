@@ -117,7 +117,8 @@ def detached_head(logits: Tensor) -> str | None:
     for other in list(_with_heads.values()):
         same_program = not is_eager(other) and program_of(other) is program_of(logits) is not None
         if other is not logits and same_program and other.shape[-1] == logits.shape[-1]:
-            return head_of(other).layer
+            head = head_of(other)
+            return None if head is None else head.layer
     return None
 
 

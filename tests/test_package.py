@@ -25,7 +25,7 @@ LAYERS = [
     {"_endings", "_loss_statistics", "provenance"},
     {"layers", "losses", "metrics", "preference"},
     {"_without_logits"},
-    {"callbacks", "deploy", "distillation", "log_probs"},
+    {"callbacks", "deploy", "calibration", "distillation", "log_probs"},
     {"__init__"},
 ]
 RULE = (

@@ -31,12 +31,16 @@ no_autograph = _module.no_autograph
 jit = _module.jit
 custom_gradient = _module.custom_gradient
 fused_gradient = _module.fused_gradient
+pad_to_bucket = _module.pad_to_bucket
+take_rows = _module.take_rows
+with_rounded_rows = _module.with_rounded_rows
 clear_programs = _module.clear_programs
 # Tensors.
 is_eager = _module.is_eager
 snapshot = _module.snapshot
 widest_int = _module.widest_int
 assert_in_graph = _module.assert_in_graph
+sums_pairwise = _module.sums_pairwise
 # Operations.
 matmul = _module.matmul
 fori_loop = _module.fori_loop

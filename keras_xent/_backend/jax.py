@@ -6,9 +6,14 @@ from typing import Any, NamedTuple
 
 import jax
 import keras
-import numpy
 
-from keras_xent._backend._finite import where_finite
+from keras_xent._backend._jax_gradients import clear_programs as clear_programs
+from keras_xent._backend._jax_gradients import custom_gradient as custom_gradient
+from keras_xent._backend._jax_gradients import fused_gradient as fused_gradient
+from keras_xent._backend._jax_gradients import is_eager as is_eager
+from keras_xent._backend._jax_gradients import jit as jit
+from keras_xent._backend._jax_rows import pad_to_bucket as pad_to_bucket
+from keras_xent._backend._jax_rows import with_rounded_rows as with_rounded_rows
 from keras_xent._types import Tensor
 
 NAME = "jax"
@@ -23,95 +28,6 @@ def no_autograph(function: Callable) -> Any:
     return function
 
 
-def jit(function: Callable) -> Callable:
-    """`function` of tensors, compiled by XLA once for each set of shapes and dtypes."""
-    return jax.jit(function)
-
-
-def custom_gradient(forward: Callable, backward: Callable) -> Callable:
-    """Joins `forward` and `backward` into a function that is differentiated in its first argument.
-
-    See the function of this name for TensorFlow, which has the same parts.
-    """
-
-    def kernel(x: Tensor, *nondiff_args: Tensor, **options: Any) -> Tensor:
-        @jax.custom_vjp
-        def value(*inputs):
-            return forward(*inputs, **options)[0]
-
-        @jax.custom_jvp
-        def residuals(*inputs):
-            return forward(*inputs, **options)
-
-        @residuals.defjvp
-        def residuals_jvp(inputs, tangents):
-            result, saved = residuals(*inputs)
-            tangents = [t if t.dtype == jax.dtypes.float0 else where_finite(saved, [t])[0] for t in tangents]
-            recomputed = functools.partial(getattr(forward, "unblocked", forward), **options)
-            _, tangents = jax.jvp(recomputed, where_finite(saved, inputs), tuple(tangents))
-            return (result, saved), tangents
-
-        def forward_rule(*inputs):
-            result, saved = residuals(*inputs)
-            return result, (saved, inputs)
-
-        def vjp(saved_and_inputs, upstream):
-            saved, inputs = saved_and_inputs
-            return backward(upstream, saved, *inputs, **options), *[None] * len(nondiff_args)
-
-        value.defvjp(forward_rule, vjp)
-        return value(x, *nondiff_args)
-
-    return kernel
-
-
-def fused_gradient(forward: Callable, backward: Callable) -> Callable:
-    """Joins `forward` and `backward` into a function whose gradients may be formed in the forward pass.
-
-    See the function of this name for TensorFlow. JAX sees by itself whether, and in what, something is differentiated:
-    `needs_grad` can only narrow it, and `grad_in_forward` is not used. Second derivatives are JAX's own.
-    """
-
-    def kernel(inputs, nondiff_args, needs_grad, grad_in_forward, **options):
-        @jax.custom_vjp
-        def value(inputs, nondiff_args):
-            result, aux, _ = forward(inputs, nondiff_args, (False,) * len(inputs), **options)
-            return result, aux
-
-        def forward_rule(inputs, nondiff_args):
-            needed = tuple(x is not None and x.perturbed and need for x, need in zip(inputs, needs_grad, strict=True))
-            inputs, nondiff_args = jax.tree.map(lambda leaf: leaf.value, (inputs, nondiff_args))
-            result, aux, residuals = forward(inputs, nondiff_args, needed, **options)
-            # The structure of what is saved is static, and so tells `vjp` which gradients are needed.
-            return (result, aux), (residuals, inputs, nondiff_args, tuple(() if need else None for need in needed))
-
-        def vjp(saved, upstreams):
-            residuals, inputs, nondiff_args, needed = saved
-            upstream = upstreams[0]
-            no_gradients = tuple(None for _ in inputs), tuple(None for _ in nondiff_args)
-            if isinstance(upstream, jax.custom_derivatives.SymbolicZero):
-                return no_gradients
-            needed = tuple(need is not None for need in needed)
-            return tuple(backward(upstream, residuals, inputs, nondiff_args, needed, **options)), no_gradients[1]
-
-        value.defvjp(forward_rule, vjp, symbolic_zeros=True)
-        return value(tuple(inputs), tuple(nondiff_args))
-
-    return kernel
-
-
-def clear_programs() -> None:
-    """Nothing: this module keeps no programs."""
-
-
-def is_eager(tensor: Tensor) -> bool:
-    """Whether the values of `tensor` can be read now: not while a program is traced, even of what it closes over."""
-    if isinstance(tensor, jax.core.Tracer):
-        return False
-    # Under `jit`, operations on concrete arrays are part of the program; under `grad` alone they are not.
-    return not isinstance(jax.lax.neg(numpy.float32(0)), jax.core.Tracer)
-
-
 def snapshot(variable: Tensor) -> Tensor:
     """The present value of a variable, as a tensor that later assignments do not change; a tensor is returned as is."""
     return keras.ops.convert_to_tensor(variable)
@@ -122,9 +38,14 @@ def widest_int() -> str:
     return str(jax.dtypes.canonicalize_dtype("int64"))
 
 
-def assert_in_graph(condition: Tensor, data: list, tensor: Tensor = None) -> Tensor:
+def assert_in_graph(condition: Tensor, data: Callable[[], list], tensor: Tensor = None) -> Tensor:
     """`tensor`: a program of JAX cannot raise."""
     return tensor
+
+
+def sums_pairwise() -> bool:
+    """False: XLA:CPU adds one number after the other."""
+    return False
 
 
 def matmul(a: Tensor, b: Tensor, *, transpose_a: bool = False, transpose_b: bool = False) -> Tensor:

@@ -7,6 +7,7 @@ from typing import Any
 import keras
 from keras import ops
 
+from keras_xent import _backend
 from keras_xent._keras import training_state
 
 
@@ -51,7 +52,7 @@ class GradientNorm(keras.metrics.Metric):
     def _watch(self, optimizer):
         # Keras would save an attribute, and load it into what is not watched.
         self._optimizer = weakref.ref(optimizer)
-        if keras.backend.backend() == "jax":
+        if _backend.NAME == "jax":
             apply_stateless = optimizer.stateless_apply
 
             def watched_stateless(optimizer_variables, gradients, trainable_variables):

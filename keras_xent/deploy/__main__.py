@@ -5,15 +5,13 @@ import contextlib
 import functools
 import json
 import math
-import os
 import sys
-from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from keras_xent.deploy import _documents, _html_report
-from keras_xent.deploy._scorer import load_scorer
+from keras_xent.deploy import _documents, _html_report, _outputs
+from keras_xent.deploy._load import load_scorer
 from keras_xent.deploy._tokenizers import load_tokenizer
 
 
@@ -23,10 +21,12 @@ def main(arguments: argparse.Namespace) -> int:
     try:
         scorer = load_scorer(arguments.model)
         tokenizer = load_tokenizer(_tokenizer_path(scorer, arguments))
-        _check_outputs(arguments)
+        outputs = {"--output": arguments.output, "--html": arguments.html}
+        written = {option: path for option, path in outputs.items() if path}
+        _outputs.check_outputs(written, [*arguments.files, *filter(None, [arguments.tokenizer])], arguments.model)
         with contextlib.ExitStack() as stack:
             # Opened before the work, so that it is not done for nothing.
-            output, html = (_opened(path, stack) for path in (arguments.output, arguments.html))
+            output, html = (_outputs.opened(path, stack) for path in outputs.values())
             scored = _score_files(scorer, tokenizer, arguments, console, output or sys.stdout)
             if html:
                 html.write(_html_report.page(scored))
@@ -34,7 +34,7 @@ def main(arguments: argparse.Namespace) -> int:
         # Writing, other than opening, does not name the file.
         if isinstance(error, OSError) and error.filename is None:
             console.print(f"error: The results cannot be written ({error.strerror}).")
-            _discard_standard_output()
+            _outputs.discard_standard_output()
         else:
             console.print(f"error: {error}")
         return 1
@@ -81,38 +81,6 @@ def _tokenizer_path(scorer, arguments):
             "model with `tokenizer`."
         )
     return arguments.tokenizer or scorer.tokenizer
-
-
-def _check_outputs(arguments):
-    """Refuses to write over what is read, by whatever name, and to write two results to one file."""
-    outputs = {option: getattr(arguments, option) for option in ("output", "html") if getattr(arguments, option)}
-    for option, path in outputs.items():
-        inputs = [*arguments.files, *filter(None, [arguments.tokenizer])]
-        in_model = Path(path).resolve().is_relative_to(Path(arguments.model).resolve())
-        if in_model or any(_is_same_file(path, other) for other in inputs):
-            raise ValueError(f"--{option} would overwrite '{path}', which is read. Write to another file.")
-    if len(outputs) == 2 and _is_same_file(*outputs.values()):
-        raise ValueError(f"--output and --html would both write '{arguments.html}'. Write to two files.")
-
-
-def _is_same_file(one, other):
-    one, other = Path(one), Path(other)
-    if not (one.exists() and other.exists()):
-        return one.resolve() == other.resolve()
-    # Devices such as /dev/null may be read and written.
-    return one.is_file() and one.samefile(other)
-
-
-def _opened(path, stack):
-    # A file's name may hold what is no text.
-    return path and stack.enter_context(open(path, "w", encoding="utf-8", errors="replace"))
-
-
-def _discard_standard_output():
-    """Python would write what is left once more at the end, and fail with a traceback."""
-    # A stream that is no file has no number.
-    with contextlib.suppress(OSError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _totals(figures):

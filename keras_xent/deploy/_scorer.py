@@ -13,49 +13,6 @@ from keras_xent.deploy._windows import windows
 _DEFAULT_CONTEXT = 512
 
 
-def load_scorer(path: Any) -> "Scorer":
-    """The scorer that `export_scorer` has written to `path`.
-
-    A SavedModel is a program, and TensorFlow's loader and runtime are all that runs it: nothing is unpickled, and what
-    lies beside it is read as JSON. Load one from somebody you do not trust as you would run theirs.
-
-    Raises:
-        ValueError: no SavedModel, one that TensorFlow cannot load, or one without our signature.
-
-    Example:
-
-    >>> import keras_xent as kx
-    >>> kx.deploy.load_scorer("model.keras")
-    Traceback (most recent call last):
-    ValueError: `path` must be a folder that `export_scorer` has written. Received: 'model.keras', ...
-    """
-    folder = Path(path)
-    if not (folder / "saved_model.pb").is_file():
-        what = "which is no folder with a saved_model.pb"
-        if folder.suffix in (".keras", ".h5"):
-            what = "a file of Keras: load it with `keras.models.load_model`, and export the model"
-        raise ValueError(f"`path` must be a folder that `export_scorer` has written. Received: '{path}', {what}.")
-    # On JAX, nothing else imports TensorFlow.
-    import tensorflow as tf
-
-    try:
-        loaded = tf.saved_model.load(str(folder))
-    # What the loader raises is not documented.
-    except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ValueError(
-            f"TensorFlow cannot load the SavedModel '{path}' ({reason.rstrip('.')}). Export the model again."
-        ) from error
-    signatures = getattr(loaded, "signatures", {})
-    if "score" not in signatures:
-        names = ", ".join(map(repr, signatures)) or "none"
-        raise ValueError(
-            f"The SavedModel '{path}' has no signature 'score'. Received: {names}. Write it with "
-            "`keras_xent.deploy.export_scorer`, 'score' among its `endpoints`."
-        )
-    return Scorer(loaded, folder)
-
-
 class Scorer:
     """A loaded SavedModel. Made by `load_scorer`.
 

@@ -124,7 +124,7 @@ def _checked_tokens(token_ids, valid, num_classes):
         f"`token_ids` must be numbers from 0 to {num_classes - 1}, for which the model has logits.",
         "Padding is marked by `mask`, or by the `ignore_class` of the export.",
     ]
-    return assert_in_graph(ops.all(ops.logical_or(is_class, ops.logical_not(valid))), message, token_ids)
+    return assert_in_graph(ops.all(ops.logical_or(is_class, ops.logical_not(valid))), lambda: message, token_ids)
 
 
 def token_statistics(labels: Any, predictions: Any, valid: Any, loss: Any, *, ranks: bool) -> tuple[Any, Any]:

@@ -78,15 +78,14 @@ class Divergence:
 
     def of_rows(self, log_p: Tensor, log_q: Tensor) -> tuple[Tensor, Tensor]:
         """The divergence of each row `[n, 1]`, and the mean of the log-ratio under `q`, for the gradient."""
-        q = ops.exp(log_q)
         if self.name == "forward_kl":
-            return _mean(ops.exp(log_p), log_p - log_q), ops.zeros_like(log_q[:, :1])
+            return _kl(log_p, log_q), ops.zeros_like(log_q[:, :1])
         if self.name == "reverse_kl":
-            mean = _mean(q, log_q - log_p)
+            mean = _kl(log_q, log_p)
             return mean, mean
         log_m = self._log_mixture(log_p, log_q)
-        mean = _mean(q, log_q - log_m)
-        return self.beta * _mean(ops.exp(log_p), log_p - log_m) + (1.0 - self.beta) * mean, mean
+        mean = _kl(log_q, log_m)
+        return self.beta * _kl(log_p, log_m) + (1.0 - self.beta) * mean, mean
 
     def gradient(self, log_p: Tensor, log_q: Tensor, mean: Tensor) -> Tensor:
         """The gradient for the logits of `q`."""
@@ -105,8 +104,17 @@ class Divergence:
         return largest_or_0 + ops.log(ops.exp(a - largest_or_0) + ops.exp(b - largest_or_0))
 
 
-def _mean(p, values):
-    return ops.sum(multiply_no_nan(p, values), axis=1, keepdims=True)
+def _kl(log_p, log_q):
+    """`sum_c p_c (log p_c - log q_c)`, as the sum of `p (log p - log q) - p + q`.
+
+    No term of that is below 0. Where the distributions are nearly the same, the terms of the other sum cancel, and what
+    is left of it is rounding.
+    """
+    p, q, difference = ops.exp(log_p), ops.exp(log_q), log_p - log_q
+    is_near = difference > -1.0
+    near = ops.where(is_near, difference, 0.0)
+    terms = ops.where(is_near, p * (ops.expm1(-near) + near), q - p + multiply_no_nan(p, difference))
+    return ops.sum(ops.where(p > 0, terms, ops.where(ops.isnan(p), p, q)), axis=1, keepdims=True)
 
 
 @row_kernel(num_outputs=6, is_blocked=lambda **_: True)

@@ -7,7 +7,7 @@ import numpy as np
 from keras import ops
 
 from keras_xent import arguments
-from keras_xent._backend import assert_in_graph, is_eager, widest_int
+from keras_xent._backend import assert_in_graph, is_eager, on_accelerator, widest_int
 from keras_xent._types import Tensor
 from keras_xent.kernels._dtypes import dtype_of, is_float
 from keras_xent.kernels._shapes import same_shape
@@ -41,6 +41,8 @@ def class_indices(labels: Tensor, num_classes: Any, valid: Tensor) -> Tensor:
     cannot be read (inside XLA), or reading them would make an accelerator wait, the -1 becomes a NaN loss in the
     kernel.
     """
+    if is_eager(labels) and (valid is None or is_eager(valid)) and _are_all_classes(labels, int(num_classes)):
+        return ops.cast(labels, "int32")
     is_class, integers = _in_range(labels, num_classes)
     bad = ops.logical_not(is_class) if valid is None else ops.logical_and(ops.logical_not(is_class), valid)
     if is_eager(bad):
@@ -52,6 +54,14 @@ def class_indices(labels: Tensor, num_classes: Any, valid: Tensor) -> Tensor:
     out_of_range = ops.where(bad, ops.full_like(integers, -1), ops.zeros_like(integers))
     # The cast comes before any compiled function: int16 labels inside one abort XLA:CPU of TensorFlow 2.21.
     return ops.cast(ops.where(is_class, integers, out_of_range), "int32")
+
+
+def _are_all_classes(labels, num_classes):
+    """Whether integers on the CPU, where reading them costs least, are all indices of classes."""
+    if is_float(labels) or on_accelerator():
+        return False
+    values = ops.convert_to_numpy(labels)
+    return values.dtype.kind in "iu" and (not values.size or bool(values.min() >= 0 and values.max() < num_classes))
 
 
 def in_range(labels: Tensor, num_classes: Any) -> Tensor:
@@ -101,22 +111,21 @@ def _describe_bad_label(labels, bad, num_classes, valid):
 
 
 def _assert_in_range(labels, bad, num_classes):
-    flat = ops.cast(ops.reshape(bad, (-1,)), "int32")
-    # An empty batch has no first element to show, so one is added.
-    first = ops.argmax(ops.concatenate([flat, ops.zeros((1,), "int32")]))
-    shown = ops.concatenate([ops.reshape(labels, (-1,)), ops.zeros((1,), labels.dtype)])
-    assert_in_graph(
-        ops.logical_not(ops.any(bad)),
-        [
-            f"`{arguments.names()[0]}` must be classes from 0 to the number of classes less 1. Received: label",
-            ops.take(shown, first),
+    name = arguments.names()[0]
+
+    def received():
+        first = ops.argmax(ops.cast(ops.reshape(bad, (-1,)), "int32"))
+        return [
+            f"`{name}` must be classes from 0 to the number of classes less 1. Received: label",
+            ops.take(ops.reshape(labels, (-1,)), first),
             "at flat position",
             first,
             "and the number of classes",
             num_classes,
             "(if it marks padding, say so with `ignore_class`)",
-        ],
-    )
+        ]
+
+    return assert_in_graph(ops.logical_not(ops.any(bad)), received)
 
 
 # Soft labels may be rounded, and may be noisy: "1 + 0.05 u" and "0.7 to 1.2" are used to train adversarial networks.
@@ -155,7 +164,7 @@ def check_binary(labels: Tensor, valid: Tensor) -> None:
     lowest, highest = ops.min(labels), ops.max(labels)
     assert_in_graph(
         ops.logical_and(lowest >= low, highest <= high),
-        [
+        lambda: [
             f"`{name}` must be numbers from 0 to 1. Received: labels from",
             lowest,
             "to",

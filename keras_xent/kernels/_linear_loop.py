@@ -67,9 +67,16 @@ def run(inputs: Any, upstream: Tensor, data: Data, **static: Any) -> Result:
     where no gradient is needed. Gradients are not yet rounded to 16 bits.
     """
     hidden, kernel, bias = inputs
-    rows, replicated = (hidden, upstream, data.is_active, *data.rows), (kernel, bias, *data.constants)
-    columns, gradients = _run(rows, replicated, mesh=_backend.batch_mesh(hidden), **static)
-    return Result(columns, gradients)
+    mesh = _backend.batch_mesh(hidden)
+    rows, tokens = (hidden, upstream, data.is_active, *data.rows), None
+    if mesh is None:
+        rows, tokens = _backend.pad_to_bucket(rows, kernel.shape[0 if static["transpose"] else 1])
+        if tokens is not None and data.is_active is None:
+            is_active = ops.arange(ops.shape(rows[0])[0], dtype="int32")[:, None] < tokens
+            rows = (*rows[:2], is_active, *rows[3:])
+    columns, gradients = _run(tuple(rows), (kernel, bias, *data.constants), mesh=mesh, **static)
+    d_hidden, *others = gradients
+    return Result(_backend.take_rows(columns, tokens), (_backend.take_rows(d_hidden, tokens), *others))
 
 
 @CompiledKernel
@@ -121,7 +128,7 @@ def _run_on_device(rows, replicated, *, mesh, needs_grad, transpose, rule, chunk
         )
         if upstream is None:
             return carry
-        d_logits = ops.cast(d_logits, chunk.dtype)
+        d_logits = ops.cast(d_logits, kernel.dtype)
         if needs_hidden:
             d_chunk = matmul(d_logits, kernel, transpose_b=not transpose)  # [size, D]
             carry = carry._replace(d_hidden=update_rows(carry.d_hidden, start, d_chunk))

@@ -65,7 +65,9 @@ def checked_matrices(hidden: Tensor, kernel: Tensor, bias: Tensor, transpose: bo
     return Matrices(hidden, kernel, bias, bool(transpose))
 
 
-def values(rule: Rule, matrices: Matrices, data: Data, *, gradients: Any = GRADIENTS, chunk_bytes: int | None = None):
+def values(
+    rule: Rule, matrices: Matrices, data: Data, *, gradients: Any = GRADIENTS, chunk_bytes: int | None = None
+) -> Any:
     """The values of the rule `[N, num_values]`, differentiable, and its other columns."""
     needs_grad = tuple(name in gradients for name in GRADIENTS)
     static = {"rule": rule, "transpose": matrices.transpose, "chunk_bytes": chunk_bytes}

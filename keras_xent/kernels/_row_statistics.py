@@ -4,11 +4,16 @@ from typing import Any
 
 from keras import ops
 
+from keras_xent._backend import uses_xla_cpu
 from keras_xent._types import Tensor
 from keras_xent.kernels import _softmax_row as row
-from keras_xent.kernels._dtypes import upcast
+from keras_xent.kernels import sparse_softmax
+from keras_xent.kernels._compiled import CompiledKernel
+from keras_xent.kernels._dtypes import accumulator_dtype, upcast
 from keras_xent.kernels._masking import multiply_no_nan
-from keras_xent.kernels._xla_cpu import row_sum
+from keras_xent.kernels._options import SoftmaxOptions
+from keras_xent.kernels._shapes import as_rows, broadcast_to_rows
+from keras_xent.kernels._xla_cpu import map_row_blocks, row_sum
 
 NAMES = ("rank", "entropy", "logsumexp", "confidence")
 
@@ -36,3 +41,36 @@ def mean_below_max(logits: Tensor, max_logit: Tensor, sum_exp_minus_one: Tensor,
 
     # Of a row without a distribution the sum is NaN.
     return row_sum(term, logits) / (1.0 + sum_exp_minus_one)
+
+
+def dense_statistics(
+    labels: Tensor, logits: Tensor, names: tuple[str, ...], *, axis: int = -1, softcap: float | None = None
+) -> tuple[Tensor, ...]:
+    """`"nll"` and `NAMES` of these names, of logits `[..., C]`; of the shape of the labels, without gradients.
+
+    Labels are indices of classes, and -1 where there is none; the entropy and the confidence do not need them.
+    """
+    rank = len(logits.shape)
+    columns = _rows(
+        as_rows(ops.stop_gradient(logits), rank - 1 if axis == -1 else axis),
+        broadcast_to_rows(ops.cast(labels, "int32"), axis, rank),
+        names=names,
+        softcap=softcap,
+    )
+    return tuple(ops.reshape(column, ops.shape(labels)) for column in columns)
+
+
+@CompiledKernel
+def _rows(logits, labels, *, names, softcap):
+    def on_block(logits, labels):
+        nll, residuals = sparse_softmax.forward(
+            logits, ops.maximum(labels, 0), options=SoftmaxOptions(logit_softcap=softcap)
+        )
+        others = tuple(name for name in names if name != "nll")
+        found = dict(zip(others, statistics(others, logits, labels, residuals, softcap), strict=True), nll=nll)
+        return tuple(found[name] for name in names)
+
+    if not uses_xla_cpu() or len(logits.shape) > 2:
+        return on_block(logits, labels)
+    column = ops.zeros((ops.shape(logits)[0], 1), accumulator_dtype(logits))
+    return map_row_blocks(on_block, (logits, labels), (column,) * len(names))

@@ -1,5 +1,6 @@
 """Shapes: the class axis and rows, and how labels, masks and weights line up with losses."""
 
+import functools
 import math
 from typing import Any
 
@@ -13,20 +14,34 @@ from keras_xent._types import Shape, Tensor
 
 def as_rows(tensor: Tensor, axis: int) -> Tensor:
     """The tensor with its class axis second: `[rows, classes]` for a last axis, else `[outer, classes, inner]`."""
-    axis = axis % len(tensor.shape)
+    rank = len(tensor.shape)
+    axis = axis % rank
+    if axis == rank - 1:
+        columns = tensor.shape[axis]
+        if rank == 2:
+            return tensor
+        return ops.reshape(tensor, (-1, ops.shape(tensor)[axis] if columns is None else columns))
     shape = ops.shape(tensor)
-    if axis == len(shape) - 1:
-        return ops.reshape(tensor, (-1, shape[axis]))
     return ops.reshape(tensor, (math.prod(shape[:axis]), shape[axis], math.prod(shape[axis + 1 :])))
 
 
 def broadcast_to_rows(tensor: Tensor, axis: int, rank: int) -> Tensor:
     """A tensor without the class axis, shaped so that it broadcasts against `as_rows(logits, axis)`."""
     axis = axis % rank
-    shape = ops.shape(tensor)
     if axis == rank - 1:
         return ops.reshape(tensor, (-1, 1))
+    shape = ops.shape(tensor)
     return ops.reshape(tensor, (math.prod(shape[:axis]), 1, math.prod(shape[axis:])))
+
+
+def reshape_to(array: Tensor, like: Tensor, *, without: int | None = None) -> Tensor:
+    """The array in the shape of `like`, without its axis `without`."""
+    shape: Any = [size for i, size in enumerate(like.shape) if i != without]
+    if shape.count(None) == 1 and 0 not in shape:
+        shape = [-1 if size is None else size for size in shape]
+    elif None in shape:
+        shape = [size for i, size in enumerate(ops.shape(like)) if i != without]
+    return ops.reshape(array, shape)
 
 
 def checked_axis(axis: Any, rank: int, name: str = "logits") -> int:
@@ -53,24 +68,30 @@ def ensure_shape(
     A tensor of size 1 would else be broadcast silently; with `may_repeat` it may be, but not along the first axis.
     `without` is an axis of `like` that the tensor does not have.
     """
-    known, sizes = ([size for i, size in enumerate(shape) if i != without] for shape in (like.shape, ops.shape(like)))
+    known = [size for i, size in enumerate(like.shape) if i != without]
+    unknown = [i for i, size in enumerate(known) if tensor.shape[i] is None or size is None]
+    if not unknown:
+        return tensor
+    sizes = [size for i, size in enumerate(ops.shape(like)) if i != without]
     given = ops.shape(tensor)
     fits = [
-        ops.logical_or(ops.equal(a, b), ops.equal(a, 1)) if may_repeat and i else ops.equal(a, b)
-        for i, (a, b) in enumerate(zip(given, sizes, strict=True))
-        if tensor.shape[i] is None or known[i] is None
+        ops.logical_or(ops.equal(given[i], sizes[i]), ops.equal(given[i], 1))
+        if may_repeat and i
+        else ops.equal(given[i], sizes[i])
+        for i in unknown
     ]
-    if not fits:
-        return tensor
     message = [f"{sentence} Received: shape", *given, "where", *sizes, "is needed."]
-    return assert_in_graph(ops.all(ops.stack(fits)), message, tensor)
+    return assert_in_graph(functools.reduce(ops.logical_and, fits), lambda: message, tensor)
 
 
-def squeeze_class_axis(labels: Tensor, logits: Tensor, axis: int, *, hidden: Tensor = None) -> Tensor:
+def squeeze_class_axis(
+    labels: Tensor, logits: Tensor, axis: int, *, hidden: Tensor = None, asserts: bool = True
+) -> Tensor:
     """Labels of the shape of `logits` without its class axis; a class axis of size 1 is removed.
 
     Sizes that are not known before the step runs are taken from `hidden`, the hidden states, where the logits should
-    not be materialized: a graph would compute them for their shape alone.
+    not be materialized: a graph would compute them for their shape alone. Without `asserts` they are not looked at: a
+    kernel will.
     """
     rank = len(logits.shape)
     if len(labels.shape) == rank and labels.shape[axis] == 1:
@@ -84,6 +105,8 @@ def squeeze_class_axis(labels: Tensor, logits: Tensor, axis: int, *, hidden: Ten
             f"{tuple(logits.shape)} with class axis {axis % rank}, so {name} of shape {expected} are needed."
             f"{_advice_on_shapes(tuple(labels.shape), tuple(logits.shape), predicted)}"
         )
+    if not asserts:
+        return labels
     return ensure_shape(
         labels,
         logits if hidden is None else hidden,

@@ -50,28 +50,16 @@ def _clip_to_finite(max_logit):
     return ops.minimum(max_logit, largest(max_logit))
 
 
-def _count_infinite_logits(logits, max_logit):
-    """How many logits of each row are +inf. Costs nothing where there are none."""
-    infinite = ops.equal(max_logit, float("inf"))
-    return ops.cond(
-        ops.any(infinite),
-        lambda: ops.sum(ops.cast(ops.equal(upcast(logits), float("inf")), max_logit.dtype), axis=1, keepdims=True),
-        lambda: ops.zeros_like(max_logit),
-    )
-
-
-def with_infinite_logits(sum_exp_minus_one: Tensor, logits: Tensor, max_logit: Tensor, softcap: float | None) -> Tensor:
+def with_infinite_logits(sum_exp_minus_one: Tensor, max_logit: Tensor, softcap: float | None) -> Tensor:
     """`sum_exp_minus_one`, right where logits are infinite.
 
     One logit of +inf has all the probability. Two have no limit, nor has a row of only -inf: NaN.
     """
     if softcap is not None:
         return sum_exp_minus_one
-    count = _count_infinite_logits(logits, max_logit)
-    # So far the sum is NaN only where a logit is, which an infinite one must not hide.
-    is_one = ops.logical_and(count == 1, ops.logical_not(ops.isnan(sum_exp_minus_one)))
-    sum_exp_minus_one = ops.where(is_one, 0.0, sum_exp_minus_one)
-    return ops.where(count > 1, ops.full_like(sum_exp_minus_one, float("nan")), sum_exp_minus_one)
+    # Of a row with a logit of +inf, the sum has counted these logits, less one, but for the rounding of soft targets.
+    several = ops.where(sum_exp_minus_one > 0.5, float("nan"), 0.0 * sum_exp_minus_one)
+    return ops.where(ops.equal(max_logit, float("inf")), several, sum_exp_minus_one)
 
 
 def max_minus_logit(x: Tensor, max_logit: Tensor, softcap: float | None) -> Tensor:
@@ -83,28 +71,21 @@ def max_minus_logit(x: Tensor, max_logit: Tensor, softcap: float | None) -> Tens
 
 
 def _shifted_logits(x, max_logit, softcap):
-    """`x - max_logit`, both capped here: exactly 0 for a finite largest logit, and never above 0 with a cap."""
-    if softcap is None:
-        return x - _clip_to_finite(max_logit)
-    shifted = -max_minus_logit(x, max_logit, softcap)
+    """`x - max_logit`, both capped here, and never above 0: exactly 0 for the largest logit, even an infinite one."""
+    shifted = -max_minus_logit(x, max_logit, softcap) if softcap is not None else x - _clip_to_finite(max_logit)
     # Not a minimum, here and below: of equals, JAX divides the derivative, and of NaN and a number XLA:CPU may take
     # the number.
     return where_or_zero(shifted, ops.logical_not(shifted > 0))
 
 
 def exp_shifted(logits: Tensor, max_logit: Tensor, softcap: float | None) -> Tensor:
-    """`exp(x - max_logit)`; infinite for a logit of +inf."""
+    """`exp(x - max_logit)`, at most 1: also for a logit of +inf, so that the sum over a row counts these."""
     return ops.exp(_shifted_logits(upcast(logits), max_logit, softcap))
 
 
 def expm1_shifted(logits: Tensor, max_logit: Tensor, softcap: float | None) -> Tensor:
     """`exp(x - max_logit) - 1`."""
     return ops.expm1(_shifted_logits(upcast(logits), max_logit, softcap))
-
-
-def clip_to_one(x: Tensor) -> Tensor:
-    """`x`, at most 1."""
-    return ops.where(x > 1.0, ops.ones((), x.dtype), x)
 
 
 def nll(x: Tensor, max_logit: Tensor, sum_exp_minus_one: Tensor, softcap: float | None) -> Tensor:
@@ -191,7 +172,7 @@ def logits_gradient(
     scale = slope / (1.0 + sum_exp_minus_one)
     # p of the largest logit is 1 - s / (1 + s) with s = sum_exp_minus_one; a is subtracted before anything passes
     # through a p rounded to 1. Its exp_shifted is 1, and has the derivative.
-    shifted = clip_to_one(exp_shifted(logits, max_logit, softcap))
+    shifted = exp_shifted(logits, max_logit, softcap)
     at_max = (target_sum - target) + (slope - target_sum) + ((shifted - 1.0) - sum_exp_minus_one) * scale
     off_max = shifted * scale - target
     gradient = upstream * ops.where(ops.equal(x, max_logit), at_max, off_max)

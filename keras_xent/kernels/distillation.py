@@ -171,7 +171,8 @@ class DistillationRule(Rule):
     def backward(self, upstream: Tensor, residuals: Any, logits: Tensor, teacher: Tensor, *, constants: Any) -> Tensor:
         """The gradient for the student's logits."""
         normalizers, mean = residuals
-        gradient = self.divergence.gradient(*self._log_probs(logits, teacher, normalizers), mean)
+        log_p, log_q = self._log_probs(logits, teacher, normalizers)
+        gradient = self.divergence.gradient(log_p, log_q, mean)
         return self.softmax.gradient(gradient, self.softmax.temperature**2 * upstream, logits)
 
     def _log_probs(self, logits, teacher, normalizers):

@@ -1,5 +1,6 @@
 """From one loss per element to the loss: masks, weights, and which mean."""
 
+import math
 import typing
 from typing import Any
 
@@ -9,6 +10,8 @@ from keras_xent import _backend
 from keras_xent._backend import all_reduce_sum, num_replicas
 from keras_xent._types import Reduction, Tensor
 from keras_xent.kernels._compiled import CompiledKernel
+from keras_xent.kernels._dtypes import dtype_of
+from keras_xent.kernels._masking import where_or_zero
 
 REDUCTIONS: tuple[str | None, ...] = (*typing.get_args(Reduction), None)
 
@@ -28,11 +31,34 @@ def reduce(losses: Tensor, *, reduction: str | None, **counting: Any) -> Tensor:
     A `normalizer` takes the place of the denominator (of the number of sequences in `"sequence_mean"`). Nothing valid
     gives 0. `counting` are the arguments of `reduction_weights`.
     """
+    if _is_simple(reduction, **counting):
+        return _reduce_valid(losses, reduction, counting.get("valid"), counting.get("normalizer"))
     weights, denominator = reduction_weights(losses, reduction=reduction, **counting)
     losses = _finite_or_weighted(weights, losses) * weights
     if denominator is None:
         return losses
     return mean(total(losses), denominator, reduction, counting.get("normalizer"))
+
+
+def _is_simple(reduction, *, valid=None, weights=None, label_weights=None, normalizer=None):
+    return weights is None and reduction != "sequence_mean" and (label_weights is None or reduction != "token_mean")
+
+
+def _reduce_valid(losses, reduction, valid, normalizer):
+    """`reduce` without weights: losses are selected and added up, and nothing of their size is made beside them."""
+    if valid is not None:
+        valid = ops.cast(valid, "bool")
+        losses = where_or_zero(losses, valid)
+    if reduction in (None, "none"):
+        return losses
+    if normalizer is not None:
+        return mean(total(losses), normalizer, reduction, normalizer)
+    if reduction == "sum":
+        return mean(total(losses), 1.0, reduction)
+    count = _count(losses, valid)
+    if num_replicas() > 1:
+        count = all_reduce_sum(ops.convert_to_tensor(count)) if reduction == "token_mean" else _of_replica(count)
+    return mean(total(losses), count, reduction)
 
 
 def mean(total: Tensor, denominator: Any, reduction: str | None, normalizer: float | None = None) -> Tensor:
@@ -41,7 +67,10 @@ def mean(total: Tensor, denominator: Any, reduction: str | None, normalizer: flo
     Each replica has the gradient of its own part of a mean or sum over all of them. The value is the same on all: Keras
     logs the mean of the replicas' values, weighted by how many rows each of them has.
     """
-    loss = ops.divide_no_nan(total, denominator)
+    if isinstance(denominator, float):
+        loss = total / denominator if denominator else total
+    else:
+        loss = ops.divide_no_nan(total, denominator)
     is_over_replicas = normalizer or reduction in ("sum", "token_mean", "sequence_mean")
     return _backend.with_value_of_all_replicas(loss) if is_over_replicas else loss
 
@@ -65,10 +94,12 @@ def reduction_weights(
         label_weights: numbers of the shape of the losses (already part of them), or None.
         normalizer: a number in place of the denominator.
     """
-    ones = ops.ones_like(losses)
-    valid = ones if valid is None else ops.cast(ops.broadcast_to(valid, ops.shape(losses)), ones.dtype)
-    weights = ones if weights is None else ops.cast(weights, ones.dtype) * ones
-    weights = ops.where(valid > 0, weights, 0.0)
+    if weights is not None:
+        weights = ops.cast(weights, dtype_of(losses))
+    if valid is not None:
+        valid = _broadcast(ops.cast(valid, "bool"), losses)
+        weights = ops.cast(valid, dtype_of(losses)) if weights is None else where_or_zero(weights, valid)
+    weights = ops.ones_like(losses) if weights is None else _broadcast(weights, losses)
     if reduction in (None, "none"):
         return weights, None
     if reduction == "sequence_mean":
@@ -79,9 +110,28 @@ def reduction_weights(
         return weights, 1.0
     if reduction == "token_mean":
         return weights, all_reduce_sum(total(_times_label_weights(weights, label_weights)))
-    count = total(weights if reduction == "mean_with_sample_weight" else valid)
+    if reduction == "mean_with_sample_weight":
+        return weights, _of_replica(total(weights))
+    return weights, _of_replica(_count(losses, valid))
+
+
+def _of_replica(count):
     # Keras adds up the gradients of the replicas, so a replica's mean has to be a share of the mean.
-    return weights, count * num_replicas()
+    return count if num_replicas() == 1 else count * num_replicas()
+
+
+def _count(losses, valid):
+    """How many losses are valid (None: all), as a float where the shape tells."""
+    if valid is not None:
+        return total(_broadcast(ops.cast(valid, dtype_of(losses)), losses))
+    return ops.cast(ops.size(losses), dtype_of(losses)) if None in losses.shape else float(math.prod(losses.shape))
+
+
+def _broadcast(array, losses):
+    if array.shape == losses.shape and (len(array.shape) == 1 or None not in losses.shape):
+        # One axis has passed the checks, and is as long even if its size is not known.
+        return array
+    return ops.broadcast_to(array, ops.shape(losses))
 
 
 def _sequence_weights(weights, label_weights, normalizer):
@@ -105,9 +155,18 @@ def _finite_or_weighted(weights, values):
 
 def total(values: Tensor) -> Tensor:
     """The sum of all values."""
-    values = ops.reshape(values, (-1,))
-    mesh = _backend.batch_mesh(values)
-    return _pairwise_sum(values) if mesh is None else _sum_over_devices(values, mesh=mesh)
+    mesh: Any = _backend.batch_mesh(values)
+    if mesh is not None:
+        return _sum_over_devices(ops.reshape(values, (-1,)), mesh=mesh)
+    if _backend.sums_pairwise():
+        return ops.sum(values)
+    (values,), _ = _backend.pad_to_bucket([values])
+    return _compiled_sum(values)
+
+
+@CompiledKernel
+def _compiled_sum(values):
+    return _pairwise_sum(ops.reshape(values, (-1,)))
 
 
 # Compiled for derivatives in eager mode: those of JAX do not take every layout of the values.

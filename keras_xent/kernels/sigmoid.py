@@ -8,14 +8,14 @@ from typing import Any
 
 from keras import ops
 
-from keras_xent._backend import custom_gradient, no_autograph
+from keras_xent._backend import custom_gradient, no_autograph, with_rounded_rows
 from keras_xent._types import Tensor
 from keras_xent.kernels._compiled import CompiledKernel, row_kernel
 from keras_xent.kernels._dtypes import accumulator_dtype, dtype_of, is_float, to_float_tensor, to_tensor
 from keras_xent.kernels._labels import is_soft_label
 from keras_xent.kernels._masking import multiply_no_nan, where_or_zero
 from keras_xent.kernels._options import SigmoidOptions
-from keras_xent.kernels._shapes import as_rows, checked_axis, ensure_shape, same_shape
+from keras_xent.kernels._shapes import as_rows, checked_axis, ensure_shape, reshape_to, same_shape
 
 
 @no_autograph
@@ -87,7 +87,7 @@ def sigmoid_cross_entropy(
             f"Received: labels of shape {tuple(labels.shape)} and logits of shape {tuple(logits.shape)}."
         )
     labels = ensure_shape(labels, logits, "`labels` and `logits` must have the same shape.")
-    shape, rank = ops.shape(logits), len(logits.shape)
+    rank = len(logits.shape)
     differentiable_labels = is_float(labels)
     if not differentiable_labels:
         labels = ops.cast(labels, accumulator_dtype(logits))
@@ -97,12 +97,8 @@ def sigmoid_cross_entropy(
     if mask is not None:
         tensors.append(as_rows(ops.cast(to_tensor(mask), "bool"), label_axis))
     options = SigmoidOptions(label_smoothing, focal_gamma, focal_alpha, ignore_class, axis is not None)
-    loss = _sigmoid(rows, label_rows, *tensors, options=options)
-    if differentiable_labels:
-        loss = loss + _sigmoid_for_labels(label_rows, rows, *tensors, options=options)
-    if axis is not None:
-        shape = tuple(size for i, size in enumerate(shape) if i != label_axis)
-    return ops.reshape(loss, shape)
+    loss = _losses(rows, label_rows, *tensors, options=options, differentiable_labels=differentiable_labels)
+    return reshape_to(loss, logits, without=None if axis is None else label_axis)
 
 
 def _positive_weights(pos_weight, rows):
@@ -258,7 +254,7 @@ def _sigmoid_backward(upstream, residuals, logits, labels, weight, mask=None, *,
     return _gradient(upstream, residuals, logits, labels, weight, mask, slope, logits.dtype, options)
 
 
-_sigmoid = custom_gradient(_sigmoid_forward, _sigmoid_backward)
+_sigmoid = custom_gradient(_sigmoid_forward, _sigmoid_backward, has_rows=(True, True, False, True))
 
 
 # The gradient for the labels is a kernel of its own, of value 0, which costs nothing where no such gradient is
@@ -279,4 +275,13 @@ def _sigmoid_backward_for_labels(upstream, residuals, labels, logits, weight, ma
     return _gradient(upstream, residuals, logits, labels, weight, mask, slope, labels.dtype, options)
 
 
-_sigmoid_for_labels = custom_gradient(_zero_forward, _sigmoid_backward_for_labels)
+_sigmoid_for_labels = custom_gradient(_zero_forward, _sigmoid_backward_for_labels, has_rows=(True, True, False, True))
+
+
+def _losses_of_rows(rows, labels, *tensors, options, differentiable_labels):
+    loss = _sigmoid(rows, labels, *tensors, options=options)
+    return loss + _sigmoid_for_labels(labels, rows, *tensors, options=options) if differentiable_labels else loss
+
+
+# Rounded here too, which adds rows once for the two.
+_losses = with_rounded_rows(_losses_of_rows, (True, True, False, True))

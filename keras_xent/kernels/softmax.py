@@ -4,14 +4,14 @@ from typing import Any
 
 from keras import ops
 
-from keras_xent._backend import custom_gradient, no_autograph
+from keras_xent._backend import custom_gradient, no_autograph, with_rounded_rows
 from keras_xent._types import Tensor
 from keras_xent.kernels import _softmax_row as row
 from keras_xent.kernels._compiled import CompiledKernel, row_kernel
 from keras_xent.kernels._dtypes import accumulator_dtype, is_float, to_float_tensor, to_tensor
 from keras_xent.kernels._masking import multiply_no_nan, where_or_zero
 from keras_xent.kernels._options import SoftmaxOptions
-from keras_xent.kernels._shapes import as_rows, checked_axis, ensure_shape, same_shape
+from keras_xent.kernels._shapes import as_rows, checked_axis, ensure_shape, reshape_to, same_shape
 from keras_xent.kernels._xla_cpu import row_sum
 
 
@@ -79,18 +79,17 @@ def softmax_cross_entropy(
             "For integer labels use the sparse loss."
         )
     targets = ensure_shape(targets, logits, "`targets` and `logits` must have the same shape.")
-    shape = tuple(size for i, size in enumerate(ops.shape(logits)) if i != axis)
     differentiable_targets = is_float(targets)
     if not differentiable_targets:
         targets = ops.cast(targets, accumulator_dtype(logits))
     rows, target_rows = as_rows(logits, axis), as_rows(targets, axis)  # [rows, C] or [outer, C, inner]
-    weights = row.optional_class_weights(class_weight, ops.shape(logits)[axis], logits, len(rows.shape))
+    weights = row.optional_class_weights(
+        class_weight, logits.shape[axis] or ops.shape(logits)[axis], logits, len(rows.shape)
+    )
     options = SoftmaxOptions(label_smoothing, focal_gamma, z_loss, logit_softcap)
-    loss = _dense(rows, target_rows, *weights, options=options)
-    if differentiable_targets:
-        loss = loss + _dense_for_targets(target_rows, rows, *weights, options=options)
+    loss = _losses(rows, target_rows, *weights, options=options, differentiable_targets=differentiable_targets)
     valid = None if mask is None else ops.cast(to_tensor(mask), "bool")
-    return where_or_zero(ops.reshape(loss, shape), valid)
+    return where_or_zero(reshape_to(loss, logits, without=axis), valid)
 
 
 def _smooth(targets, class_weight, inverse_num_classes, dtype, smoothing):
@@ -127,7 +126,7 @@ def _dense_forward(logits, targets, class_weight=None, *, options):
         return shifted - ops.cast(targets, shifted.dtype) * scale
 
     sum_exp_minus_one = row_sum(minus_target, logits, targets) + (sum_q * scale - 1.0)
-    sum_exp_minus_one = row.with_infinite_logits(sum_exp_minus_one, logits, max_logit, softcap)
+    sum_exp_minus_one = row.with_infinite_logits(sum_exp_minus_one, max_logit, softcap)
     arrays = (targets,) if class_weight is None else (targets, class_weight)
     loss = row.sum_of_losses(
         lambda q, w=None: _smooth(q, w, inverse_num_classes, max_logit.dtype, smoothing),
@@ -152,7 +151,7 @@ def _dense_backward(upstream, residuals, logits, targets, class_weight=None, *, 
     return row.logits_gradient(upstream, dead_rows, clean, a, sum_a, max_logit, sum_exp_minus_one, options)
 
 
-_dense = custom_gradient(_dense_forward, _dense_backward)
+_dense = custom_gradient(_dense_forward, _dense_backward, has_rows=(True, True, False))
 
 
 # The gradient for the targets is a kernel of its own, of value 0, which costs nothing where no such gradient is
@@ -175,4 +174,13 @@ def _dense_backward_for_targets(upstream, residuals, targets, logits, class_weig
     return ops.cast(multiply_no_nan(weight, loss), targets.dtype)
 
 
-_dense_for_targets = custom_gradient(_zero_forward, _dense_backward_for_targets)
+_dense_for_targets = custom_gradient(_zero_forward, _dense_backward_for_targets, has_rows=(True, True, False))
+
+
+def _losses_of_rows(rows, targets, *weights, options, differentiable_targets):
+    loss = _dense(rows, targets, *weights, options=options)
+    return loss + _dense_for_targets(targets, rows, *weights, options=options) if differentiable_targets else loss
+
+
+# Rounded here too, which adds rows once for the two.
+_losses = with_rounded_rows(_losses_of_rows, (True, True, False))

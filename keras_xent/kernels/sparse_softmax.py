@@ -13,7 +13,7 @@ from keras_xent.kernels._dtypes import to_float_tensor, to_tensor, upcast
 from keras_xent.kernels._labels import class_indices, gather_class_weights, in_range, valid_mask
 from keras_xent.kernels._masking import multiply_no_nan, where_or_zero
 from keras_xent.kernels._options import SoftmaxOptions
-from keras_xent.kernels._shapes import as_rows, broadcast_to_rows, checked_axis, squeeze_class_axis
+from keras_xent.kernels._shapes import as_rows, broadcast_to_rows, checked_axis, reshape_to, squeeze_class_axis
 from keras_xent.kernels._xla_cpu import row_sum
 
 
@@ -82,7 +82,7 @@ def sparse_softmax_cross_entropy(
     labels = squeeze_class_axis(labels, logits, axis)
     mask = None if mask is None else to_tensor(mask)
     valid = valid_mask(labels, mask, ignore_class)
-    num_classes = ops.shape(logits)[axis]
+    num_classes = logits.shape[axis] or ops.shape(logits)[axis]
     indices = class_indices(labels, num_classes, valid)
     rows = as_rows(logits, axis)  # [rows, C] or [outer, C, inner]
     loss = _sparse(
@@ -91,7 +91,7 @@ def sparse_softmax_cross_entropy(
         *row.optional_class_weights(class_weight, num_classes, logits, len(rows.shape)),
         options=SoftmaxOptions(label_smoothing, focal_gamma, z_loss, logit_softcap),
     )
-    return where_or_zero(ops.reshape(loss, ops.shape(labels)), valid)
+    return where_or_zero(reshape_to(loss, labels), valid)
 
 
 def label_ranks(labels: Tensor, logits: Tensor, *, axis: int = -1) -> Tensor:
@@ -100,10 +100,10 @@ def label_ranks(labels: Tensor, logits: Tensor, *, axis: int = -1) -> Tensor:
     NaN for labels out of range.
     """
     labels, logits = to_tensor(labels), to_float_tensor(logits)
-    indices = ops.where(in_range(labels, ops.shape(logits)[axis]), ops.cast(labels, "int32"), -1)
+    indices = ops.where(in_range(labels, logits.shape[axis] or ops.shape(logits)[axis]), ops.cast(labels, "int32"), -1)
     rows, rank = as_rows(ops.stop_gradient(logits), axis), len(logits.shape)
-    ranks, _ = _ranks(rows, broadcast_to_rows(indices, axis % rank, rank))
-    return ops.reshape(ranks, ops.shape(labels))
+    ranks, _ = _backend.with_rounded_rows(_ranks, (True, True))(rows, broadcast_to_rows(indices, axis % rank, rank))
+    return reshape_to(ranks, labels)
 
 
 @row_kernel(num_outputs=1, is_blocked=lambda: True)
@@ -130,7 +130,7 @@ def forward(
 
     at_label = row.expm1_shifted(label_logit, max_logit, softcap)
     sum_exp_minus_one = row_sum(off_label, logits, row.class_ids(logits)) + at_label
-    sum_exp_minus_one = row.with_infinite_logits(sum_exp_minus_one, logits, max_logit, softcap)
+    sum_exp_minus_one = row.with_infinite_logits(sum_exp_minus_one, max_logit, softcap)
     sum_exp_minus_one = ops.where(has_label, sum_exp_minus_one, ops.full_like(sum_exp_minus_one, float("nan")))
 
     weights = ops.ones_like(row.class_ids(logits, max_logit.dtype)) if class_weight is None else class_weight
@@ -196,7 +196,7 @@ def backward(
     slope = row.plus_z_loss_slope(target_sum, max_logit, sum_exp_minus_one, options)
     at_label = upstream * ((target_sum - target) + (slope - target_sum) + slope * ops.expm1(-nll))
     scale = upstream * slope / (1.0 + sum_exp_minus_one)
-    off_label = row.clip_to_one(row.exp_shifted(x, max_logit, softcap) if exp_shifted is None else exp_shifted) * scale
+    off_label = (row.exp_shifted(x, max_logit, softcap) if exp_shifted is None else exp_shifted) * scale
     if smoothing:
         off_label = off_label - upstream * off_value
     return row.to_logits_dtype(ops.where(is_label, at_label, off_label), dead_rows, x, softcap)
@@ -209,4 +209,4 @@ _sparse_forward = RowKernel(
     is_blocked=lambda options: not _backend.XLA_CPU_FUSES_SLICED_SUMS or options.label_smoothing > 0,
 )
 _sparse_backward = CompiledKernel(backward)
-_sparse = custom_gradient(_sparse_forward, _sparse_backward)
+_sparse = custom_gradient(_sparse_forward, _sparse_backward, has_rows=(True, True, False))

@@ -139,7 +139,7 @@ class StatisticsRule(Rule):
         x = self._scaled(logits)
         nll, residuals = sparse_softmax.forward(x, labels, options=SoftmaxOptions(logit_softcap=self.softcap))
         # Not a minimum, which XLA:CPU may take of NaN and a number.
-        columns = (ops.where(nll > 0, -nll, 0.0 * nll),)
+        columns: tuple[Tensor, ...] = (ops.where(nll > 0, -nll, 0.0 * nll),)
         if not self.everything:
             return columns, (*residuals, None)
         max_logit, sum_exp_minus_one = residuals

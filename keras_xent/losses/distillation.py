@@ -101,7 +101,8 @@ class Distillation(keras.losses.Loss):
                 weights = align_weights(to_tensor(arguments.tensor("sample_weight", sample_weight)), shape)
             heads = [None if is_eager(one) else provenance.head_of(one) for one in (teacher, student)]
             reduce = self._dense if None in heads else self._fused
-            loss = reduce(*((teacher, student) if None in heads else heads), valid, weights)
+            one, other = (teacher, student) if None in heads else heads
+            loss = reduce(one, other, valid, weights)
             return ops.cast(loss, self.dtype)
 
     @no_autograph

@@ -164,7 +164,8 @@ class SparseCategoricalCrossentropy(Crossentropy):
         return loss
 
     def _unreduced(self, y_true: Tensor, logits: Tensor, aligned: Alignment) -> Unreduced:
-        labels, valid = squeeze_class_axis(y_true, logits, checked_axis(self.axis, len(logits.shape))), aligned.valid
+        axis = checked_axis(self.axis, len(logits.shape))
+        labels, valid = squeeze_class_axis(y_true, logits, axis, asserts=False), aligned.valid
         if logits.shape[self.axis] == 1:
             self._warn_once(
                 "one class",

@@ -53,14 +53,16 @@ class TokenMean(NamedArguments, keras.metrics.Metric):
     reuses_loss_statistics = True
     logit_softcap: float | None = None
 
-    def __init__(self, ignore_class: int | None, axis: int, name: str, dtype: DType) -> None:
+    def __init__(
+        self, ignore_class: int | None, axis: int, name: str, dtype: DType, *, num_sums: int = len(Totals._fields)
+    ) -> None:
         self._given_dtype = arguments.dtype_or_none("dtype", dtype)
         super().__init__(name=name, dtype=self._given_dtype)
         self.ignore_class = arguments.class_or_none("ignore_class", ignore_class)
         self.axis = arguments.axis(axis)
         # In the order of `Totals`.
-        self._sums = ExactSums(self, "sums", len(Totals._fields))
-        self._mailbox = _loss_statistics.Mailbox(self, len(Totals._fields))
+        self._sums = ExactSums(self, "sums", num_sums)
+        self._mailbox = _loss_statistics.Mailbox(self, num_sums)
         # Whether updates have weights, once there was one: Keras runs the step symbolically before JAX traces it.
         self._is_weighted: bool | None = None
         # On JAX: labels of a loss that means something else, and what it means.

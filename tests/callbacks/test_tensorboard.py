@@ -397,7 +397,7 @@ def test_a_classifier_gets_a_page_of_its_metrics_and_no_warning(tmp_path):
     np.testing.assert_allclose(np.mean(list(train["batch_accuracy"].values())[:3]), history["accuracy"][0], rtol=1e-5)
     content = events(tmp_path).Tensors("custom_scalars__config__")[0].tensor_proto.string_val[0]
     first = layout_pb2.Layout.FromString(content).category[0]
-    assert [chart.margin.series[0].value for chart in first.chart] == ["epoch_loss", "epoch_accuracy"]
+    assert [chart.margin.series[0].value for chart in first.chart] == ["epoch_accuracy", "epoch_loss"]
     assert scalars(tmp_path).keys() == {"final/loss", "final/val_loss"}
 
 
@@ -486,7 +486,7 @@ def test_the_server_shows_what_was_written(run, server):
     assert [step for _, step, _ in points] == [0, 1, 2, 3]
     np.testing.assert_allclose([value for *_, value in points], joined(run[2], "val_perplexity"), rtol=1e-6)
     layout = get(f"{server}/data/plugin/custom_scalars/layout")
-    assert layout["category"][0]["chart"][0]["margin"]["series"][0]["value"] == "units/nll"
+    assert layout["category"][0]["chart"][-1]["margin"]["series"][0]["value"] == "units/nll"
     experiment = get(f"{server}/data/plugin/hparams/experiment", b"{}")
     assert "loss/label_smoothing" in {one["name"] for one in experiment["hparamInfos"]}
     asked = {

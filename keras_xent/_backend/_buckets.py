@@ -1,0 +1,35 @@
+"""For which numbers of rows programs are compiled where the number may be a new one in every call.
+
+Each shape needs a program of its own, and a program takes as long to compile as thousands of batches to run. So the
+number of rows is rounded up to one of few *buckets*: four in each octave, so that at most a quarter is computed in
+vain, and a smallest one whose rows a program reads in a fraction of a millisecond. The rows that are added hold zeros:
+a label of class 0, a mask of False, an upstream gradient of 0; nothing of them is returned.
+"""
+
+import functools
+import math
+
+from keras_xent._types import Shape
+
+_SMALLEST_BYTES = 2**20
+_SMALLEST_ROWS = 512
+_MOST_ROWS = 2**31 - 1
+
+
+@functools.cache
+def buckets(row_size: int | None) -> tuple[int, ...]:
+    """The numbers of rows for which there are programs, for rows of so many numbers (None: not known)."""
+    smallest = 1 if row_size is None else max(1, min(_SMALLEST_ROWS, _SMALLEST_BYTES // (4 * max(row_size, 1))))
+    steps = [1, 2, 3, *(k << octave for octave in range(29) for k in (4, 5, 6, 7))]
+    return tuple(n for n in steps if smallest <= n <= _MOST_ROWS)
+
+
+def bucket_of(num_rows: int, row_size: int | None) -> int:
+    """The smallest bucket that so many rows fit into."""
+    return next((n for n in buckets(row_size) if n >= num_rows), num_rows)
+
+
+def row_size_of(shape: Shape) -> int | None:
+    """How many numbers one row holds; None if that is not known."""
+    sizes = [size for size in shape[1:] if size is not None]
+    return math.prod(sizes) if len(sizes) == len(shape) - 1 else None

@@ -1,0 +1,176 @@
+"""Temperature scaling."""
+
+import itertools
+import math
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import keras
+from keras import ops
+
+from keras_xent import arguments
+from keras_xent._backend import matmul
+from keras_xent._types import Tensor
+from keras_xent._without_logits import Output, call_without_logits
+from keras_xent.kernels._dtypes import to_float_tensor, to_tensor
+from keras_xent.kernels._labels import class_indices, valid_mask
+from keras_xent.kernels._row_statistics import dense_statistics
+from keras_xent.kernels._shapes import align_weights, squeeze_class_axis
+from keras_xent.kernels.token_statistics import linear_token_statistics
+
+_LIMIT = math.log(1024)
+
+
+def calibrate(
+    model: Any,
+    data: Any,
+    *,
+    ignore_class: int | None = None,
+    batch_size: int = 32,
+    tolerance: float = 1e-4,
+) -> float:
+    """The temperature that makes a trained model as sure as it is right: divide its logits by it.
+
+    For classifiers, binary ones included, and language models. The predicted classes stay, the probabilities change;
+    `metrics.CalibrationError` says by how much. Nothing is trained. Use data that the model was not trained on.
+
+    Formula: the `T` with the least cross-entropy of `softmax(logits / T)`, a convex problem in `1 / T`. There the mean
+    cross-entropy is the mean entropy, and that is what is solved, by the method of Ridders.
+
+    Args:
+        model: a Keras model that returns logits, or a softmax or sigmoid of them.
+        data: `(x, y)` arrays, or anything that gives batches `(x, y)` or `(x, y, sample_weight)` as often as it is
+            iterated over: a `tf.data.Dataset`, a `keras.utils.PyDataset`, a list.
+        ignore_class: the label of padding. The Keras mask of the predictions counts too.
+        batch_size: examples of a batch, where `data` are arrays.
+        tolerance: relative error of the temperature.
+
+    Returns:
+        The temperature, between 1 / 1024 and 1024.
+
+    Raises:
+        ValueError: shapes that do not fit; a label out of range; data without a valid label.
+
+    Warns:
+        UserWarning: no temperature in between is best, as where the model is right everywhere.
+
+    Example:
+
+    >>> import keras
+    >>> import numpy as np
+    >>> import keras_xent as kx
+    >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(2, kernel_initializer="identity")])
+    >>> x, y = np.array([[4.0, 0.0]] * 4), np.array([0, 0, 0, 1])  # sure of 0.98, right in 0.75
+    >>> round(kx.calibrate(model, (x, y)), 3)  # 4 / ln 3
+    3.641
+
+    References: arXiv:1706.04599, section 4.2.
+    """
+    tolerance = arguments.above_zero("tolerance", tolerance)
+    outputs = [
+        (call_without_logits(model, x, False), y, weight) for x, y, weight in _batches(data, batch_size)
+    ]  # Hidden states where there is a head, logits elsewhere; the model is not called again.
+
+    def slope(log_temperature):
+        """Mean of cross-entropy less entropy: below 0 where the temperature is too high."""
+        total = weight_sum = 0.0
+        for batch in outputs:
+            difference, weight = _difference_and_weight(*batch, math.exp(log_temperature), ignore_class)
+            total, weight_sum = total + difference, weight_sum + weight
+        if not weight_sum > 0:
+            raise ValueError("`data` must hold valid labels. Received: none.")
+        return total / weight_sum
+
+    return math.exp(_root(slope, tolerance))
+
+
+def _root(function, tolerance):
+    """Where a falling function is 0: growing steps up to a change of sign, then the method of Ridders."""
+    low = high = 0.0
+    at_low = at_high = function(0.0)
+    step = math.copysign(math.log(2), at_low)
+    while at_low != 0 and at_low * at_high >= 0:
+        if abs(high + step) > _LIMIT:
+            warnings.warn(
+                "calibrate finds no best temperature: the cross-entropy falls as far as 1024 or 1 / 1024. The model is "
+                "right, or wrong, everywhere in these data.",
+                stacklevel=3,
+            )
+            return math.copysign(_LIMIT, step)
+        low, at_low = high, at_high or at_low
+        high, step = high + step, 1.5 * step
+        at_high = function(high)
+    while at_low != 0 and abs(high - low) > tolerance:
+        # The interval is halved at least, and the exponential through three points usually meets the root.
+        middle = (low + high) / 2
+        at_middle = function(middle)
+        guess = middle + (middle - low) * math.copysign(1.0, at_low - at_high) * at_middle / math.sqrt(
+            at_middle**2 - at_low * at_high
+        )
+        points = sorted([(low, at_low), (middle, at_middle), (high, at_high), (guess, function(guess))])
+        (low, at_low), (high, at_high) = next(
+            pair for pair in itertools.pairwise(points) if pair[0][1] * pair[1][1] <= 0
+        )
+    return (low + high) / 2
+
+
+def _batches(data: Any, batch_size: int) -> Iterator[tuple[Any, Any, Any]]:
+    is_arrays = isinstance(data, (tuple, list)) and 2 <= len(data) <= 3 and not isinstance(data[0], tuple)
+    if is_arrays:
+        rows = len(keras.tree.flatten(data[1])[0])
+        for start in range(0, rows, batch_size):
+            piece = keras.tree.map_structure(lambda a: a[start : start + batch_size], tuple(data))  # noqa: B023
+            yield (*piece, None)[:3]
+        return
+    # A PyDataset has a length, and may be read by index only.
+    batches = (data[i] for i in range(len(data))) if isinstance(data, keras.utils.PyDataset) else data
+    for batch in batches:
+        yield (*batch, None)[:3]
+
+
+def _difference_and_weight(
+    output: Output, labels: Tensor, weight: Tensor, temperature: float, ignore_class: Any
+) -> tuple[Tensor, Tensor]:
+    """Sums over the valid labels of a batch: of cross-entropy less entropy, and of the weights."""
+    head, logits = output.head, output.logits
+    if head is not None and head.kernel.shape[0 if head.transpose_kernel else 1] == 1:
+        logits = matmul(_rows(head.hidden), head.kernel, transpose_b=head.transpose_kernel)
+        logits, head = logits if head.bias is None else logits + head.bias, None
+    labels = to_tensor(arguments.tensor("labels", labels))
+    if head is None:
+        logits = to_float_tensor(logits)
+        if logits.shape[-1] == 1 or len(logits.shape) == 1:
+            column = ops.reshape(logits, (-1, 1))
+            # A binary classifier is one of two classes, the logit of the other being 0.
+            logits, labels = ops.concatenate([ops.zeros_like(column), column], axis=1), ops.reshape(labels, (-1,))
+    like = logits if head is None else head.hidden
+    labels = squeeze_class_axis(labels, like, len(like.shape) - 1)
+    valid = valid_mask(labels, None, ignore_class)
+    if output.mask is not None:
+        mask = ops.cast(align_weights(output.mask, labels.shape, "mask"), "bool")
+        valid = mask if valid is None else ops.logical_and(valid, mask)
+    if head is None:
+        indices = class_indices(labels, logits.shape[-1], valid)
+        nll, entropy = dense_statistics(indices, logits / temperature, ("nll", "entropy"))
+    else:
+        found = linear_token_statistics(
+            head.hidden,
+            head.kernel,
+            labels,
+            head.bias,
+            temperature=temperature,
+            transpose_kernel=head.transpose_kernel,
+            mask=valid,
+            logit_softcap=head.logit_softcap,
+        )
+        nll, entropy = -found.log_prob, found.entropy
+    weights = ops.ones_like(nll) if valid is None else ops.cast(ops.broadcast_to(valid, nll.shape), nll.dtype)
+    if weight is not None:
+        weights = weights * align_weights(ops.cast(to_tensor(weight), nll.dtype), nll.shape)
+    difference = ops.where(ops.equal(weights, 0), 0.0, (nll - entropy) * weights)
+    return float(ops.sum(difference)), float(ops.sum(weights))
+
+
+def _rows(hidden):
+    return ops.reshape(hidden, (-1, hidden.shape[-1]))

@@ -1,0 +1,153 @@
+"""Expected calibration error."""
+
+from typing import Any
+
+import keras
+from keras import ops
+
+from keras_xent import _keras, _loss_statistics, arguments, provenance
+from keras_xent._backend import no_autograph
+from keras_xent._types import DType, Tensor
+from keras_xent.kernels._dtypes import to_tensor
+from keras_xent.kernels._labels import class_indices, valid_mask
+from keras_xent.kernels._row_statistics import dense_statistics
+from keras_xent.kernels._shapes import align_weights
+from keras_xent.kernels.linear import LossStatistics
+from keras_xent.metrics._token_mean import TokenMean, TokenValues
+
+
+@keras.saving.register_keras_serializable(package="keras_xent")
+class CalibrationError(TokenMean):
+    """The expected calibration error: how far a model's confidence is from how often it is right.
+
+    For classifiers and for the tokens of language models: the confidence is the largest probability. For binary
+    classifiers, with one number for each example, it is the probability of a positive, against the share of positives.
+    Exact over batches. With a fused head it is computed where the loss is, without materializing the logits.
+
+    Formula: `sum_b |C_b - A_b| / sum_n t_n`, with `C_b` and `A_b` the sums over the examples `n` of a bin, with sample
+    weights `t_n`, of the confidence and of hits (1 where the predicted class is the label). The bins divide [0, 1]
+    evenly. Without an example: nan.
+
+    Args:
+        bins: number of bins.
+        from_logits: whether `y_pred` holds logits or probabilities.
+        ignore_class: the label of padding.
+        axis: the class axis.
+        name: name of the metric.
+        dtype: dtype of the result (default float32).
+        logit_softcap: the loss's `logit_softcap`, if it has one.
+
+    Call arguments: `y_true` integers `[...]`, `y_pred` `[..., C]`, or for binary classifiers `y_true` numbers from 0 to
+    1 `[B]` or `[B, 1]` and `y_pred` of the same size.
+
+    Raises:
+        ValueError: an argument out of its range; shapes that do not fit.
+
+    Example:
+
+    >>> import numpy as np
+    >>> import keras_xent as kx
+    >>> metric = kx.metrics.CalibrationError(from_logits=False)
+    >>> metric.update_state(np.array([0, 1]), np.array([[0.9, 0.1], [0.9, 0.1]]))
+    >>> round(float(metric.result()), 4)  # sure of 0.9, right in 0.5
+    0.4
+
+    References: arXiv:1706.04599, equation (3).
+    """
+
+    needs_statistics = frozenset({"rank", "confidence"})
+
+    def __init__(
+        self,
+        bins: int = 15,
+        from_logits: bool = True,
+        ignore_class: int | None = None,
+        axis: int = -1,
+        name: str = "calibration_error",
+        dtype: DType = None,
+        *,
+        logit_softcap: float | None = None,
+    ) -> None:
+        bins = arguments.count("bins", bins)
+        super().__init__(ignore_class, axis, name, dtype, num_sums=3 * bins)
+        self.bins = bins
+        self.from_logits = arguments.boolean("from_logits", from_logits)
+        self.logit_softcap = arguments.positive("logit_softcap", logit_softcap)
+        _keras.set_direction(self, "down")
+
+    @no_autograph
+    def update_state(self, y_true: Tensor, y_pred: Tensor, sample_weight: Tensor = None) -> None:
+        """Adds the examples of a batch."""
+        y_pred = arguments.tensor("y_pred", y_pred)
+        if y_pred.shape[-1] == 1 or len(y_pred.shape) == 1:
+            self._sums.add(self._sums_of_binary(y_true, y_pred, sample_weight))
+        else:
+            super().update_state(y_true, y_pred, sample_weight)
+
+    def result(self) -> Tensor:
+        """The error; nan without an example."""
+        weight, confidence, hits = ops.unstack(ops.reshape(self._sums.values(), (3, self.bins)))
+        total = ops.sum(weight)
+        error = ops.sum(ops.abs(confidence - hits)) / ops.where(total > 0, total, ops.ones_like(total))
+        return ops.cast(ops.where(total > 0, error, ops.full_like(error, float("nan"))), self.dtype)
+
+    def reliability(self) -> tuple[Any, Any, Any]:
+        """For a diagram, of each bin: mean confidence, share of hits, weight of its examples. Waits for the device."""
+        weight, confidence, hits = self._sums.exact().reshape(3, self.bins)
+        safe = weight.clip(min=1e-300)
+        return confidence / safe, hits / safe, weight
+
+    def get_config(self) -> dict[str, Any]:
+        """Every argument of the constructor."""
+        own = {"bins": self.bins, "from_logits": self.from_logits, "logit_softcap": self.logit_softcap}
+        return {**super().get_config(), **own}
+
+    def _fits(self, record: _loss_statistics.LossRecord) -> bool:
+        statistics = record.statistics
+        has_both = statistics is not None and statistics.rank is not None and statistics.confidence is not None
+        return has_both and super()._fits(record)
+
+    # The value of a token is its confidence, below 0 where the label is not the predicted class.
+
+    def _values_from_statistics(self, statistics: LossStatistics) -> Tensor:
+        return _signed(statistics.confidence, statistics.rank)
+
+    def _values_from_predictions(self, labels: Tensor, y_pred: Tensor, mask: Tensor) -> Tensor:
+        logits = provenance.as_logits(y_pred, from_logits=self.from_logits, activation="softmax")
+        labels = class_indices(labels, y_pred.shape[self.axis], mask)
+        names = ("confidence", "rank")
+        return _signed(*dense_statistics(labels, logits, names, axis=self.axis, softcap=self.logit_softcap))
+
+    def _sum(self, tokens: TokenValues) -> Tensor:
+        values = ops.cast(tokens.values, "float32")
+        return self._bins(ops.abs(values), ops.cast(values > 0, "float32"), tokens.weights)
+
+    def _sums_of_binary(self, y_true, y_pred, sample_weight):
+        logits = provenance.as_logits(y_pred, from_logits=self.from_logits, activation="sigmoid", dtype="float32")
+        labels = to_tensor(arguments.tensor("y_true", y_true))
+        valid = valid_mask(labels, None, self.ignore_class)
+        weights = ops.ones_like(labels, dtype="float32")
+        if valid is not None:
+            weights = ops.cast(valid, "float32")
+        if sample_weight is not None:
+            sample_weight = ops.cast(to_tensor(sample_weight), "float32")
+            weights = weights * align_weights(sample_weight, weights.shape)
+        probability = ops.reshape(ops.sigmoid(logits), ops.shape(weights))
+        return self._bins(probability, ops.cast(labels, "float32"), weights)
+
+    def _bins(self, confidence, hits, weights):
+        """`[3 bins]`: weight, confidence and hits of each bin."""
+        confidence, hits, weights = (ops.reshape(x, (-1,)) for x in (confidence, hits, weights))
+        is_active = ops.not_equal(weights, 0)
+        # NaN has no bin. In the first it makes the result NaN.
+        place = ops.where(ops.isnan(confidence), ops.zeros_like(confidence), confidence) * self.bins
+        place = ops.cast(ops.clip(ops.floor(place), 0, self.bins - 1), "int32")
+        parts = (weights, weights * confidence, weights * hits)
+        columns = ops.stack([ops.where(is_active, part, 0.0) for part in parts], axis=1)  # [N, 3]
+        sums = ops.segment_sum(columns, place, num_segments=self.bins)  # [bins, 3]
+        return ops.reshape(ops.transpose(sums), (-1,))
+
+
+def _signed(confidence, rank):
+    # A rank of NaN, of a label out of range, is handed on.
+    return ops.where(ops.equal(rank, 0), confidence, -confidence + 0.0 * rank)

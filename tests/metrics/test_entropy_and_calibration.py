@@ -1,0 +1,169 @@
+"""Entropy and calibration error: float64 oracles, batches, masks, fused heads in `fit`; and temperature scaling."""
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+import keras_xent as kx
+from tests.backend import to_numpy
+from tests.internals import set_keras_mask
+
+RNG = np.random.default_rng(1)
+LABELS = RNG.integers(0, 7, (40, 5))
+LOGITS = (3 * RNG.standard_normal((40, 5, 7))).astype("float32")
+MASK = RNG.random((40, 5)) < 0.7
+
+
+def log_softmax(x):
+    x = np.asarray(x, "float64")
+    return x - np.log(np.exp(x - x.max(-1, keepdims=True)).sum(-1, keepdims=True)) - x.max(-1, keepdims=True)
+
+
+def entropy(x):
+    return -(np.exp(log_softmax(x)) * log_softmax(x)).sum(-1)
+
+
+def calibration_error(confidence, hits, bins=15):
+    place = np.minimum((confidence * bins).astype(int), bins - 1)
+    sums = [abs(confidence[place == b].sum() - hits[place == b].sum()) for b in range(bins)]
+    return sum(sums) / len(confidence)
+
+
+def of_tokens(x, labels, bins=15):
+    p = np.exp(log_softmax(x))
+    return calibration_error(p.max(-1), p.argmax(-1) == labels, bins)
+
+
+def test_both_are_exact_over_batches_and_masks():
+    metrics = [kx.metrics.Entropy(), kx.metrics.CalibrationError(bins=10)]
+    for start, stop in ((0, 7), (7, 8), (8, 40)):
+        logits = ops.convert_to_tensor(np.where(MASK[..., None], LOGITS, np.nan)[start:stop])
+        set_keras_mask(logits, ops.convert_to_tensor(MASK[start:stop]))
+        for metric in metrics:
+            metric.update_state(LABELS[start:stop], logits)
+    assert float(metrics[0].result()) == pytest.approx(entropy(LOGITS[MASK]).mean(), rel=1e-6)
+    assert float(metrics[1].result()) == pytest.approx(of_tokens(LOGITS[MASK], LABELS[MASK], 10), rel=1e-5)
+    for metric in metrics:
+        metric.reset_state()
+        assert np.isnan(float(metric.result()))
+
+
+def test_probabilities_weights_and_a_class_axis():
+    p = np.exp(log_softmax(LOGITS)).astype("float32")
+    weights = MASK.astype("float32")
+    for metric, expected in (
+        (kx.metrics.Entropy(from_logits=False), entropy(LOGITS[MASK]).mean()),
+        (kx.metrics.CalibrationError(from_logits=False), of_tokens(LOGITS[MASK], LABELS[MASK])),
+    ):
+        metric.update_state(LABELS, p, sample_weight=weights)
+        assert float(metric.result()) == pytest.approx(expected, rel=1e-5)
+    for kind in (kx.metrics.Entropy, kx.metrics.CalibrationError):
+        last, first = kind(), kind(axis=1)
+        last.update_state(LABELS, LOGITS)
+        first.update_state(LABELS, np.moveaxis(LOGITS, -1, 1))
+        assert float(first.result()) == pytest.approx(float(last.result()), rel=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(40,), (40, 1)])
+def test_binary_classifiers(shape):
+    logits = (2 * RNG.standard_normal(shape)).astype("float32")
+    labels = RNG.integers(0, 2, 40)
+    metric = kx.metrics.CalibrationError()
+    for part in (slice(0, 9), slice(9, 40)):
+        metric.update_state(labels[part], logits[part])
+    probability = 1 / (1 + np.exp(-logits.reshape(-1).astype("float64")))
+    assert float(metric.result()) == pytest.approx(calibration_error(probability, labels), rel=1e-5)
+    confidence, hits, weight = metric.reliability()
+    assert weight.sum() == 40 and (weight * hits).sum() == labels.sum()
+    assert (weight * confidence).sum() == pytest.approx(probability.sum(), rel=1e-6)
+
+
+def test_a_head_gives_them_in_fit_what_its_logits_give():
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential(
+        [keras.layers.Embedding(23, 8, mask_zero=True), kx.layers.LogitsDense(23, kernel_initializer="normal")]
+    )
+    tokens = np.where(MASK, RNG.integers(1, 23, MASK.shape), 0)
+    metrics = [kx.metrics.Entropy(), kx.metrics.CalibrationError(), kx.metrics.Perplexity()]
+    loss = kx.losses.MaskedSequenceCrossentropy()
+    model.compile(keras.optimizers.SGD(0.0), loss, weighted_metrics=metrics)
+    history = model.fit(tokens, LABELS, epochs=1, batch_size=16, verbose=0, shuffle=False).history
+    logits = to_numpy(model(tokens))[MASK]
+    assert history["entropy"][0] == pytest.approx(entropy(logits).mean(), rel=1e-5)
+    assert history["calibration_error"][0] == pytest.approx(of_tokens(logits, LABELS[MASK]), rel=1e-4)
+    evaluated = model.evaluate(tokens, LABELS, verbose=0, return_dict=True)
+    assert evaluated["entropy"] == pytest.approx(history["entropy"][0], rel=1e-5)
+    assert evaluated["calibration_error"] == pytest.approx(history["calibration_error"][0], rel=1e-4)
+
+
+@pytest.mark.parametrize("metric", [kx.metrics.Entropy(ignore_class=-1), kx.metrics.CalibrationError(7, axis=1)])
+def test_configurations_round_trip(metric):
+    assert keras.metrics.deserialize(keras.metrics.serialize(metric)).get_config() == metric.get_config()
+
+
+# Temperature scaling
+
+
+def drawn(logits):
+    return np.array([RNG.choice(logits.shape[-1], p=np.exp(row)) for row in log_softmax(logits)])
+
+
+def identity(classes, fuse=False, scale=1.0):
+    layer = (kx.layers.LogitsDense if fuse else keras.layers.Dense)(classes, kernel_initializer="identity")
+    model = keras.Sequential([keras.Input((classes,)), layer])
+    layer.kernel.assign(scale * np.eye(classes))
+    return model
+
+
+X = (2 * RNG.standard_normal((500, 7))).astype("float32")
+Y = drawn(X)
+
+
+def mean_nll(temperature, scale):
+    return -np.take_along_axis(log_softmax(scale * X.astype("float64") / temperature), Y[:, None], 1).mean()
+
+
+@pytest.mark.parametrize("fuse", [False, True])
+@pytest.mark.parametrize("scale", [0.2, 3.0])
+def test_the_temperature_is_the_minimum_of_the_cross_entropy(scale, fuse):
+    found = kx.calibrate(identity(7, fuse, scale), [(X[:300], Y[:300]), (X[300:], Y[300:])], tolerance=1e-5)
+    best = mean_nll(found, scale)
+    assert best < min(mean_nll(found * factor, scale) for factor in (0.99, 1.01))
+    slope = (mean_nll(found * (1 + 1e-4), scale) - mean_nll(found * (1 - 1e-4), scale)) / 2e-4
+    assert abs(slope) < 1e-4
+    assert found == pytest.approx(scale, rel=0.2)
+
+
+def test_calibration_lowers_the_calibration_error_and_counts_only_what_is_valid():
+    labels = np.where(np.arange(500) % 5 == 0, -1, Y)
+    found = kx.calibrate(identity(7, scale=3.0), (X, labels), ignore_class=-1, batch_size=500)
+    weighted = kx.calibrate(identity(7, scale=3.0), [(X, Y, (labels >= 0).astype("float32"))])
+    assert found == pytest.approx(weighted, rel=1e-3)
+    errors = []
+    for temperature in (1.0, found):
+        metric = kx.metrics.CalibrationError(ignore_class=-1)
+        metric.update_state(labels, 3 * X / temperature)
+        errors.append(float(metric.result()))
+    assert errors[1] < 0.3 * errors[0]
+
+
+@pytest.mark.parametrize("activation", [None, "sigmoid"])
+def test_a_binary_classifier(activation):
+    x = RNG.standard_normal((400, 1)).astype("float32")
+    y = RNG.random(400) < 1 / (1 + np.exp(-2 * x[:, 0]))
+    layer = keras.layers.Dense(1, activation, kernel_initializer="ones")
+    found = kx.calibrate(keras.Sequential([keras.Input((1,)), layer]), (x, y.astype("int32")), batch_size=400)
+
+    def nll(temperature):
+        z = x[:, 0].astype("float64") / temperature
+        return np.log1p(np.exp(np.where(y, -z, z))).mean()
+
+    assert nll(found) < min(nll(found * factor) for factor in (0.99, 1.01))
+
+
+def test_a_model_that_is_always_right_has_no_temperature():
+    with pytest.warns(UserWarning, match="calibrate finds no best temperature"):
+        assert kx.calibrate(identity(7), (X, X.argmax(1)), batch_size=500) == pytest.approx(1 / 1024)
+    with pytest.raises(ValueError, match="`data` must hold valid labels"):
+        kx.calibrate(identity(7), (X, np.full(500, -1)), ignore_class=-1)
