@@ -13,6 +13,7 @@ from keras_xent._backend._jax_gradients import fused_gradient as fused_gradient
 from keras_xent._backend._jax_gradients import is_eager as is_eager
 from keras_xent._backend._jax_gradients import jit as jit
 from keras_xent._backend._jax_rows import pad_to_bucket as pad_to_bucket
+from keras_xent._backend._jax_rows import take_rows as take_rows
 from keras_xent._backend._jax_rows import with_rounded_rows as with_rounded_rows
 from keras_xent._types import Tensor
 
