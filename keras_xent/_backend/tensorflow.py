@@ -47,7 +47,7 @@ def widest_int() -> str:
 
 
 def assert_in_graph(condition: Tensor, data: Callable[[], list], tensor: Tensor = None) -> Tensor:
-    """`tensor`, which a graph on the CPU computes only after it has asserted the condition; `data` is what the error reports.
+    """`tensor`, which a graph on the CPU computes only after it has asserted the condition; `data` is its message.
 
     On an accelerator nothing is asserted: it would cost a transfer at every step. XLA drops assertions.
     """
