@@ -96,7 +96,13 @@ def _heads_of(layers: list) -> Iterator[list]:
 
 
 def _dense_head(layer, inputs):
-    return Head(inputs, snapshot(layer.kernel), None if layer.bias is None else snapshot(layer.bias), layer=layer.name)
+    return Head(
+        inputs,
+        snapshot(layer.kernel),
+        None if layer.bias is None else snapshot(layer.bias),
+        layer=layer.name,
+        chunk_bytes=getattr(layer, "chunk_bytes", None),
+    )
 
 
 def _embedding_head(layer, inputs):
@@ -109,4 +115,5 @@ def _embedding_head(layer, inputs):
         transpose_kernel=layer.tie_weights,
         logit_softcap=layer.logit_soft_cap,
         layer=layer.name,
+        chunk_bytes=getattr(layer, "chunk_bytes", None),
     )

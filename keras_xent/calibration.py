@@ -131,7 +131,7 @@ def _batches(data: Any, batch_size: int) -> Iterator[tuple[Any, Any, Any]]:
 
 def _difference_and_weight(
     output: Output, labels: Tensor, weight: Tensor, temperature: float, ignore_class: Any
-) -> tuple[Tensor, Tensor]:
+) -> tuple[float, float]:
     """Sums over the valid labels of a batch: of cross-entropy less entropy, and of the weights."""
     head, logits = output.head, output.logits
     if head is not None and head.kernel.shape[0 if head.transpose_kernel else 1] == 1:

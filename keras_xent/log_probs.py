@@ -139,5 +139,6 @@ def _log_probs_and_valid(model, x, labels, mask, temperature, training):
         transpose_kernel=head.transpose_kernel,
         mask=valid,
         gradients=head.gradients,
+        chunk_bytes=head.chunk_bytes,
     )
     return log_probs, valid

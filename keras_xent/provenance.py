@@ -36,6 +36,8 @@ class Head(NamedTuple):
     # Which of hidden, kernel and bias are trained.
     gradients: tuple[str, ...] = ("hidden", "kernel", "bias")
     layer: str = ""
+    # The most memory that a chunk of logits may take.
+    chunk_bytes: int | None = None
 
     def statistics(self, labels: Tensor, mask: Tensor, logit_softcap: float | None, names: Collection[str] = ()) -> Any:
         """The loss statistics of these names of the valid tokens; `logit_softcap` where the head has none."""
@@ -48,6 +50,7 @@ class Head(NamedTuple):
             mask=mask,
             options=SoftmaxOptions(logit_softcap=self.logit_softcap or logit_softcap),
             statistics=names,
+            chunk_bytes=self.chunk_bytes,
         )
         return statistics
 

@@ -34,7 +34,7 @@ class BatchLoss(keras.metrics.Metric):
 
     is_in_logs = False
     # As a consumer of loss statistics: see `_loss_statistics`.
-    needs_ranks = False
+    needs_statistics: frozenset[str] = frozenset()
 
     def __init__(self, worst: int, loss: Any, name: str = "batch_loss", dtype: Any = None) -> None:
         super().__init__(name=name, dtype=dtype)

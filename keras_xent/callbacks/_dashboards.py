@@ -38,7 +38,7 @@ def page(names: list[str], perplexities: list[PerplexityMetric], has_batches: bo
     if perplexities:
         progress.append(("valid tokens per second", "tokens/per_second"))
         progress += [("share of valid tokens", f"tokens/{one.tag('valid_share')}") for one in perplexities]
-    # TensorBoard 2.20 draws charts of margins in reverse (`_insertItem` of its tf-category-paginated-view).
+    # TensorBoard 2.21 draws charts of margins in reverse (`_insertItem` of its tf-category-paginated-view).
     categories = [
         layout_pb2.Category(title=title, chart=[_chart(layout_pb2, *chart) for chart in reversed(charts)])
         for title, charts in (("train and validation", quality), ("optimization", progress))

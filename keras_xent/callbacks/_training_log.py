@@ -106,6 +106,7 @@ class TrainingLog(keras.callbacks.Callback):
         model = self._reader.model
         self._timeline.begin_fit(model, (self.params or {}).get("steps"))
         self._in_fit = self._first_epoch_pending = True
+        self._fit = getattr(model, "history", None)
         _active.setdefault(model, weakref.WeakSet()).add(self)
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
@@ -197,4 +198,5 @@ class TrainingLog(keras.callbacks.Callback):
 
 def active_logs(model: Any) -> list[TrainingLog]:
     """The logs that write down the `fit` of a model right now."""
-    return list(_active.get(model, ()))
+    # Each `fit` has a history of its own, and one that was interrupted has left its logs here.
+    return [log for log in _active.get(model, ()) if log._fit is getattr(model, "history", None)]

@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -101,7 +100,11 @@ def export_scorer(
     # Read before anything is written: it may be the one of an earlier export to the same folder.
     tokenizer = _tokenizer_json(tokenizer)
     if length is not None:
-        _warn_of_fixed_length(length)
+        arguments.warn(
+            f"`model` takes exactly {length} tokens, and so does what is exported: `score` takes token_ids of shape "
+            f"[B, {length + 1}]. `load_scorer` pads shorter texts to that; other callers have to, with `mask` False. "
+            "For texts of any length make the model with `keras.Input([None])`."
+        )
     signatures = _signatures.causal_lm(model, ignore_class) if causal else _signatures.supervised(model)
     archive = keras.export.ExportArchive()
     archive.track(model)
@@ -184,12 +187,3 @@ def _in_range(name, value, least, below=None):
         bound = "" if below is None else f" and below {below}"
         raise ValueError(f"`{name}` must be None or a whole number of at least {least}{bound}. Received: {value!r}.")
     return number
-
-
-def _warn_of_fixed_length(length):
-    warnings.warn(
-        f"`model` takes exactly {length} tokens, and so does what is exported: `score` takes token_ids of shape "
-        f"[B, {length + 1}]. `load_scorer` pads shorter texts to that; other callers have to, with `mask` False. For "
-        "texts of any length make the model with `keras.Input([None])`.",
-        stacklevel=3,
-    )

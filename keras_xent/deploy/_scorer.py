@@ -201,7 +201,8 @@ class Scorer:
             shape = next(iter(given.values())).shape
             raise ValueError(
                 f"The model cannot score an input of shape {shape} ({_reason(error)}). If that is too much for it, "
-                "give it less at once: a smaller `context`, a smaller batch."
+                "give it less at once: a smaller `context`, a smaller batch. If it works with one length only, make it "
+                "with an input of that length, such as `keras.Input([128])`, before the export."
             ) from error
         return {name: value.numpy() for name, value in scored.items()}
 

@@ -45,6 +45,8 @@ class KerasTokenModel:
         self._statistics, self._next_token = TokenStatistics(model, names), NextToken(model, names)
         shape = getattr(model.inputs[0], "shape", (None, None))
         backbone, preprocessor = getattr(model, "backbone", None), getattr(model, "preprocessor", None)
+        # Compiled once, with the sampler that it was made with.
+        self._greedy_function: Any = None
         self.fixed_length: int | None = shape[1]
         limits = (
             self.fixed_length,
@@ -90,8 +92,6 @@ class KerasTokenModel:
         rows = ops.convert_to_numpy(generated["token_ids"])
         new = [row[len(prompt) : len(prompt) + max_new].tolist() for row, prompt in zip(rows, prompts, strict=True)]
         return [_before(tokens, stop) for tokens in new]
-
-    _greedy_function: Any = None
 
 
 class ExportedTokenModel:

@@ -130,7 +130,7 @@ def _assert_in_range(labels, bad, num_classes):
 
 # Soft labels may be rounded, and may be noisy: "1 + 0.05 u" and "0.7 to 1.2" are used to train adversarial networks.
 # -1, 2 and 255, which mark something else, are far away.
-SOFT_LABELS = (-0.25, 1.25)
+SOFT_LABELS = (-0.21, 1.21)
 
 
 def is_soft_label(labels: Tensor) -> Tensor:

@@ -95,9 +95,9 @@ def _run_on_device(rows, replicated, *, mesh, needs_grad, transpose, rule, chunk
     kernel = ops.cast(kernel, hidden.dtype)
     arrays, constants = rule.prepare(arrays, constants)
     # What is not active may hold NaN, which 0 times it would bring into the kernel's gradient.
-    hidden, upstream, *arrays = (
-        where_or_zero(a, is_active) if a is not None and is_float(a) else a for a in (hidden, upstream, *arrays)
-    )
+    hidden = where_or_zero(hidden, is_active)
+    upstream = None if upstream is None else where_or_zero(upstream, is_active)
+    arrays = [where_or_zero(a, is_active) if is_float(a) else a for a in arrays]
     tokens, features = ops.shape(hidden)
     num_classes = kernel.shape[0 if transpose else 1]
     size, num_chunks = _chunk_sizes(
@@ -107,10 +107,9 @@ def _run_on_device(rows, replicated, *, mesh, needs_grad, transpose, rule, chunk
     order = _active_first(None if is_single else is_active, size, num_chunks)
     # Devices that share the classes go through the loop together, and all wait for the last at its end.
     steps = num_chunks if order.permutation is None else _backend.pmax(mesh, order.num_active_chunks)
-    hidden, upstream, *arrays = (
-        None if a is None else _pad_rows(_gather_rows(a, order.permutation), size * num_chunks)
-        for a in (hidden, upstream, *arrays)
-    )  # [size * num_chunks, ...], active tokens first
+    in_order = functools.partial(_pad_rows, permutation=order.permutation, rows=size * num_chunks)
+    # [size * num_chunks, ...], active tokens first.
+    hidden, upstream, arrays = in_order(hidden), in_order(upstream), [in_order(a) for a in arrays]
     needs_hidden, needs_kernel, needs_bias = needs_grad if upstream is not None else (False,) * 3
     needs_bias = needs_bias and bias is not None
     # A product whose left factor is transposed is slow on XLA:CPU: transposed once, for all chunks.
@@ -118,7 +117,8 @@ def _run_on_device(rows, replicated, *, mesh, needs_grad, transpose, rule, chunk
 
     def body(i, carry):
         start = i * size
-        chunk, d_columns, *pieces = (None if a is None else _slice(a, start, size) for a in (hidden, upstream, *arrays))
+        chunk, *pieces = (_slice(a, start, size) for a in (hidden, *arrays))
+        d_columns = None if upstream is None else _slice(upstream, start, size)
         logits = matmul(chunk, kernel, transpose_b=transpose)  # [size, V]
         if bias is not None:
             logits = logits + ops.cast(bias, dtype)
@@ -173,13 +173,13 @@ def _apply(rule, logits, arrays, constants, upstream):
 
     def on_block(logits, *arrays):
         upstream, arrays = (arrays[0], arrays[1:]) if has_upstream else (None, arrays)
-        columns, residuals = rule.forward(logits, *arrays, constants=constants)
+        columns, residuals = rule.forward(logits, arrays, constants)
         if not has_upstream:
             return columns
         # The gradient takes the memory of the logits. XLA:CPU would copy them for a reader that it does not wait for.
         for column in columns:
             upstream = _add_dependency(upstream, column)
-        return rule.backward(upstream, residuals, logits, *arrays, constants=constants), *columns
+        return rule.backward(upstream, residuals, logits, arrays, constants), *columns
 
     has_upstream = upstream is not None
     arrays = (logits, upstream, *arrays) if has_upstream else (logits, *arrays)
@@ -238,11 +238,11 @@ def _active_first(is_active, size, num_chunks):
     return _Order(permutation, inverse, -(-num_active // size))
 
 
-def _gather_rows(array, permutation):
-    return array if permutation is None else ops.take(array, permutation, axis=0)
-
-
-def _pad_rows(array, rows):
+def _pad_rows(array, *, permutation, rows):
+    """The array in the order of the loop, with rows of 0 at its end; None stays."""
+    if array is None:
+        return None
+    array = array if permutation is None else ops.take(array, permutation, axis=0)
     missing = rows - ops.shape(array)[0]
     if isinstance(missing, int) and missing == 0:
         return array

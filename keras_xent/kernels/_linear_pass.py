@@ -67,7 +67,7 @@ def checked_matrices(hidden: Tensor, kernel: Tensor, bias: Tensor, transpose: bo
 
 def values(
     rule: Rule, matrices: Matrices, data: Data, *, gradients: Any = GRADIENTS, chunk_bytes: int | None = None
-) -> Any:
+) -> tuple[Tensor, tuple[Tensor, ...]]:
     """The values of the rule `[N, num_values]`, differentiable, and its other columns."""
     needs_grad = tuple(name in gradients for name in GRADIENTS)
     static = {"rule": rule, "transpose": matrices.transpose, "chunk_bytes": chunk_bytes}
@@ -96,7 +96,7 @@ def reduced(
     shape = ops.shape(matrices.hidden)[:-1]
     weights_of_losses, denominator = _reduction.reduction_weights(
         ops.zeros(shape, accumulator_dtype(matrices.hidden)),
-        reduction=reduction,
+        reduction=_reduction.checked_reduction(reduction),
         valid=valid,
         weights=weights,
         label_weights=label_weights,

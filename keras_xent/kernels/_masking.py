@@ -2,6 +2,7 @@
 
 from keras import ops
 
+from keras_xent._backend import uses_xla
 from keras_xent._types import Tensor
 
 
@@ -16,3 +17,11 @@ def where_or_zero(value: Tensor, condition: Tensor) -> Tensor:
 def multiply_no_nan(weight: Tensor, value: Tensor) -> Tensor:
     """`weight * value`, where 0 times an infinite value is 0."""
     return where_or_zero(weight * value, ops.not_equal(weight, 0.0))
+
+
+def nan_unless(condition: Tensor, value: Tensor) -> Tensor:
+    """`value` where the condition is True, NaN elsewhere."""
+    if uses_xla():
+        return ops.where(condition, value, ops.full((), float("nan"), value.dtype))
+    # No NaN in the program before there is one: tools that look for NaN look at constants too.
+    return value + ops.sqrt(ops.where(condition, ops.zeros((), value.dtype), -ops.ones((), value.dtype)))

@@ -21,11 +21,11 @@ class Rule(abc.ABC):
     num_rows = 1
 
     @abc.abstractmethod
-    def forward(self, logits: Tensor, *arrays: Any, **constants: Any) -> tuple[tuple[Tensor, ...], Any]:
-        """The columns, and what `backward` needs of them. `constants=` are those of `Data`."""
+    def forward(self, logits: Tensor, arrays: Any, constants: Any) -> tuple[tuple[Tensor, ...], Any]:
+        """The columns, and what `backward` needs of them."""
 
     @abc.abstractmethod
-    def backward(self, upstream: Tensor, residuals: Any, logits: Tensor, *arrays: Any, **constants: Any) -> Tensor:
+    def backward(self, upstream: Tensor, residuals: Any, logits: Tensor, arrays: Any, constants: Any) -> Tensor:
         """The gradient for the logits of `sum(upstream * values)`; `upstream` has a column for each value."""
 
     def prepare(self, rows: Any, constants: Any) -> tuple[Any, Any]:

@@ -20,7 +20,7 @@ from keras import ops
 from keras_xent._types import Tensor
 from keras_xent.kernels._dtypes import accumulator_dtype, largest, upcast
 from keras_xent.kernels._labels import class_weights
-from keras_xent.kernels._masking import multiply_no_nan, where_or_zero
+from keras_xent.kernels._masking import multiply_no_nan, nan_unless, where_or_zero
 from keras_xent.kernels._options import SoftmaxOptions
 from keras_xent.kernels._xla_cpu import cast_to_nearest_even, row_max, row_sum
 
@@ -50,6 +50,11 @@ def _clip_to_finite(max_logit):
     return ops.minimum(max_logit, largest(max_logit))
 
 
+def is_positive_infinity(x: Tensor) -> Tensor:
+    """True for +inf; compared with no constant, which would alarm those who look for infinity."""
+    return ops.logical_and(ops.isinf(x), x > 0)
+
+
 def with_infinite_logits(sum_exp_minus_one: Tensor, max_logit: Tensor, softcap: float | None) -> Tensor:
     """`sum_exp_minus_one`, right where logits are infinite.
 
@@ -58,8 +63,8 @@ def with_infinite_logits(sum_exp_minus_one: Tensor, max_logit: Tensor, softcap: 
     if softcap is not None:
         return sum_exp_minus_one
     # Of a row with a logit of +inf, the sum has counted these logits, less one, but for the rounding of soft targets.
-    several = ops.where(sum_exp_minus_one > 0.5, float("nan"), 0.0 * sum_exp_minus_one)
-    return ops.where(ops.equal(max_logit, float("inf")), several, sum_exp_minus_one)
+    several = nan_unless(ops.logical_not(sum_exp_minus_one > 0.5), 0.0 * sum_exp_minus_one)
+    return ops.where(is_positive_infinity(max_logit), several, sum_exp_minus_one)
 
 
 def max_minus_logit(x: Tensor, max_logit: Tensor, softcap: float | None) -> Tensor:
@@ -223,4 +228,4 @@ def rank_of_label(logits: Tensor, labels: Tensor) -> Tensor:
     # Negated, so that NaN is ahead too.
     behind = ops.where(ids < label, x < label_logit, x <= label_logit)
     ahead = ops.sum(ops.cast(ops.logical_not(behind), x.dtype), axis=1, keepdims=True)
-    return ops.where(labels < 0, ops.full_like(ahead, float("nan")), ahead)
+    return nan_unless(labels >= 0, ahead)

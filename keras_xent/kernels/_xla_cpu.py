@@ -54,7 +54,10 @@ def map_row_blocks(
     size: Any = block_size(arrays[0].shape)
     if isinstance(num_rows, int) and num_rows <= size:
         return _run_block(function, arrays)
-    if not isinstance(num_rows, int):
+    if isinstance(num_rows, int):
+        # As even as they can be: the last block computes again what is missing to a whole one.
+        size = -(-num_rows // -(-num_rows // size))
+    else:
         size = ops.minimum(size, num_rows)
     num_blocks = -(-num_rows // (size if isinstance(size, int) else ops.maximum(size, 1)))
 

@@ -162,14 +162,16 @@ class DistillationRule(Rule):
         logits = matmul(hidden, kernel, transpose_b=self.transpose)  # [n, V]
         return (logits if bias is None else logits + ops.cast(bias, logits.dtype),)
 
-    def forward(self, logits: Tensor, teacher: Tensor, *, constants: Any) -> tuple[tuple[Tensor, ...], Any]:
+    def forward(self, logits: Tensor, arrays: Any, constants: Any) -> tuple[tuple[Tensor, ...], Any]:
         """The divergence of each token, and what the gradient needs of the rows."""
+        (teacher,) = arrays
         normalizers = self.teacher_softmax.normalize(teacher), self.softmax.normalize(logits)
         loss, mean = self.divergence.of_rows(*self._log_probs(logits, teacher, normalizers))
         return (self.softmax.temperature**2 * loss,), (normalizers, mean)
 
-    def backward(self, upstream: Tensor, residuals: Any, logits: Tensor, teacher: Tensor, *, constants: Any) -> Tensor:
+    def backward(self, upstream: Tensor, residuals: Any, logits: Tensor, arrays: Any, constants: Any) -> Tensor:
         """The gradient for the student's logits."""
+        (teacher,) = arrays
         normalizers, mean = residuals
         log_p, log_q = self._log_probs(logits, teacher, normalizers)
         gradient = self.divergence.gradient(log_p, log_q, mean)

@@ -151,8 +151,9 @@ class CrossEntropyRule(Rule):
         """How many columns there are."""
         return 2 + len(self.statistics)
 
-    def forward(self, logits: Tensor, labels: Tensor, *, constants: Any) -> tuple[tuple[Tensor, ...], Any]:
+    def forward(self, logits: Tensor, arrays: Any, constants: Any) -> tuple[tuple[Tensor, ...], Any]:
         """The columns, and the residuals of the rows."""
+        (labels,) = arrays
         softcap = self.options.logit_softcap
         losses, residuals = sparse_softmax.forward(logits, labels, *constants, options=self.options)
         label_logit = upcast(ops.take_along_axis(logits, ops.maximum(labels, 0), axis=1))
@@ -160,8 +161,9 @@ class CrossEntropyRule(Rule):
         others = row_statistics.statistics(self.statistics, logits, labels, residuals, softcap)
         return (losses, nll, *others), residuals
 
-    def backward(self, upstream: Tensor, residuals: Any, logits: Tensor, labels: Tensor, *, constants: Any) -> Tensor:
+    def backward(self, upstream: Tensor, residuals: Any, logits: Tensor, arrays: Any, constants: Any) -> Tensor:
         """The gradient for the logits."""
+        (labels,) = arrays
         shifted = None
         if uses_xla_cpu():
             # The terms of the sum in `forward`, which XLA:CPU has written to memory. Writing the gradient to its place

@@ -16,6 +16,16 @@ from keras_xent.kernels._masking import where_or_zero
 REDUCTIONS: tuple[str | None, ...] = (*typing.get_args(Reduction), None)
 
 
+def checked_reduction(reduction: str | None) -> str | None:
+    """The reduction; a ValueError if there is none of this name."""
+    if reduction not in REDUCTIONS:
+        raise ValueError(
+            f"Invalid value for argument: `reduction` must be one of {', '.join(map(repr, REDUCTIONS))}. "
+            f"Received: reduction={reduction!r}."
+        )
+    return reduction
+
+
 def reduce(losses: Tensor, *, reduction: str | None, **counting: Any) -> Tensor:
     """Losses of shape `[B, ...]`, float32 or float64, reduced to a scalar, or only weighted for reduction None.
 

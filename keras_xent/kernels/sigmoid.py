@@ -13,7 +13,7 @@ from keras_xent._types import Tensor
 from keras_xent.kernels._compiled import CompiledKernel, row_kernel
 from keras_xent.kernels._dtypes import accumulator_dtype, dtype_of, is_float, to_float_tensor, to_tensor
 from keras_xent.kernels._labels import is_soft_label
-from keras_xent.kernels._masking import multiply_no_nan, where_or_zero
+from keras_xent.kernels._masking import multiply_no_nan, nan_unless, where_or_zero
 from keras_xent.kernels._options import SigmoidOptions
 from keras_xent.kernels._shapes import as_rows, checked_axis, ensure_shape, reshape_to, same_shape
 
@@ -45,7 +45,7 @@ def sigmoid_cross_entropy(
         loss = keras.ops.maximum(x, 0) - x * y + keras.ops.log1p(keras.ops.exp(-keras.ops.abs(x)))
 
     Args:
-        labels: numbers in [0, 1], of the shape of `logits`, any numeric dtype. Below -0.25 or above 1.25, far from what
+        labels: numbers in [0, 1], of the shape of `logits`, any numeric dtype. Below -0.21 or above 1.21, past what
             soft and noisy labels are, they give NaN in the loss and in the gradient of their row.
         logits: any shape, bfloat16, float16, float32 or float64, read in their own dtype.
         axis: None for one loss per label, or the axis over which the labels of an example lie: the result is then the
@@ -199,8 +199,7 @@ class _Terms:
 
     def _where_valid(self, value):
         """0 for missing labels, NaN for those out of range, which no error could be raised for."""
-        nan = ops.full((), float("nan"), value.dtype)
-        return where_or_zero(ops.where(self.is_soft_label, value, nan), self.valid)
+        return where_or_zero(nan_unless(self.is_soft_label, value), self.valid)
 
     def logits_gradient(self):
         slope = (1.0 - self.y) * self.p - self.weight * self.y * self.q
@@ -232,7 +231,7 @@ def _sigmoid_forward(logits, labels, weight, mask=None, *, options):
     valid = ops.ones_like(loss) if valid is None else ops.cast(valid, loss.dtype)
     count = ops.maximum(ops.sum(valid, axis=1, keepdims=True), 1.0)
     # One label out of range makes the gradient of its whole row NaN.
-    count = ops.where(ops.all(terms.is_soft_label, axis=1, keepdims=True), count, ops.full_like(count, float("nan")))
+    count = nan_unless(ops.all(terms.is_soft_label, axis=1, keepdims=True), count)
     return ops.sum(loss, axis=1, keepdims=True) / count, (count,)
 
 

@@ -11,7 +11,7 @@ from keras_xent.kernels import _softmax_row as row
 from keras_xent.kernels._compiled import CompiledKernel, RowKernel, row_kernel
 from keras_xent.kernels._dtypes import to_float_tensor, to_tensor, upcast
 from keras_xent.kernels._labels import class_indices, gather_class_weights, in_range, valid_mask
-from keras_xent.kernels._masking import multiply_no_nan, where_or_zero
+from keras_xent.kernels._masking import multiply_no_nan, nan_unless, where_or_zero
 from keras_xent.kernels._options import SoftmaxOptions
 from keras_xent.kernels._shapes import as_rows, broadcast_to_rows, checked_axis, reshape_to, squeeze_class_axis
 from keras_xent.kernels._xla_cpu import row_sum
@@ -131,7 +131,7 @@ def forward(
     at_label = row.expm1_shifted(label_logit, max_logit, softcap)
     sum_exp_minus_one = row_sum(off_label, logits, row.class_ids(logits)) + at_label
     sum_exp_minus_one = row.with_infinite_logits(sum_exp_minus_one, max_logit, softcap)
-    sum_exp_minus_one = ops.where(has_label, sum_exp_minus_one, ops.full_like(sum_exp_minus_one, float("nan")))
+    sum_exp_minus_one = nan_unless(has_label, sum_exp_minus_one)
 
     weights = ops.ones_like(row.class_ids(logits, max_logit.dtype)) if class_weight is None else class_weight
     label_weight = 1.0 if class_weight is None else gather_class_weights(class_weight, label)

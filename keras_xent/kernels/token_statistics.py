@@ -134,8 +134,9 @@ class StatisticsRule(Rule):
         """The rule without the rank."""
         return replace(self, has_rank=False)
 
-    def forward(self, logits: Tensor, labels: Tensor, *, constants: Any) -> tuple[tuple[Tensor, ...], Any]:
+    def forward(self, logits: Tensor, arrays: Any, constants: Any) -> tuple[tuple[Tensor, ...], Any]:
         """The columns, and the residuals of the rows."""
+        (labels,) = arrays
         x = self._scaled(logits)
         nll, residuals = sparse_softmax.forward(x, labels, options=SoftmaxOptions(logit_softcap=self.softcap))
         # Not a minimum, which XLA:CPU may take of NaN and a number.
@@ -150,8 +151,9 @@ class StatisticsRule(Rule):
             columns += (row.rank_of_label(logits, labels),)
         return columns, (*residuals, mean_below)
 
-    def backward(self, upstream: Tensor, residuals: Any, logits: Tensor, labels: Tensor, *, constants: Any) -> Tensor:
+    def backward(self, upstream: Tensor, residuals: Any, logits: Tensor, arrays: Any, constants: Any) -> Tensor:
         """The gradient for the logits: `u (1 - p)` at the label, and `p (w - u - v (log p + H))` elsewhere."""
+        (labels,) = arrays
         max_logit, sum_exp_minus_one, mean_below = residuals
         any_upstream = ops.sum(ops.abs(upstream), axis=1, keepdims=True)
         dead = row.is_dead_row(any_upstream, max_logit, sum_exp_minus_one)

@@ -115,7 +115,7 @@ class TopKRule(Rule):
     num_columns = 1
     num_rows = 2
 
-    def forward(self, logits: Tensor, *arrays: Tensor, constants: Any) -> tuple[tuple[Tensor, ...], Any]:
+    def forward(self, logits: Tensor, arrays: Any, constants: Any) -> tuple[tuple[Tensor, ...], Any]:
         """The divergence of each token, and what the gradient needs of the rows."""
         ids, log_p = arrays
         normalizer = self.softmax.normalize(logits)
@@ -123,7 +123,7 @@ class TopKRule(Rule):
         loss = ops.sum(multiply_no_nan(ops.exp(log_p), log_p - log_q), axis=1, keepdims=True)
         return (self.softmax.temperature**2 * loss,), normalizer
 
-    def backward(self, upstream: Tensor, residuals: Any, logits: Tensor, *arrays: Tensor, constants: Any) -> Tensor:
+    def backward(self, upstream: Tensor, residuals: Any, logits: Tensor, arrays: Any, constants: Any) -> Tensor:
         """The gradient for the logits: `q sum_i p_i - p`."""
         ids, log_p = arrays
         p = ops.exp(log_p)

@@ -6,7 +6,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_xent import provenance
+from keras_xent import arguments, provenance
 from keras_xent._backend import snapshot
 from keras_xent.layers.vocabulary_layout import must_divide
 
@@ -25,6 +25,8 @@ class LogitsDense(keras.layers.Dense):
 
     Args:
         units: number of classes.
+        chunk_bytes: the most memory that a chunk of logits may take in a loss or metric that goes without the rest of
+            them; None: 64 MB on a CPU and 512 MB on an accelerator, or 512 tokens.
         **kwargs: the other arguments of `keras.layers.Dense`.
 
     Call arguments: `inputs` `[..., D]`. Returns logits `[..., units]` of the layer's compute dtype.
@@ -44,6 +46,10 @@ class LogitsDense(keras.layers.Dense):
     # Tells the losses that the logits of this layer come with a head.
     carries_provenance = True
 
+    def __init__(self, units: int, *args: Any, chunk_bytes: int | None = None, **kwargs: Any) -> None:
+        super().__init__(units, *args, **kwargs)
+        self.chunk_bytes = None if chunk_bytes is None else arguments.count("chunk_bytes", chunk_bytes)
+
     def build(self, input_shape: Any) -> None:
         """Makes the weights."""
         must_divide("units", self, "kernel", 1, self.units)
@@ -52,6 +58,10 @@ class LogitsDense(keras.layers.Dense):
     def call(self, inputs: Any, training: bool | None = None) -> Any:
         """Logits with their provenance attached."""
         return call_dense(self, inputs, training)
+
+    def get_config(self) -> dict[str, Any]:
+        """Every argument of the constructor."""
+        return {**super().get_config(), "chunk_bytes": self.chunk_bytes}
 
     def quantize(self, mode: Any = None, type_check: bool = True, config: Any = None) -> None:
         """Quantizes the weights as those of a `Dense` layer. A loss then reads the logits."""
@@ -85,6 +95,7 @@ def call_dense(layer: Any, inputs: Any, training: bool | None = None) -> Any:
         training=provenance.is_training(training),
         gradients=tuple(name for name, is_trained in trained.items() if is_trained),
         layer=layer.name,
+        chunk_bytes=getattr(layer, "chunk_bytes", None),
     )
     provenance.attach(logits, head)
     return logits if layer.activation is None else layer.activation(logits)

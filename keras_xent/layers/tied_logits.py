@@ -6,7 +6,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_xent import _keras, provenance
+from keras_xent import _keras, arguments, provenance
 from keras_xent._backend import snapshot
 from keras_xent.kernels._dtypes import is_float
 from keras_xent.layers.vocabulary_layout import must_divide
@@ -22,6 +22,8 @@ class TiedLogits(keras.layers.ReversibleEmbedding):
     Args:
         input_dim: number of classes (the vocabulary).
         output_dim: number of features.
+        chunk_bytes: the most memory that a chunk of logits may take in a loss or metric that goes without the rest of
+            them; None: 64 MB on a CPU and 512 MB on an accelerator, or 512 tokens.
         **kwargs: the other arguments of `keras.layers.ReversibleEmbedding`.
 
     Call arguments: `inputs` `[...]` integers, or `[..., D]` with `reverse=True`. Returns embeddings, or logits
@@ -44,6 +46,12 @@ class TiedLogits(keras.layers.ReversibleEmbedding):
     # Tells the losses that the logits of this layer come with a head.
     carries_provenance = True
 
+    def __init__(
+        self, input_dim: int, output_dim: int, *args: Any, chunk_bytes: int | None = None, **kwargs: Any
+    ) -> None:
+        super().__init__(input_dim, output_dim, *args, **kwargs)
+        self.chunk_bytes = None if chunk_bytes is None else arguments.count("chunk_bytes", chunk_bytes)
+
     def build(self, input_shape: Any = None) -> None:
         """Makes the weights."""
         must_divide("input_dim", self, "embeddings", 0, self.input_dim)
@@ -52,6 +60,10 @@ class TiedLogits(keras.layers.ReversibleEmbedding):
     def call(self, inputs: Any, reverse: bool = False, training: bool | None = None) -> Any:
         """Embeddings, or logits with their provenance attached."""
         return _call(self, inputs, reverse, training)
+
+    def get_config(self) -> dict[str, Any]:
+        """Every argument of the constructor."""
+        return {**super().get_config(), "chunk_bytes": self.chunk_bytes}
 
     def quantize(self, mode: Any = None, type_check: bool = True, config: Any = None) -> None:
         """Quantizes the weights as those of a `ReversibleEmbedding`. A loss then reads the logits."""
@@ -93,6 +105,7 @@ def _call(layer, inputs, reverse, training):
         training=provenance.is_training(training),
         gradients=("hidden", "kernel") if layer.trainable_weights else ("hidden",),
         layer=layer.name,
+        chunk_bytes=getattr(layer, "chunk_bytes", None),
     )
     provenance.attach(logits, head)
     return logits

@@ -15,7 +15,7 @@ from keras_xent._types import DType, Tensor
 from keras_xent.kernels._dtypes import dtype_of, is_float, to_tensor
 from keras_xent.kernels._labels import is_soft_label
 from keras_xent.kernels._shapes import align_weights, checked_axis, ensure_shape, same_shape
-from keras_xent.kernels.reduction import REDUCTIONS, reduce
+from keras_xent.kernels.reduction import checked_reduction, reduce
 
 
 class Unreduced(NamedTuple):
@@ -81,14 +81,9 @@ class Crossentropy(NamedArguments, keras.losses.Loss):
     normalizer: float | None = None
 
     def __init__(self, *, from_logits: bool, reduction: str | None, name: str | None, dtype: DType) -> None:
-        if reduction not in REDUCTIONS:
-            raise ValueError(
-                f"Invalid value for argument: `reduction` must be one of {', '.join(map(repr, REDUCTIONS))}. "
-                f"Received: reduction={reduction!r}."
-            )
         self._given_dtype = arguments.dtype_or_none("dtype", dtype)
         super().__init__(name=name, reduction=None, dtype=self._given_dtype)
-        self.reduction = reduction
+        self.reduction = checked_reduction(reduction)
         self.from_logits = arguments.boolean("from_logits", from_logits)
         self._warned: set[str] = set()
 

@@ -69,14 +69,9 @@ class Distillation(keras.losses.Loss):
         name: str | None = "distillation",
         dtype: DType = None,
     ) -> None:
-        if reduction not in _reduction.REDUCTIONS:
-            raise ValueError(
-                f"`reduction` must be one of {', '.join(map(repr, _reduction.REDUCTIONS))}. "
-                f"Received: reduction={reduction!r}."
-            )
         self._given_dtype = arguments.dtype_or_none("dtype", dtype)
         super().__init__(name=name, reduction=None, dtype=self._given_dtype)
-        self.reduction = reduction
+        self.reduction = _reduction.checked_reduction(reduction)
         self.temperature = arguments.above_zero("temperature", temperature)
         self._divergence = Divergence(divergence, beta)
         self.divergence, self.beta = divergence, beta
@@ -99,10 +94,11 @@ class Distillation(keras.losses.Loss):
                     valid = mask if valid is None else ops.logical_and(valid, mask)
             if sample_weight is not None:
                 weights = align_weights(to_tensor(arguments.tensor("sample_weight", sample_weight)), shape)
-            heads = [None if is_eager(one) else provenance.head_of(one) for one in (teacher, student)]
-            reduce = self._dense if None in heads else self._fused
-            one, other = (teacher, student) if None in heads else heads
-            loss = reduce(one, other, valid, weights)
+            of_teacher, of_student = (None if is_eager(one) else provenance.head_of(one) for one in (teacher, student))
+            if of_teacher is None or of_student is None:
+                loss = self._dense(teacher, student, valid, weights)
+            else:
+                loss = self._fused(of_teacher, of_student, valid, weights)
             return ops.cast(loss, self.dtype)
 
     @no_autograph
@@ -130,6 +126,7 @@ class Distillation(keras.losses.Loss):
             reduction=self.reduction,
             training=student.training,
             gradients=student.gradients,
+            chunk_bytes=student.chunk_bytes,
         )
 
     def _dense(self, teacher, student, valid, weights):

@@ -52,6 +52,8 @@ class TokenMean(NamedArguments, keras.metrics.Metric):
     # Tells the losses that this metric does not make a step materialize the logits.
     reuses_loss_statistics = True
     logit_softcap: float | None = None
+    # False for what is the same of logits and of probabilities, capped or not: their order.
+    _depends_on_logits = True
 
     def __init__(
         self, ignore_class: int | None, axis: int, name: str, dtype: DType, *, num_sums: int = len(Totals._fields)
@@ -182,9 +184,9 @@ class TokenMean(NamedArguments, keras.metrics.Metric):
         if loss is None or not 0 < len(y_pred.shape) > loss.axis:
             return None
         own = self._settings(y_pred)
-        if loss.reading != own.reading and not self.needs_ranks:
+        if loss.reading != own.reading and self._depends_on_logits:
             return _disagree(own, loss, "from_logits", own.reading == "logits", loss.reading == "logits")
-        if loss.logit_softcap != own.logit_softcap and not self.needs_ranks:
+        if loss.logit_softcap != own.logit_softcap and self._depends_on_logits:
             return _disagree(own, loss, "logit_softcap", own.logit_softcap, loss.logit_softcap)
         # Padding may be marked by weights in one of the two, and by labels in the other.
         is_marked = sample_weight is not None or (

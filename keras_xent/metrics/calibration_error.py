@@ -113,7 +113,7 @@ class CalibrationError(TokenMean):
         return _signed(statistics.confidence, statistics.rank)
 
     def _values_from_predictions(self, labels: Tensor, y_pred: Tensor, mask: Tensor) -> Tensor:
-        logits = provenance.as_logits(y_pred, from_logits=self.from_logits, activation="softmax")
+        logits = provenance.as_logits(y_pred, from_logits=self.from_logits, activation="softmax", axis=self.axis)
         labels = class_indices(labels, y_pred.shape[self.axis], mask)
         names = ("confidence", "rank")
         return _signed(*dense_statistics(labels, logits, names, axis=self.axis, softcap=self.logit_softcap))

@@ -77,7 +77,7 @@ class Entropy(TokenMean):
         return statistics.entropy
 
     def _values_from_predictions(self, labels: Tensor, y_pred: Tensor, mask: Tensor) -> Tensor:
-        logits = provenance.as_logits(y_pred, from_logits=self.from_logits, activation="softmax")
+        logits = provenance.as_logits(y_pred, from_logits=self.from_logits, activation="softmax", axis=self.axis)
         any_class = ops.zeros_like(labels, dtype="int32")
         (entropy,) = dense_statistics(any_class, logits, ("entropy",), axis=self.axis, softcap=self.logit_softcap)
         return entropy

@@ -49,6 +49,7 @@ class TokenAccuracy(TokenMean):
     """
 
     needs_statistics = frozenset({"rank"})
+    _depends_on_logits = False
 
     def __init__(
         self,

@@ -58,9 +58,7 @@ def grpo(
     References: arXiv:2402.03300, equation (3); clip range of two sides and token mean, arXiv:2503.14476 (DAPO).
     """
     policy, old = aligned(policy_logps=policy_logps, old_logps=old_logps)
-    if reduction not in _reduction.REDUCTIONS:
-        names = ", ".join(map(repr, _reduction.REDUCTIONS))
-        raise ValueError(f"`reduction` must be one of {names}. Received: reduction={reduction!r}.")
+    _reduction.checked_reduction(reduction)
     if arguments.not_negative("beta", beta) and reference_logps is None:
         raise ValueError(f"`reference_logps` must be given where `beta` is not 0. Received: beta={beta!r}.")
     valid = None

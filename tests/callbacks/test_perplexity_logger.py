@@ -71,7 +71,8 @@ fit(keras.models.load_model(sys.argv[1]), kx.callbacks.PerplexityLogger(sys.argv
 """
 
 
-def test_a_second_fit_and_a_new_process_go_on(tmp_path):
+@pytest.mark.whole
+def test_a_second_fit_and_a_new_process_continue(tmp_path):
     path, built = tmp_path / "log.csv", model()
     logger = kx.callbacks.PerplexityLogger(path)
     fit(built, logger, epochs=1)

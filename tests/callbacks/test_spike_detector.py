@@ -50,6 +50,7 @@ def test_a_spike_is_reported_with_its_batch_and_its_worst_tokens():
     assert f"{worst['nll']:.3f} nats: 't{worst['label']}' in sequence {worst['sequence']} at" in message
 
 
+@pytest.mark.whole
 def test_training_and_model_are_as_without_it(tmp_path):
     plain, watched = model(), model()
     history = fit(plain)

@@ -164,6 +164,7 @@ def test_the_gradient_norm_is_that_of_the_step(run, tmp_path):
     assert "gradient_norm" not in run[2][0]
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("policy", ["float32", "mixed_float16"])
 def test_a_watched_model_trains_saves_and_loads_as_any_other(tmp_path, policy):
     before = keras.config.dtype_policy()
@@ -302,6 +303,7 @@ fit(keras.models.load_model(sys.argv[1]), kx.callbacks.TensorBoard(sys.argv[2], 
 """
 
 
+@pytest.mark.whole
 def test_a_resume_in_a_new_process_is_one_curve(tmp_path):
     built = model()
     fit(built, kx.callbacks.TensorBoard(tmp_path / "two", update_freq=1), epochs=3)

@@ -130,6 +130,7 @@ def test_settings_that_are_no_dict_are_refused():
     )
 
 
+@pytest.mark.whole
 def test_the_settings_of_another_callback_in_the_same_folder_stay(tmp_path):
     """`hparams.api` writes the columns of an experiment, and in each run their values."""
     import tensorflow as tf

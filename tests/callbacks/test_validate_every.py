@@ -129,3 +129,18 @@ def test_arguments_are_checked():
     assert str(error.value) == (
         "`validation_data` must be (x, y), (x, y, sample_weight), a dataset or a generator. Received: None."
     )
+
+
+def test_the_logs_of_an_interrupted_fit_are_left_alone():
+    class Interrupt(keras.callbacks.Callback):
+        def on_train_batch_begin(self, batch, logs=None):
+            if batch == 2:
+                raise RuntimeError
+
+    built, before, after = model(), kx.callbacks.PerplexityLogger(), kx.callbacks.PerplexityLogger()
+    with pytest.raises(RuntimeError):
+        fit(built, before, Interrupt(), validation=False)
+    validates = kx.callbacks.ValidateEvery(2, validation())
+    fit(built, after, validates, validation=False, epochs=1)
+    assert before.rows == []
+    assert [row["step"] for row in after.rows if row["kind"] == "validation"] == validates.history["step"] == [4, 6]

@@ -221,23 +221,22 @@ def test_litert_gives_the_same_numbers(exported, name):
 # Models with labels
 
 
-def test_a_classifier_is_scored_with_its_own_loss(tmp_path):
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.whole)])
+def test_a_classifier_is_scored_with_its_own_loss(compiled, tmp_path):
     model = classifier()
     rng = np.random.default_rng(0)
     x, y = rng.standard_normal((10, 8)).astype("float32"), rng.integers(0, 4, 10).astype("int32")
     p = model.predict(x, verbose=0).astype("float64")
     each = -0.9 * np.log(p[np.arange(10), y]) - 0.1 * np.log(p).mean(-1)
     loss = model.evaluate(x, y, verbose=0)
-    for compiled in (False, True):
-        export_scorer(model, tmp_path / str(compiled), endpoints=ALL, compiled=compiled)
-        scored = load_scorer(tmp_path / str(compiled)).score(x, y)
-        np.testing.assert_allclose(scored["per_example_loss"], each, rtol=1e-5)
-        np.testing.assert_allclose(scored["loss"], loss, rtol=1e-5)
+    export_scorer(model, tmp_path, endpoints=ALL, compiled=compiled)
+    scored = load_scorer(tmp_path).score(x, y)
+    np.testing.assert_allclose(scored["per_example_loss"], each, rtol=1e-5)
+    np.testing.assert_allclose(scored["loss"], loss, rtol=1e-5)
     history = model.fit(x, y, epochs=STEPS, batch_size=10, verbose=0).history["loss"]
-    for compiled in ("False", "True"):
-        train = tf.saved_model.load(str(tmp_path / compiled)).signatures["train_step"]
-        steps = [train(inputs=x, labels=y, sample_weight=np.ones(10, "float32"))["loss"] for _ in range(STEPS)]
-        np.testing.assert_allclose(steps, history, rtol=1e-5)
+    train = tf.saved_model.load(str(tmp_path)).signatures["train_step"]
+    steps = [train(inputs=x, labels=y, sample_weight=np.ones(10, "float32"))["loss"] for _ in range(STEPS)]
+    np.testing.assert_allclose(steps, history, rtol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -150,6 +150,7 @@ def test_a_student_that_is_its_teacher_has_loss_and_gradient_0(divergence):
         np.testing.assert_allclose(gradient, 0, atol=1e-5)
 
 
+@pytest.mark.whole
 def test_classes_that_are_switched_off_in_both_heads_leave_no_trace():
     off = np.where(np.arange(CLASSES) < 20, 0, -np.inf).astype("float32")
     for divergence in ("forward_kl", "reverse_kl", "jensen_shannon"):

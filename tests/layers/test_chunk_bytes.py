@@ -1,0 +1,52 @@
+"""The budget of a head: the same loss in smaller chunks, and the argument in the configuration."""
+
+import keras
+import numpy as np
+import pytest
+
+import keras_xent as kx
+from keras_xent.kernels import _linear_loop
+from tests.backend import to_numpy
+
+TOKENS = np.random.default_rng(0).integers(0, 50, (4, 30))
+
+
+def test_a_budget_is_kept_to():
+    assert _linear_loop._chunk_sizes(1000, 50, is_masked=False) == (1000, 1)
+    size, chunks = _linear_loop._chunk_sizes(1000, 50, is_masked=False, chunk_bytes=4 * 50 * 64)
+    assert size <= 64 and size * chunks >= 1000
+    size, _ = _linear_loop._chunk_sizes(1000, 50, is_masked=False, copies=2, chunk_bytes=4 * 50 * 64)
+    assert size <= 32
+    # One token at least.
+    assert _linear_loop._chunk_sizes(1000, 50, is_masked=False, chunk_bytes=1)[0] == 1
+
+
+def tied(chunk_bytes):
+    embedding = kx.layers.TiedLogits(50, 8, chunk_bytes=chunk_bytes)
+    tokens = keras.Input((None,), dtype="int32")
+    return keras.Model(tokens, embedding(embedding(tokens), reverse=True))
+
+
+def dense(chunk_bytes):
+    return keras.Sequential([keras.layers.Embedding(50, 8), kx.layers.LogitsDense(50, chunk_bytes=chunk_bytes)])
+
+
+@pytest.mark.whole
+@pytest.mark.parametrize("build", [tied, dense])
+def test_training_is_the_same_with_any_budget(build):
+    losses = []
+    for chunk_bytes in (None, 4 * 50 * 7):
+        keras.utils.set_random_seed(0)
+        model = build(chunk_bytes)
+        model.compile(keras.optimizers.Adam(0.01), kx.losses.MaskedSequenceCrossentropy())
+        losses.append(model.fit(TOKENS, TOKENS, epochs=3, verbose=0).history["loss"])
+        log_probs = to_numpy(kx.token_log_probs(model, TOKENS, TOKENS))
+        assert log_probs.mean() == pytest.approx(-model.evaluate(TOKENS, TOKENS, verbose=0), rel=1e-4)
+    np.testing.assert_allclose(losses[1], losses[0], rtol=1e-5)
+
+
+def test_it_is_a_part_of_the_configuration():
+    for layer in (kx.layers.LogitsDense(50, chunk_bytes=1000), kx.layers.TiedLogits(50, 8, chunk_bytes=1000)):
+        assert type(layer).from_config(layer.get_config()).chunk_bytes == 1000
+    with pytest.raises(ValueError, match="`chunk_bytes` must be a whole number of at least 1"):
+        kx.layers.LogitsDense(50, chunk_bytes=0)
