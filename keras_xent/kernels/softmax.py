@@ -78,7 +78,9 @@ def softmax_cross_entropy(
     if not differentiable_targets:
         targets = ops.cast(targets, accumulator_dtype(logits))
     rows, target_rows = as_rows(logits, axis), as_rows(targets, axis)  # [rows, C] or [outer, C, inner]
-    weights = row.optional_class_weights(class_weight, logits.shape[axis] or ops.shape(logits)[axis], logits, len(rows.shape))
+    weights = row.optional_class_weights(
+        class_weight, logits.shape[axis] or ops.shape(logits)[axis], logits, len(rows.shape)
+    )
     options = SoftmaxOptions(label_smoothing, focal_gamma, z_loss, logit_softcap)
     loss = _losses(rows, target_rows, *weights, options=options, differentiable_targets=differentiable_targets)
     valid = None if mask is None else ops.cast(to_tensor(mask), "bool")
