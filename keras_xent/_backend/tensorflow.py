@@ -48,7 +48,7 @@ def widest_int() -> str:
 
 
 def assert_in_graph(condition: Tensor, data: Callable[[], list], tensor: Tensor = None) -> Tensor:
-    """`tensor`, which a graph on the CPU computes only after it has asserted the condition; `data` is what is told.
+    """`tensor`, which a graph on the CPU computes only after it has asserted the condition; `data` is its message.
 
     On an accelerator nothing is asserted: it would cost a transfer at every step. XLA drops assertions.
     """
@@ -62,7 +62,7 @@ def assert_in_graph(condition: Tensor, data: Callable[[], list], tensor: Tensor 
             tf.debugging.Assert(False, told, summarize=1)
         return False
 
-    # What is told is computed where it is needed: in the branch.
+    # The message is computed only in the branch that raises it.
     assertion = tf.cond(condition, lambda: True, fail)
     if tensor is None:
         return tensor

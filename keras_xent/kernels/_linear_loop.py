@@ -25,6 +25,8 @@ from keras_xent.kernels._xla_cpu import accumulate_matmul, block_size, map_row_b
 CPU_CHUNK_BYTES = 2**26
 ACCELERATOR_CHUNK_BYTES = 2**29
 MIN_CHUNK_TOKENS = 512
+# The same where the gradient of the kernel is not computed: each chunk reads the kernel once.
+MIN_CHUNK_TOKENS_WITHOUT_KERNEL = 128
 # Tokens that are not active are left out by whole chunks: where there may be some, there should be a few chunks.
 MIN_CHUNKS_IF_MASKED = 4
 
@@ -98,10 +100,17 @@ def _run_on_device(rows, replicated, *, mesh, needs_grad, transpose, rule, chunk
     hidden = where_or_zero(hidden, is_active)
     upstream = None if upstream is None else where_or_zero(upstream, is_active)
     arrays = [where_or_zero(a, is_active) if is_float(a) else a for a in arrays]
+    needs_hidden, needs_kernel, needs_bias = needs_grad if upstream is not None else (False,) * 3
+    needs_bias = needs_bias and bias is not None
     tokens, features = ops.shape(hidden)
     num_classes = kernel.shape[0 if transpose else 1]
     size, num_chunks = _chunk_sizes(
-        tokens, num_classes, is_masked=is_active is not None, copies=rule.num_logits, chunk_bytes=chunk_bytes
+        tokens,
+        num_classes,
+        is_masked=is_active is not None,
+        copies=rule.num_logits,
+        chunk_bytes=chunk_bytes,
+        needs_kernel=needs_kernel,
     )
     is_single = isinstance(num_chunks, int) and num_chunks == 1
     order = _active_first(None if is_single else is_active, size, num_chunks)
@@ -110,8 +119,6 @@ def _run_on_device(rows, replicated, *, mesh, needs_grad, transpose, rule, chunk
     in_order = functools.partial(_pad_rows, permutation=order.permutation, rows=size * num_chunks)
     # [size * num_chunks, ...], active tokens first.
     hidden, upstream, arrays = in_order(hidden), in_order(upstream), [in_order(a) for a in arrays]
-    needs_hidden, needs_kernel, needs_bias = needs_grad if upstream is not None else (False,) * 3
-    needs_bias = needs_bias and bias is not None
     # A product whose left factor is transposed is slow on XLA:CPU: transposed once, for all chunks.
     hidden_t = ops.transpose(hidden) if needs_kernel and not transpose and uses_xla_cpu() else None  # [D, tokens]
 
@@ -196,7 +203,7 @@ def _add_dependency(value, other):
     return value + 0.0 * where_or_zero(other, ops.isfinite(other))
 
 
-def _chunk_sizes(tokens, num_classes, *, is_masked, copies=1, chunk_bytes=None):
+def _chunk_sizes(tokens, num_classes, *, is_masked, copies=1, chunk_bytes=None, needs_kernel=True):
     """Tokens of a chunk, and the number of chunks: as even as they can be, and a whole number of blocks each.
 
     `copies` arrays of the size of the logits exist at once. With `chunk_bytes` a chunk takes no more, unless one token
@@ -204,7 +211,8 @@ def _chunk_sizes(tokens, num_classes, *, is_masked, copies=1, chunk_bytes=None):
     """
     budget = chunk_bytes or (ACCELERATOR_CHUNK_BYTES if on_accelerator() else CPU_CHUNK_BYTES)
     block = block_size((1, num_classes))
-    most = max(1 if chunk_bytes else MIN_CHUNK_TOKENS, budget // (4 * num_classes * copies))
+    least = MIN_CHUNK_TOKENS if needs_kernel else min(MIN_CHUNK_TOKENS, MIN_CHUNK_TOKENS_WITHOUT_KERNEL)
+    most = max(1 if chunk_bytes else least, budget // (4 * num_classes * copies))
     block = min(block, most)
     if isinstance(tokens, int) and is_masked:
         most = min(most, max(1, MIN_CHUNK_TOKENS // 2, -(-tokens // MIN_CHUNKS_IF_MASKED)))
