@@ -82,6 +82,12 @@ def symbolic_output(predictions: Tensor) -> Any:
     return found[0] if len(leaves) == len(outputs) and len(found) == 1 else None
 
 
+def only_output() -> Any:
+    """The symbolic output of the model of this step, if it has one and only one; for metrics, which get no other."""
+    outputs = getattr(model_of_step(), "outputs", None) or []
+    return outputs[0] if len(outputs) == 1 else None
+
+
 def all_layers(model: Any, *, include_self: bool = True) -> Iterator[Any]:
     """A model's layers, those inside of layers included (`_flatten_layers`)."""
     return model._flatten_layers(include_self=include_self)
