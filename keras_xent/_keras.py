@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import keras
 import numpy
+from keras import ops
 from keras.src.backend import get_keras_mask, set_keras_mask
 from keras.src.backend.common.stateless_scope import get_stateless_scope
 
@@ -114,8 +115,15 @@ def set_direction(metric: Any, direction: str) -> None:
 
 def batches_seen(optimizer: Any) -> Any:
     """The variable in which an optimizer counts batches; `iterations` counts updates. None if there is none."""
-    named = [one for one in getattr(optimizer, "variables", ()) if one.name == "iteration"]
-    return named[0] if named else getattr(optimizer, "iterations", None)
+    # The first of possibly thousands.
+    named = (one for one in getattr(optimizer, "variables", ()) if one.name == "iteration")
+    return next(named, getattr(optimizer, "iterations", None))
+
+
+def to_numpy(variable: Any) -> numpy.ndarray:
+    """The value of a variable. `ops.convert_to_numpy` takes twice as long on TensorFlow, which is seen in each step."""
+    value = variable.value
+    return value.numpy() if hasattr(value, "numpy") else ops.convert_to_numpy(value)
 
 
 @contextlib.contextmanager

@@ -1,6 +1,7 @@
 """The pages say what the code does."""
 
 import doctest
+import inspect
 import json
 import re
 import runpy
@@ -157,7 +158,7 @@ def test_the_site_is_built_without_a_warning_and_shows_every_public_name(tmp_pat
     run = subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True)
     assert run.returncode == 0, run.stdout + run.stderr
     shown = {anchor for page in tmp_path.glob("reference/*/index.html") for anchor in anchors(page)}
-    assert public_names() <= shown
+    assert {name for name, _ in public()} <= shown
     assert "<math" in (tmp_path / "theory" / "index.html").read_text()
     assert (tmp_path / "search" / "search_index.json").stat().st_size > 100_000
 
@@ -166,14 +167,27 @@ def anchors(page):
     return re.findall(r'id="(keras_xent[\w.]*)"', page.read_text())
 
 
-def public_names():
+def public():
+    """Every public class and function by its name, packages and their modules aside."""
     import keras_xent
 
-    found = {f"keras_xent.{n}" for n in keras_xent.__all__ if not hasattr(getattr(keras_xent, n), "__path__")}
-    packages = (getattr(keras_xent, n) for n in keras_xent.__all__)
-    for package in packages:
-        if hasattr(package, "__path__"):
-            found |= {f"{package.__name__}.{n}" for n in package.__all__}
-    return {each for each in found if not (ROOT / (each.replace(".", "/") + ".py")).is_file()} | {
-        each for each in found if each.count(".") > 1
-    }
+    modules = [keras_xent, *(getattr(keras_xent, each) for each in keras_xent.__all__)]
+    for module in (module for module in modules if inspect.ismodule(module)):
+        listed = getattr(module, "__all__", [each for each in vars(module) if not each.startswith("_")])
+        for each in listed:
+            if callable(value := getattr(module, each)) and value.__module__.startswith("keras_xent"):
+                yield f"{module.__name__}.{each}", value
+
+
+def test_a_docstring_explains_its_own_arguments():
+    """`help()` shows one docstring, and none of those that it might refer to."""
+    found = [
+        name for name, value in public() if re.search(r"^ +[\w*, \n]+: as in `", value.__doc__ or "", re.MULTILINE)
+    ]
+    assert found == []
+
+
+def test_a_loss_shows_how_a_model_is_compiled_with_it():
+    losses = {name: value for name, value in public() if name.startswith("keras_xent.losses.") and name[18].isupper()}
+    assert len(losses) >= 4
+    assert [name for name, value in losses.items() if ".compile(" not in value.__doc__] == []

@@ -51,6 +51,7 @@ round_to_bfloat16 = _module.round_to_bfloat16
 # Devices.
 on_accelerator = _module.on_accelerator
 batch_mesh = _module.batch_mesh
+is_partitioned = _module.is_partitioned
 shard_map_rows = _module.shard_map_rows
 psum = _module.psum
 pmax = _module.pmax

@@ -66,10 +66,11 @@ def pad_inputs(inputs: Sequence[Tensor], has_rows: Sequence[bool]) -> tuple[Any,
 
 
 def _rows_and_missing(array, row_size):
-    """The number of rows, and how many are missing to the bucket as `[1, 1]`: as few operations as there can be."""
+    """The number of rows, and how many are missing to the bucket as `[1, 1]`: few operations, all known to LiteRT."""
     table = np.array([buckets(row_size)], "int32")  # [1, buckets]
     num_rows = tf.shape(array)[:1]  # [1]
-    place = tf.raw_ops.LowerBound(sorted_inputs=table, values=tf.expand_dims(num_rows, 0))  # [1, 1]
+    # LiteRT, to which programs with XLA are converted as well, has no LowerBound.
+    place = tf.reduce_sum(tf.cast(tf.less(table, num_rows), "int32"), axis=1, keepdims=True)  # [1, 1]
     return num_rows, tf.raw_ops.Gather(params=table[0], indices=place) - num_rows
 
 

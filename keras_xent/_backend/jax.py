@@ -110,6 +110,12 @@ def batch_mesh(array: Tensor) -> BatchMesh | None:
     return BatchMesh(mesh, axis) if devices > 1 and isinstance(rows, int) and rows % devices == 0 else None
 
 
+def is_partitioned(array: Tensor) -> bool:
+    """Whether the array's type says how it is divided among devices: an Explicit axis of a mesh, kept at every step."""
+    spec = getattr(getattr(jax.typeof(array), "sharding", None), "spec", None) if hasattr(jax, "typeof") else None
+    return spec is not None and any(axis is not None for axis in spec)
+
+
 def shard_map_rows(mesh: BatchMesh | None, function: Callable, rows: Any, replicated: Any, *, has_rows: Any) -> Any:
     """`function(rows, replicated)`, on each device for the rows that it has; without a mesh simply that.
 

@@ -1,6 +1,7 @@
 """What TensorFlow does its own way."""
 
 import functools
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -47,7 +48,7 @@ def widest_int() -> str:
 
 
 def assert_in_graph(condition: Tensor, data: Callable[[], list], tensor: Tensor = None) -> Tensor:
-    """`tensor`, which a graph on the CPU computes only after it has asserted the condition; `data` is what is told.
+    """`tensor`, which a graph on the CPU computes only after it has asserted the condition; `data` is its message.
 
     On an accelerator nothing is asserted: it would cost a transfer at every step. XLA drops assertions.
     """
@@ -55,10 +56,13 @@ def assert_in_graph(condition: Tensor, data: Callable[[], list], tensor: Tensor 
         return tensor
 
     def fail():
-        tf.debugging.Assert(False, data(), summarize=1)
+        told = data()
+        # The error begins with the name of the node; what it tells stands behind two pages of stack.
+        with tf.name_scope(re.sub(r"[^A-Za-z0-9]+", "_", told[0]).strip("_")):
+            tf.debugging.Assert(False, told, summarize=1)
         return False
 
-    # What is told is computed where it is needed: in the branch.
+    # The message is computed only in the branch that raises it.
     assertion = tf.cond(condition, lambda: True, fail)
     if tensor is None:
         return tensor
@@ -131,6 +135,11 @@ def on_accelerator() -> bool:
 def batch_mesh(array: Tensor) -> None:
     """None: on TensorFlow each replica has its own rows."""
     return None
+
+
+def is_partitioned(array: Tensor) -> bool:
+    """False: types of TensorFlow do not say it."""
+    return False
 
 
 def shard_map_rows(mesh: None, function: Callable, rows: Any, replicated: Any, *, has_rows: Any) -> Any:

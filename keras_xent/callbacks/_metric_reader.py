@@ -8,7 +8,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_xent._keras import training_state
+from keras_xent._keras import to_numpy, training_state
 from keras_xent.callbacks._units import sibling_tag, to_nats, units_of
 from keras_xent.metrics import Perplexity
 from keras_xent.metrics._token_mean import Totals
@@ -110,7 +110,7 @@ class MetricReader:
 
     def _new_arrays(self, variables):
         """What was added to sums since the last call of this."""
-        now = [ops.convert_to_numpy(variable) for variable in variables]
+        now = [to_numpy(variable) for variable in variables]
         new = [array - self._arrays_before.get(id(v), 0) for v, array in zip(variables, now, strict=True)]
         self._arrays_before |= {id(v): array for v, array in zip(variables, now, strict=True)}
         return new

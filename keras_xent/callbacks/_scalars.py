@@ -10,7 +10,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_xent._keras import training_state
+from keras_xent._keras import to_numpy, training_state
 from keras_xent.callbacks._metric_reader import PerplexityMetric
 from keras_xent.callbacks._timeline import Mark
 from keras_xent.callbacks._training_log import Batches, Epoch
@@ -97,7 +97,8 @@ def learning_rates(model: Any) -> dict[str, float]:
     named = {f"learning_rate_{one.name}": one for one in several} if several else {"learning_rate": optimizer}
     with training_state(model):
         return {
-            name: float(ops.convert_to_numpy(one.learning_rate))
+            # A schedule computes it.
+            name: float(to_numpy(rate) if hasattr(rate := one.learning_rate, "assign") else ops.convert_to_numpy(rate))
             for name, one in named.items()
             if isinstance(one, keras.optimizers.Optimizer)
         }

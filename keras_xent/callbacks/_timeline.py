@@ -4,9 +4,7 @@ import weakref
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
-from keras import ops
-
-from keras_xent._keras import batches_seen, training_state
+from keras_xent._keras import batches_seen, to_numpy, training_state
 
 
 class Mark(NamedTuple):
@@ -114,8 +112,9 @@ class Timeline:
             self.steps = self._steps_before_epoch + self._count_batches()
         mark = Mark(self.steps, self._optimizer_count(), None if epoch is None else self.number(epoch))
         before = self._marks[-1] if self._marks else Mark(0, 0)
-        skips = None in (mark.iterations, before.iterations) or _skipped(mark) != _skipped(before)
-        if epoch is not None or skips:
+        # Between two marks all steps count.
+        is_counted = None not in (mark.iterations, before.iterations)
+        if epoch is not None or is_counted and _skipped(mark) != _skipped(before):
             self._marks.append(mark)
         return mark
 
@@ -150,7 +149,7 @@ class Timeline:
         model = self._model()
         with training_state(model):
             count = batches_seen(self._optimizer)
-            return None if count is None else int(ops.convert_to_numpy(count))
+            return None if count is None else int(to_numpy(count) if hasattr(count, "value") else count)
 
 
 def in_order(marks: Iterable[Mark]) -> list[Mark]:

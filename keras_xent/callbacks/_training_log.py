@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import keras
 
+from keras_xent._keras import training_state
 from keras_xent.callbacks._metric_reader import MetricReader
 from keras_xent.callbacks._timeline import Mark, Timeline
 from keras_xent.metrics._token_mean import Totals
@@ -135,14 +136,16 @@ class TrainingLog(keras.callbacks.Callback):
         self._timeline.end_batch(batch)
 
     def _write_batches(self):
-        totals = self._reader.new_totals()
-        if totals and not any(new.labels for new in totals.values()):
-            # The data has run out where Keras did not know its length.
-            return
-        values, now, steps = self._reader.new_values(), time.perf_counter(), self._timeline.steps
-        batches = Batches(values, totals, steps - self._steps_written, now - self._clock)
-        self._steps_written, self._clock = steps, now
-        self.write_batches(self._timeline.mark(), batches)
+        # Once for all that is read.
+        with training_state(self._reader.model):
+            totals = self._reader.new_totals()
+            if totals and not any(new.labels for new in totals.values()):
+                # The data has run out where Keras did not know its length.
+                return
+            values, now, steps = self._reader.new_values(), time.perf_counter(), self._timeline.steps
+            batches = Batches(values, totals, steps - self._steps_written, now - self._clock)
+            self._steps_written, self._clock = steps, now
+            self.write_batches(self._timeline.mark(), batches)
 
     def _end_batches(self):
         """The batches of an epoch have ended, and their metrics are still there."""

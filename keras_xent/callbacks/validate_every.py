@@ -31,7 +31,7 @@ class ValidateEvery(keras.callbacks.Callback):
 
     Args:
         steps: after how many steps. Where several are executed at once, at the end of the execution.
-        validation_data: as in `fit`: `(x, y)`, `(x, y, sample_weight)`, a dataset or a generator.
+        validation_data: what `fit` takes: `(x, y)`, `(x, y, sample_weight)`, a dataset or a generator.
         batch_size: of arrays; None is Keras' 32.
         validation_steps: how many batches of a dataset or generator; None is all.
         callbacks: callbacks to which a validation is the end of an epoch, with its number as that of the epoch:

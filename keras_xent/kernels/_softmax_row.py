@@ -63,8 +63,9 @@ def with_infinite_logits(sum_exp_minus_one: Tensor, max_logit: Tensor, softcap: 
     if softcap is not None:
         return sum_exp_minus_one
     # Of a row with a logit of +inf, the sum has counted these logits, less one, but for the rounding of soft targets.
-    several = nan_unless(ops.logical_not(sum_exp_minus_one > 0.5), 0.0 * sum_exp_minus_one)
-    return ops.where(is_positive_infinity(max_logit), several, sum_exp_minus_one)
+    infinite = is_positive_infinity(max_logit)
+    several = ops.logical_and(infinite, sum_exp_minus_one > 0.5)
+    return nan_unless(ops.logical_not(several), ops.where(infinite, 0.0 * sum_exp_minus_one, sum_exp_minus_one))
 
 
 def max_minus_logit(x: Tensor, max_logit: Tensor, softcap: float | None) -> Tensor:

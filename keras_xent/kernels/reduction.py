@@ -189,6 +189,11 @@ def _sum_over_devices(values, *, mesh):
 
 
 def _pairwise_sum(values):
+    if values.shape[0] is None and dtype_of(values) == "float32":
+        # A size that XLA knows only when the program runs, as after `tf.boolean_mask`, cannot be rounded up.
+        return ops.cast(ops.sum(ops.cast(values, "float64")), values.dtype)
+    if _backend.is_partitioned(values):
+        return ops.sum(values)
     # Additions of halves first keep the rounding of long sums small.
     lanes = 64
     values = ops.concatenate([values, ops.zeros((-ops.shape(values)[0] % lanes,), values.dtype)])

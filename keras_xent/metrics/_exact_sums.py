@@ -5,6 +5,8 @@ from typing import Any
 import numpy as np
 from keras import ops
 
+from keras_xent._keras import to_numpy
+
 
 class ExactSums:
     """`number` running sums in two float32 variables of a metric, good for 2^48 tokens.
@@ -36,5 +38,5 @@ class ExactSums:
 
     def exact(self) -> np.ndarray:
         """The sums, as float64. Waits for the device."""
-        high, low = (ops.convert_to_numpy(part).astype("float64") for part in (self._high, self._low))
+        high, low = (to_numpy(part).astype("float64") for part in (self._high, self._low))
         return high + low

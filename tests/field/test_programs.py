@@ -105,6 +105,18 @@ if BACKEND == "tensorflow":
             value = of_known(tf.zeros((4, 3)), tf.constant([0, 1, -1, 2]))
             np.testing.assert_allclose(to_numpy(value), np.log(3), rtol=1e-6)
 
+    @pytest.mark.parametrize("name", ["sparse", "binary"])
+    def test_the_error_of_a_step_begins_with_the_sentence(name):
+        import tensorflow as tf
+
+        loss, y = LOSSES[name]
+        model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(4)])
+        model.compile("sgd", loss)
+        with pytest.raises(tf.errors.InvalidArgumentError) as error:
+            model.fit(np.ones((4, 4)), y - 1, verbose=0)
+        first, sentence = str(error.value)[:300], "y_true must be " + ("classes" if name == "sparse" else "numbers")
+        assert sentence.replace(" ", "_") in first and sentence.replace("y_true", "`y_true`") in str(error.value)
+
     def test_numbers_can_be_checked():
         import tensorflow as tf
 

@@ -1,0 +1,25 @@
+"""A user's script is checked against the types of the package, which `py.typed` promises."""
+
+import subprocess
+import sys
+
+import pytest
+
+pytest.importorskip("mypy")
+
+SCRIPT = """
+import keras_xent as kx
+
+right = kx.losses.SparseCategoricalCrossentropy(reduction="token_mean", ignore_class=-1)
+wrong = kx.losses.SparseCategoricalCrossentropy(reduction="avg")
+"""
+
+
+@pytest.mark.whole
+def test_a_reduction_that_does_not_exist_is_found_by_a_type_checker(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    command = [sys.executable, "-m", "mypy", "--ignore-missing-imports", "--follow-imports=silent", str(script)]
+    child = subprocess.run(command, capture_output=True, text=True)
+    errors = [line for line in child.stdout.splitlines() if "error:" in line]
+    assert len(errors) == 1 and "script.py:5:" in errors[0] and "[arg-type]" in errors[0], child.stdout
