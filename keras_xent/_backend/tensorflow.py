@@ -8,7 +8,10 @@ import keras
 import tensorflow as tf
 
 from keras_xent._backend._finite import where_finite
-from keras_xent._backend._tensorflow_rows import append_rows, in_xla, pad_inputs
+from keras_xent._backend._tensorflow_graph import assert_in_graph as assert_in_graph
+from keras_xent._backend._tensorflow_graph import on_accelerator as on_accelerator
+from keras_xent._backend._tensorflow_graph import sums_pairwise as sums_pairwise
+from keras_xent._backend._tensorflow_rows import append_rows, pad_inputs
 from keras_xent._backend._tensorflow_rows import pad_to_bucket as pad_to_bucket
 from keras_xent._backend._tensorflow_rows import take_rows as take_rows
 from keras_xent._backend._tensorflow_rows import with_rounded_rows as with_rounded_rows
@@ -51,8 +54,8 @@ def custom_gradient(forward: Callable, backward: Callable, *, has_rows: tuple[bo
         value      d value / d x            = backward(upstream, residuals(x, ...), x, ...)
         residuals  d residuals / d inputs   = derivative of `forward` without its loops over blocks, computed again
 
-    `has_rows` says which arguments have rows, whose number is rounded up to a bucket (`_buckets.py`); nothing is rounded
-    for functions that are not compiled, where it is empty.
+    `has_rows` says which arguments have rows, whose number is rounded up to a bucket (`_buckets.py`); it is empty for
+    functions that are not compiled, where nothing is rounded.
     """
 
     def kernel(x: Tensor, *nondiff_args: Tensor, **options: Any) -> Tensor:
@@ -170,31 +173,6 @@ def widest_int() -> str:
     return "int64"
 
 
-def assert_in_graph(condition: Tensor, data: Callable[[], list], tensor: Tensor = None) -> Tensor:
-    """`tensor`, which a graph on the CPU computes only after it has asserted the condition; `data` is what is told.
-
-    On an accelerator nothing is asserted: it would cost a transfer at every step. XLA drops assertions.
-    """
-    if on_accelerator() or in_xla():
-        return tensor
-
-    def fail():
-        tf.debugging.Assert(False, data(), summarize=1)
-        return False
-
-    # What is told is computed where it is needed: in the branch.
-    assertion = tf.cond(condition, lambda: True, fail)
-    if tensor is None:
-        return tensor
-    with tf.control_dependencies([assertion]):
-        return tf.identity(tensor)
-
-
-def sums_pairwise() -> bool:
-    """Whether a sum of many numbers is made of sums of parts here, and so loses few digits."""
-    return not in_xla()
-
-
 def matmul(a: Tensor, b: Tensor, *, transpose_a: bool = False, transpose_b: bool = False) -> Tensor:
     """The product of two matrices of one dtype; products of 16-bit floats are accumulated in float32."""
     accumulator = tf.float64 if a.dtype == tf.float64 else tf.float32
@@ -238,12 +216,6 @@ def round_to_bfloat16(x: Tensor) -> Tensor:
         return tf.bitcast(upper, "bfloat16"), lambda upstream: tf.cast(upstream, x.dtype)
 
     return by_bits(x)
-
-
-@functools.cache
-def on_accelerator() -> bool:
-    """Whether programs run on a GPU or TPU."""
-    return any(device.device_type != "CPU" for device in tf.config.list_logical_devices())
 
 
 def batch_mesh(array: Tensor) -> None:
