@@ -55,7 +55,7 @@ def append_rows(array: Tensor, like: Tensor) -> Tensor:
     return tf.raw_ops.Pad(input=array, paddings=(like.shape[0] - array.shape[0]) * _at_the_end(len(array.shape)))
 
 
-def pad_inputs(inputs: Sequence[Tensor], has_rows: Sequence[bool]) -> tuple[Sequence[Tensor], Any]:
+def pad_inputs(inputs: Sequence[Tensor], has_rows: Sequence[bool]) -> tuple[Any, Any]:
     """`pad_to_bucket` of those inputs that have rows."""
     if not any(has_rows):
         return inputs, None

@@ -71,7 +71,7 @@ def custom_gradient(forward: Callable, backward: Callable, *, has_rows: tuple[bo
         @tf.custom_gradient
         def value(*inputs):
             def vjp(upstream):
-                x, *nondiff_args = inputs
+                x, nondiff_args = inputs[0], inputs[1:]
                 if num_rows is not None:
                     upstream, x, nondiff_args = append_rows(upstream, padded[0]), append_rows(x, padded[0]), padded[1:]
                 connected = residuals(x, *nondiff_args) if saved else saved
