@@ -31,5 +31,4 @@ def bucket_of(num_rows: int, row_size: int | None) -> int:
 
 def row_size_of(shape: Shape) -> int | None:
     """How many numbers one row holds; None if that is not known."""
-    sizes = [size for size in shape[1:] if size is not None]
-    return math.prod(sizes) if len(sizes) == len(shape) - 1 else None
+    return None if None in shape[1:] else math.prod(size or 0 for size in shape[1:])

@@ -60,7 +60,7 @@ def with_rounded_rows(program: Callable, has_rows: Sequence[bool]) -> Callable:
     return rounded
 
 
-def pad_inputs(inputs: Sequence[Tensor], has_rows: Sequence[bool]) -> tuple[Any, int | None]:
+def pad_inputs(inputs: Sequence[Tensor], has_rows: Sequence[bool]) -> tuple[Any, Any]:
     """`pad_to_bucket` of those inputs that have rows."""
     if not any(has_rows):
         return inputs, None

@@ -9,6 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_xent._backend._buckets import bucket_of, buckets, row_size_of
+from keras_xent._backend._tensorflow_graph import in_xla
 from keras_xent._backend._xla import uses_xla
 from keras_xent._types import Tensor
 
@@ -66,12 +67,11 @@ def pad_inputs(inputs: Sequence[Tensor], has_rows: Sequence[bool]) -> tuple[Any,
 
 
 def _rows_and_missing(array, row_size):
-    """The number of rows, and how many are missing to the bucket as `[1, 1]`: few operations, all known to LiteRT."""
-    table = np.array([buckets(row_size)], "int32")  # [1, buckets]
-    num_rows = tf.shape(array)[:1]  # [1]
-    # LiteRT, to which programs with XLA are converted as well, has no LowerBound.
-    place = tf.reduce_sum(tf.cast(tf.less(table, num_rows), "int32"), axis=1, keepdims=True)  # [1, 1]
-    return num_rows, tf.raw_ops.Gather(params=table[0], indices=place) - num_rows
+    """The number of rows, and how many are missing to the bucket, both `[1]`: in few operations, all LiteRT's too."""
+    table = tf.constant(buckets(row_size), "int32")
+    num_rows = tf.shape(array)[:1]
+    place = tf.reduce_sum(tf.cast(table < num_rows, "int32"), axis=0, keepdims=True)
+    return num_rows, tf.raw_ops.Gather(params=table, indices=place) - num_rows
 
 
 def with_rounded_rows(program: Callable, has_rows: Sequence[bool]) -> Callable:
@@ -101,16 +101,3 @@ def take_rows(tree: Any, num_rows: Any) -> Any:
     if isinstance(tree, (tuple, list)):
         return tuple(take_rows(a, num_rows) for a in tree)
     return None if tree is None else tf.strided_slice(tree, [0], end)
-
-
-def in_xla() -> bool:
-    """Whether what is traced now is part of a program of XLA."""
-    graph = None if tf.executing_eagerly() else tf.compat.v1.get_default_graph()
-    while graph is not None:
-        context = graph._get_control_flow_context()
-        while context is not None:
-            if context.IsXLAContext():
-                return True
-            context = context.outer_context
-        graph = getattr(graph, "outer_graph", None)
-    return False

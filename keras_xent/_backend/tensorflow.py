@@ -1,7 +1,5 @@
 """What TensorFlow does its own way."""
 
-import functools
-import re
 from collections.abc import Callable
 from typing import Any
 
@@ -13,7 +11,9 @@ from keras_xent._backend._tensorflow_gradients import custom_gradient as custom_
 from keras_xent._backend._tensorflow_gradients import fused_gradient as fused_gradient
 from keras_xent._backend._tensorflow_gradients import is_eager as is_eager
 from keras_xent._backend._tensorflow_gradients import jit as jit
-from keras_xent._backend._tensorflow_rows import in_xla
+from keras_xent._backend._tensorflow_graph import assert_in_graph as assert_in_graph
+from keras_xent._backend._tensorflow_graph import on_accelerator as on_accelerator
+from keras_xent._backend._tensorflow_graph import sums_pairwise as sums_pairwise
 from keras_xent._backend._tensorflow_rows import pad_to_bucket as pad_to_bucket
 from keras_xent._backend._tensorflow_rows import take_rows as take_rows
 from keras_xent._backend._tensorflow_rows import with_rounded_rows as with_rounded_rows
@@ -45,34 +45,6 @@ def snapshot(variable: Tensor) -> Tensor:
 def widest_int() -> str:
     """The widest integer dtype."""
     return "int64"
-
-
-def assert_in_graph(condition: Tensor, data: Callable[[], list], tensor: Tensor = None) -> Tensor:
-    """`tensor`, which a graph on the CPU computes only after it has asserted the condition; `data` is its message.
-
-    On an accelerator nothing is asserted: it would cost a transfer at every step. XLA drops assertions.
-    """
-    if on_accelerator() or in_xla():
-        return tensor
-
-    def fail():
-        told = data()
-        # The error begins with the name of the node; what it tells stands behind two pages of stack.
-        with tf.name_scope(re.sub(r"[^A-Za-z0-9]+", "_", told[0]).strip("_")):
-            tf.debugging.Assert(False, told, summarize=1)
-        return False
-
-    # The message is computed only in the branch that raises it.
-    assertion = tf.cond(condition, lambda: True, fail)
-    if tensor is None:
-        return tensor
-    with tf.control_dependencies([assertion]):
-        return tf.identity(tensor)
-
-
-def sums_pairwise() -> bool:
-    """Whether a sum of many numbers is made of sums of parts here, and so loses few digits."""
-    return not in_xla()
 
 
 def matmul(a: Tensor, b: Tensor, *, transpose_a: bool = False, transpose_b: bool = False) -> Tensor:
@@ -124,12 +96,6 @@ def round_to_bfloat16(x: Tensor) -> Tensor:
         return tf.bitcast(upper, "bfloat16"), lambda upstream: tf.cast(upstream, x.dtype)
 
     return by_bits(x)
-
-
-@functools.cache
-def on_accelerator() -> bool:
-    """Whether programs run on a GPU or TPU."""
-    return any(device.device_type != "CPU" for device in tf.config.list_logical_devices())
 
 
 def batch_mesh(array: Tensor) -> None:

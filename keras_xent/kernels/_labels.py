@@ -114,10 +114,13 @@ def _assert_in_range(labels, bad, num_classes):
     name = arguments.names()[0]
 
     def received():
-        first = ops.argmax(ops.cast(ops.reshape(bad, (-1,)), "int32"))
+        # An empty batch has no first element to show, so one is added.
+        flat = ops.cast(ops.reshape(bad, (-1,)), "int32")
+        first = ops.argmax(ops.concatenate([flat, ops.zeros((1,), "int32")]))
+        shown = ops.concatenate([ops.reshape(labels, (-1,)), ops.zeros((1,), labels.dtype)])
         return [
             f"`{name}` must be classes from 0 to the number of classes less 1. Received: label",
-            ops.take(ops.reshape(labels, (-1,)), first),
+            ops.take(shown, first),
             "at flat position",
             first,
             "and the number of classes",

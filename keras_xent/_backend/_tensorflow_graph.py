@@ -1,0 +1,65 @@
+"""Where a graph of TensorFlow runs, and what it asserts."""
+
+import functools
+import re
+from collections.abc import Callable
+
+import tensorflow as tf
+
+from keras_xent._backend._xla import uses_xla
+from keras_xent._types import Tensor
+
+
+def in_xla() -> bool:
+    """Whether what is traced now is part of a program of XLA."""
+    graph = None if tf.executing_eagerly() else tf.compat.v1.get_default_graph()
+    while graph is not None:
+        context = graph._get_control_flow_context()
+        while context is not None:
+            if context.IsXLAContext():
+                return True
+            context = context.outer_context
+        graph = getattr(graph, "outer_graph", None)
+    return False
+
+
+@functools.cache
+def on_accelerator() -> bool:
+    """Whether programs run on a GPU or TPU."""
+    return any(device.device_type != "CPU" for device in tf.config.list_logical_devices())
+
+
+def assert_in_graph(condition: Tensor, data: Callable[[], list], tensor: Tensor = None) -> Tensor:
+    """`tensor`, which a graph on the CPU computes only after it has asserted the condition; `data` is its message.
+
+    On an accelerator nothing is asserted: it would cost a transfer at every step. XLA drops assertions.
+    """
+    if on_accelerator() or in_xla():
+        return tensor
+    # What is exported runs without XLA: not every runtime has branches that assert.
+    assertion = (
+        _assert(condition, data()) if not uses_xla() else tf.cond(condition, lambda: True, lambda: _fail(data()))
+    )
+    return tensor if tensor is None or assertion is None else _after(assertion, tensor)
+
+
+def _fail(message):
+    # The message is computed in this branch, and so only where it is raised.
+    _assert(False, message)
+    return False
+
+
+def _assert(condition, message):
+    # The error begins with the name of the node, and its message comes after two pages of stack.
+    with tf.name_scope(re.sub(r"[^A-Za-z0-9]+", "_", message[0]).strip("_")):
+        return tf.debugging.Assert(condition, message, summarize=1)
+
+
+def _after(assertion, tensor):
+    with tf.control_dependencies([assertion]):
+        return tf.identity(tensor)
+
+
+def sums_pairwise() -> bool:
+    """Whether a sum of many numbers is made of sums of parts here, and so loses few digits."""
+    return not in_xla()
