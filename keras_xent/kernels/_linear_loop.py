@@ -65,7 +65,8 @@ def run(inputs: Any, upstream: Tensor, nondiff_args: Any, **static: Any) -> Resu
     hidden, kernel, bias = inputs
     labels, class_weights, is_active = nondiff_args
     mesh = _backend.batch_mesh(hidden)
-    rows, tokens = (hidden, upstream, labels, is_active), None
+    rows: Any = (hidden, upstream, labels, is_active)
+    tokens = None
     if mesh is None:
         rows, tokens = _backend.pad_to_bucket(rows, kernel.shape[0 if static["transpose"] else 1])
         if tokens is not None and is_active is None:
