@@ -70,7 +70,8 @@ def run(inputs: Any, upstream: Tensor, data: Data, **static: Any) -> Result:
     """
     hidden, kernel, bias = inputs
     mesh = _backend.batch_mesh(hidden)
-    rows, tokens = (hidden, upstream, data.is_active, *data.rows), None
+    rows: Any = (hidden, upstream, data.is_active, *data.rows)
+    tokens = None
     if mesh is None:
         rows, tokens = _backend.pad_to_bucket(rows, kernel.shape[0 if static["transpose"] else 1])
         if tokens is not None and data.is_active is None:
