@@ -26,9 +26,9 @@ class NamedArguments:
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
         """Refuses, with a sentence, tensors and the argument names of other libraries."""
-        if args and hasattr(args[0], "shape") and getattr(args[0], "shape", ()) != ():
+        if len(args) > 1 and all(getattr(value, "shape", ()) != () for value in args[:2]):
             raise TypeError(
-                f"{cls.__name__} is a class, and its arguments are options. Received: a tensor. Make an object of it "
+                f"{cls.__name__} is a class, and its arguments are options. Received: tensors. Make an object of it "
                 f"first: `{cls.__name__}()`, which takes `y_true` and `y_pred`."
             )
         known = _parameters(cls)

@@ -170,6 +170,9 @@ def total(values: Tensor) -> Tensor:
         return _sum_over_devices(ops.reshape(values, (-1,)), mesh=mesh)
     if _backend.sums_pairwise():
         return ops.sum(values)
+    if not _backend.is_eager(values):
+        # Not a program inside the program: of its gradient TensorFlow 2.21 makes one for each new value.
+        return _pairwise_sum(ops.reshape(values, (-1,)))
     (values,), _ = _backend.pad_to_bucket([values])
     return _compiled_sum(values)
 
