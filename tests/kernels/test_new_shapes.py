@@ -6,6 +6,7 @@ import pytest
 from keras_xent import kernels
 from keras_xent._backend._buckets import bucket_of, buckets
 from keras_xent.kernels import sparse_softmax
+from tests import internals
 from tests.backend import BACKEND, hessian_vector_product, tensor, to_numpy, value_and_gradient
 
 CLASSES = 7

@@ -189,8 +189,8 @@ EXPECTED_WARNINGS = [
     (Sparse, "softmax", "uses the logits before it", "mixed_bfloat16"),
     (Categorical, "softmax", "uses the logits before it", "float32"),
     (Binary, "sigmoid", "uses the logits before it", "mixed_bfloat16"),
-    (Sequence, "sigmoid", "takes its output for logits", "float32"),
-    (Binary, "softmax", "takes its output for logits", "float32"),
+    (Sequence, "sigmoid", "takes its output as logits", "float32"),
+    (Binary, "softmax", "takes its output as logits", "float32"),
 ]
 
 
@@ -213,7 +213,7 @@ def test_from_logits_on_the_output_of_an_activation_warns_once_and_names_the_lay
 
 @tensorflow_only(reason="Keras leaves nothing on JAX arrays")
 @pytest.mark.parametrize(
-    "activation, use", [("softmax", "uses the logits before it"), ("sigmoid", "takes its output for logits")]
+    "activation, use", [("softmax", "uses the logits before it"), ("sigmoid", "takes its output as logits")]
 )
 def test_from_logits_on_an_eager_activation_warns_once(activation, use):
     outputs = getattr(keras.activations, activation)(tensor(np.array([[0.0, 3.0]], "float32")))
