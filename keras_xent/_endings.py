@@ -128,6 +128,8 @@ def layer_of(predictions: Tensor) -> str:
 
 def softmax_layer_of(predictions: Tensor) -> str | None:
     """The name of the layer that ends the model of this step in a softmax; None if none is known to."""
-    output = _keras.symbolic_output(predictions) or _keras.only_output()
+    output = _keras.symbolic_output(predictions)
+    if output is None:
+        output = _keras.only_output()
     end = None if output is None else _ending(output)
     return end.layer if end is not None and end.kind == "softmax" else None
