@@ -25,8 +25,8 @@ LABEL = "must be None or a number (nan is one), the label that does not count"
 DTYPE = "must be None or one of 'bfloat16', 'float16', 'float32', 'float64'"
 NOT_A_LIST = ("balanced", ["1", "2"], [[1.0, 1.0]], [1.0, None], [1j])
 REDUCTION = (
-    "must be one of 'sum_over_batch_size', 'mean', 'mean_with_sample_weight', 'sum', 'none', None, 'token_mean', "
-    "'sequence_mean'"
+    "must be one of 'sum_over_batch_size', 'mean', 'mean_with_sample_weight', 'sum', 'none', 'token_mean', "
+    "'sequence_mean', None"
 )
 OUT_OF_RANGE = [
     (NAMES, "from_logits", "must be True or False", ("yes", 0.1, 1, None)),
