@@ -90,7 +90,7 @@ _keep_compiled_programs() {
         rm -rf "$cache"
     fi
     mkdir -p "$cache/tensorflow" "$cache/jax"
-    local flags="--tf_xla_persistent_cache_directory=$cache/tensorflow --tf_xla_persistent_cache_device_types=XLA_CPU_JIT"
+    local flags="--tf_xla_persistent_cache_directory=$cache/tensorflow"
     # TensorFlow splits its flags at spaces, and knows no quotes.
     [[ $cache == *[[:space:]]* ]] || export TF_XLA_FLAGS="$flags${TF_XLA_FLAGS:+ $TF_XLA_FLAGS}"
     export JAX_COMPILATION_CACHE_DIR="${JAX_COMPILATION_CACHE_DIR:-$cache/jax}"

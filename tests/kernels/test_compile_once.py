@@ -22,7 +22,7 @@ def files_in(folder):
 
 @pytest.mark.whole
 def test_a_second_process_compiles_nothing(tmp_path):
-    flags = f"--tf_xla_persistent_cache_directory={tmp_path} --tf_xla_persistent_cache_device_types=XLA_CPU_JIT"
+    flags = f"--tf_xla_persistent_cache_directory={tmp_path}"
     variables = environment(
         TF_XLA_FLAGS=flags, JAX_COMPILATION_CACHE_DIR=str(tmp_path), JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0"
     )

@@ -525,7 +525,7 @@ def fit(scope):
         read = scalars(logs + "/train")
     logged = [read[tag][step] for tag in ("units/nll", "batch_loss", "tokens/valid_share") for step in range(1, 7)]
     evaluated = model.evaluate(tokens, following, 8, verbose=0)
-    return model.get_weights(), evaluated + logged + list(read["epoch_tokens"].values())
+    return model.get_weights(), evaluated + logged + list(read["tokens/valid"].values())
 import contextlib
 one = fit(contextlib.nullcontext())
 two = fit(tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]).scope())
