@@ -50,9 +50,9 @@ def call_without_logits(model: Any, x: Any, training: bool | None = None) -> Out
             return Output(heads[-1], None, _keras.mask_of(returned))
     predictions = model(x, training=training)
     mask = _keras.mask_of(predictions)
-    is_binary = predictions.shape[-1] == 1
-    activation, logits = provenance.activation_and_logits(predictions, "sigmoid" if is_binary else "softmax")
-    logits = logits if activation == ("sigmoid" if is_binary else "softmax") else predictions
+    expected = "sigmoid" if predictions.shape[-1] == 1 else "softmax"
+    activation, logits = provenance.activation_and_logits(predictions, expected)
+    logits = logits if activation == expected else predictions
     return Output(None if is_eager(logits) else provenance.head_of(logits), logits, mask)
 
 

@@ -8,8 +8,10 @@ a label of class 0, a mask of False, an upstream gradient of 0; nothing of them 
 
 import functools
 import math
+from collections.abc import Callable, Sequence
+from typing import Any
 
-from keras_xent._types import Shape
+from keras_xent._types import Shape, Tensor
 
 _SMALLEST_BYTES = 2**20
 _SMALLEST_ROWS = 512
@@ -32,3 +34,16 @@ def bucket_of(num_rows: int, row_size: int | None) -> int:
 def row_size_of(shape: Shape) -> int | None:
     """How many numbers one row holds; None if that is not known."""
     return None if None in shape[1:] else math.prod(size or 0 for size in shape[1:])
+
+
+def pad_those_with_rows(
+    pad_to_bucket: Callable, inputs: Sequence[Tensor], has_rows: Sequence[bool]
+) -> tuple[Sequence[Tensor], Any]:
+    """The inputs, those that have rows padded by `pad_to_bucket`, and how many rows they had; None if none is added."""
+    if not any(has_rows):
+        return inputs, None
+    padded, num_rows = pad_to_bucket([i for i, has in zip(inputs, has_rows, strict=False) if has])
+    if num_rows is None:
+        return inputs, None
+    rows = iter(padded)
+    return tuple(next(rows) if has else i for i, has in zip(inputs, has_rows, strict=False)), num_rows

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from keras_xent._backend._buckets import bucket_of, buckets, row_size_of
+from keras_xent._backend._buckets import bucket_of, buckets, pad_those_with_rows, row_size_of
 from keras_xent._backend._tensorflow_graph import in_xla
 from keras_xent._backend._xla import uses_xla
 from keras_xent._types import Tensor
@@ -57,13 +57,7 @@ def append_rows(array: Tensor, like: Tensor) -> Tensor:
 
 def pad_inputs(inputs: Sequence[Tensor], has_rows: Sequence[bool]) -> tuple[Any, Any]:
     """`pad_to_bucket` of those inputs that have rows."""
-    if not any(has_rows):
-        return inputs, None
-    padded, num_rows = pad_to_bucket([i for i, has in zip(inputs, has_rows, strict=False) if has])
-    if num_rows is None:
-        return inputs, None
-    rows = iter(padded)
-    return tuple(next(rows) if has else i for i, has in zip(inputs, has_rows, strict=False)), num_rows
+    return pad_those_with_rows(pad_to_bucket, inputs, has_rows)
 
 
 def _rows_and_missing(array, row_size):
