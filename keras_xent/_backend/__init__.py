@@ -65,5 +65,5 @@ program_of = _module.program_of
 
 
 def uses_xla_cpu() -> bool:
-    """Whether kernels are compiled by XLA:CPU, whose weaknesses `kernels/_xla_cpu.py` works around."""
+    """Returns whether kernels are compiled by XLA:CPU, whose weaknesses `kernels/_xla_cpu.py` works around."""
     return uses_xla() and not on_accelerator()

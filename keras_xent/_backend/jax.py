@@ -1,4 +1,4 @@
-"""What JAX does its own way."""
+"""The backend's functions on JAX."""
 
 import functools
 from collections.abc import Callable
@@ -83,7 +83,7 @@ def round_to_bfloat16(x: Tensor) -> Tensor:
 
 @functools.cache
 def on_accelerator() -> bool:
-    """Whether programs run on a GPU or TPU, or on several devices, rather than on the one CPU."""
+    """Returns whether programs run on a GPU or TPU, or on several devices, rather than on the one CPU."""
     return jax.default_backend() != "cpu" or jax.device_count() > 1
 
 
@@ -111,7 +111,7 @@ def batch_mesh(array: Tensor) -> BatchMesh | None:
 
 
 def is_partitioned(array: Tensor) -> bool:
-    """Whether the array's type says how it is divided among devices: an Explicit axis of a mesh, kept at every step."""
+    """Returns whether the array's type names its sharding: an Explicit axis of a mesh, kept at every step."""
     spec = getattr(getattr(jax.typeof(array), "sharding", None), "spec", None) if hasattr(jax, "typeof") else None
     return spec is not None and any(axis is not None for axis in spec)
 

@@ -1,4 +1,4 @@
-"""What TensorFlow does its own way."""
+"""The backend's functions on TensorFlow."""
 
 from collections.abc import Callable
 from typing import Any

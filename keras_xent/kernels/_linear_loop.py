@@ -32,14 +32,14 @@ MIN_CHUNKS_IF_MASKED = 4
 
 
 class Result(NamedTuple):
-    """What one pass gives: arrays `[N, 1]`, and gradients of hidden, kernel and bias, None where not needed."""
+    """The results of one pass: arrays `[N, 1]`, and gradients of hidden, kernel and bias, None where not needed."""
 
     columns: tuple[Tensor, ...]
     gradients: tuple[Tensor, Tensor, Tensor]
 
 
 class Carry(NamedTuple):
-    """What the loop carries from chunk to chunk; None for what is not needed."""
+    """The state that the loop carries from chunk to chunk; None for results that are not needed."""
 
     columns: tuple[Tensor, ...]
     d_hidden: Tensor = None
@@ -47,12 +47,12 @@ class Carry(NamedTuple):
     d_bias: Tensor = None
 
     def present(self) -> dict[str, Any]:
-        """What is needed, by name."""
+        """The needed results, by name."""
         return {name: value for name, value in self._asdict().items() if value is not None}
 
 
 class Data(NamedTuple):
-    """What a rule needs beside the logits. None of it has a gradient."""
+    """The inputs of a rule beside the logits. None has a gradient."""
 
     # `[N, 1]`: which tokens count; None if all do. Others have columns and gradients of 0.
     is_active: Tensor
@@ -97,7 +97,7 @@ def _run_on_device(rows, replicated, *, mesh, needs_grad, transpose, rule, chunk
         hidden = ops.cast(hidden, dtype)
     kernel = ops.cast(kernel, hidden.dtype)
     arrays, constants = rule.prepare(arrays, constants)
-    # What is not active may hold NaN, which 0 times it would bring into the kernel's gradient.
+    # Inactive tokens may hold NaN, and 0 * NaN would make the kernel's gradient NaN.
     hidden = where_or_zero(hidden, is_active)
     upstream = None if upstream is None else where_or_zero(upstream, is_active)
     arrays = [where_or_zero(a, is_active) if is_float(a) else a for a in arrays]

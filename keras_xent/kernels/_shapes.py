@@ -55,7 +55,7 @@ def checked_axis(axis: Any, rank: int, name: str = "logits") -> int:
 
 
 def same_shape(one: Any, other: Any) -> bool:
-    """Whether two static shapes may be the same; None stands for any size."""
+    """Returns whether two static shapes may be the same; None stands for any size."""
     one, other = tuple(one), tuple(other)
     return len(one) == len(other) and all(a is None or b is None or a == b for a, b in zip(one, other, strict=True))
 

@@ -24,22 +24,26 @@ class SparseCategoricalCrossentropy(Crossentropy):
     `keras.losses.SparseCategoricalCrossentropy`: same arguments, defaults and values, and any class axis on every
     backend. The arguments after `dtype` are new.
 
-    Equivalent to `mean(kernels.sparse_softmax_cross_entropy(y_true, logits, ...))`, which has the formula.
+    Formula for label `k`, with `nll_c = -log p_c`, smoothing `s` and class weights `w` of `C` classes:
+    `(1 - s) w_k nll_k + (s / C) sum_c w_c nll_c`, each `nll_c` times `(1 - p_c)^gamma` if focal, plus
+    `z_loss (log sum exp x)^2` for logits `x`. Equivalent to
+    `mean(kernels.sparse_softmax_cross_entropy(y_true, logits, ...))`.
 
     Args:
         from_logits: whether `y_pred` holds logits. If not, the logits before a softmax are used where they are known
             (also through the casts of mixed precision), else the logarithm of the probabilities.
         ignore_class: a label that is ignored, whatever is predicted for it.
-        reduction: `"sum_over_batch_size"` (or `"mean"`), `"mean_with_sample_weight"`, `"sum"`, `None` (or `"none"`) as
-            in Keras; `"token_mean"`, `"sequence_mean"`: the mean over valid labels by their weights, over all replicas,
-            and the mean over examples of each one's mean.
+        reduction: `"sum_over_batch_size"` or `"mean"`: the sum over the number of valid labels;
+            `"mean_with_sample_weight"`: over the sum of their sample weights; `"token_mean"`: the same over all
+            replicas, with class weights; `"sequence_mean"`: the mean over examples of each one's mean; `"sum"`; `None`
+            or `"none"`: one loss for each label.
         axis: the class axis.
         name: name of the loss.
-        dtype: dtype of the result (default float32). Sums are made in float32 whatever it is, labels are never cast to
+        dtype: dtype of the result (default float32). Sums are in float32 whatever it is, labels are never cast to
             it; with `"float64"` the whole computation is in float64.
         label_smoothing: share in [0, 1] of the target spread evenly over all classes.
-        class_weight: one weight per class: `[C]`, or a dict from class to weight. **Never use that of `fit` with labels
-            `[B, T]`**: Keras makes a wrong weight per example of it; the loss then warns.
+        class_weight: one weight per class: `[C]`, or a dict from class to weight. **Never use the
+            `class_weight` of `fit` with labels `[B, T]`**: Keras makes a wrong weight per example of it.
         focal_gamma: exponent of the focal factor `(1 - p)^gamma`.
         z_loss: weight of the squared log-sum-exp of the logits.
         logit_softcap: `c` of `c tanh(x / c)`, applied to the logits.
@@ -65,7 +69,8 @@ class SparseCategoricalCrossentropy(Crossentropy):
     >>> model = keras.Sequential([keras.layers.Dense(3)])
     >>> model.compile("adam", kx.losses.SparseCategoricalCrossentropy(from_logits=True), metrics=["accuracy"])
 
-    References: `keras.losses.SparseCategoricalCrossentropy`; the references of the kernel.
+    References: `keras.losses.SparseCategoricalCrossentropy`; label smoothing, arXiv:1512.00567; focal loss,
+    arXiv:1708.02002; z-loss, arXiv:2204.02311 (PaLM).
     """
 
     def __init__(
