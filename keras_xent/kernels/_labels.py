@@ -160,7 +160,7 @@ def check_binary(labels: Tensor, valid: Tensor) -> None:
             marker = 'float("nan")' if math.isnan(label) else label
             raise ValueError(
                 f"`{name}` must be numbers from 0 to 1. {received} If it marks a missing label, say so with "
-                f"`ignore_class={marker}`; if not, bring the labels to 0 and 1."
+                f"`ignore_class={marker}`; if not, convert the labels to 0 and 1."
             )
         return
     # Two numbers, which cost one reading of the labels each; the position would cost far more.

@@ -119,7 +119,10 @@ def _advice_on_shapes(labels, logits, predicted):
     if same_shape(labels, logits):
         return " For one-hot or soft targets use the categorical loss."
     other = [i for i in range(len(logits)) if same_shape(labels, logits[:i] + logits[i + 1 :])]
-    return f" They fit class axis {other[0]}: move that axis of `{predicted}` to the end." if other else ""
+    if not other:
+        return ""
+    axis = other[0]
+    return f" They fit class axis {axis}: move it to the end of `{predicted}`, or use a loss with `axis={axis}`."
 
 
 def align_weights(
