@@ -14,10 +14,14 @@ from keras_xent.layers.vocabulary_layout import must_divide
 
 @keras.saving.register_keras_serializable(package="keras_xent")
 class TiedLogits(keras.layers.ReversibleEmbedding):
-    """`keras.layers.ReversibleEmbedding` whose logits carry their provenance, as those of `LogitsDense` do.
+    """`keras.layers.ReversibleEmbedding` for language models with many classes and tied embeddings.
+
+    It returns ordinary logits and attaches to them the hidden states and embeddings that they are computed from. A
+    sparse loss of this package computes the loss from these in chunks, so that a compiled training step never stores
+    all logits.
 
     Formula: with `reverse=True`, `inputs @ transpose(embeddings)`, or `inputs @ reverse_embeddings` if the weights are
-    not tied; soft-capped if asked.
+    not tied; soft-capped with `logit_soft_cap`.
 
     Args:
         input_dim: number of classes (the vocabulary).
