@@ -79,7 +79,7 @@ class LogitsDense(keras.layers.Dense):
 
 
 def call_dense(layer: Any, inputs: Any, training: bool | None = None) -> Any:
-    """Calls a `Dense` layer, and attaches the provenance of its logits."""
+    """What a `Dense` layer returns, with the provenance of its logits attached."""
     kernel = snapshot(layer.kernel)
     logits = ops.matmul(inputs, kernel)
     bias = None
@@ -102,7 +102,7 @@ def call_dense(layer: Any, inputs: Any, training: bool | None = None) -> Any:
 
 
 def call_quantized_dense(layer: Any, inputs: Any, training: bool | None = None) -> Any:
-    """Calls a quantized `Dense` layer, and marks its logits as those that a loss has to read."""
+    """What a quantized `Dense` layer returns, marked as logits that a loss has to read."""
     logits = keras.layers.Dense.quantized_call(layer, inputs, training=training)
     provenance.mark_materialized(logits, layer.name, f"is quantized ({layer.quantization_mode})")
     return logits
