@@ -38,6 +38,7 @@ def linear_distillation(
     normalizer: float | None = None,
     training: bool = True,
     gradients: tuple[str, ...] = GRADIENTS,
+    low_rank: tuple[Tensor, Tensor] | None = None,
     chunk_bytes: int | None = None,
 ) -> Tensor:
     """Divergence of a student's predicted distributions from a teacher's, both given by their heads.
@@ -67,6 +68,8 @@ def linear_distillation(
         divergence: one of the three.
         beta: weight of the teacher in the mixture of Jensen and Shannon, between 0 and 1.
         transpose_kernel, transpose_teacher_kernel: whether the kernels have their classes first.
+        low_rank: two factors whose product is added to the kernel, and which get a gradient of their own: `[D, R]` and
+            `[R, V]` (`[V, R]` and `[R, D]` with `transpose_kernel`). Neither the product nor its gradient is formed.
         token_weights: weights of the shape of the tokens, or `[B]`, `[B, 1]` for tokens `[B, T]`.
         mask: booleans of the shape of the tokens, or `[B]`; False entries have loss and gradient 0.
         logit_softcap, teacher_logit_softcap: `c` of `c tanh(x / c)`.
@@ -96,7 +99,7 @@ def linear_distillation(
 
     References: arXiv:1503.02531; the three divergences, arXiv:2306.13649 (GKD).
     """
-    student = checked_matrices(hidden, kernel, bias, transpose_kernel)
+    student = checked_matrices(hidden, kernel, bias, transpose_kernel, low_rank=low_rank)
     teacher = checked_matrices(teacher_hidden, teacher_kernel, teacher_bias, transpose_teacher_kernel, of="teacher_")
     _check_same_tokens(student, teacher)
     temperature = arguments.above_zero("temperature", temperature)
@@ -106,11 +109,11 @@ def linear_distillation(
         Softmax(temperature, arguments.positive("teacher_logit_softcap", teacher_logit_softcap)),
         teacher.transpose,
     )
-    rows, *constants = teacher.rows()
+    rows, kernel, bias, *_ = teacher.inputs()
     return reduced_over_tokens(
         rule,
         student,
-        Data(None, (rows,), tuple(constants)),
+        Data(None, (rows,), (kernel, bias)),
         mask=mask,
         token_weights=token_weights,
         reduction=reduction,

@@ -159,6 +159,7 @@ class SparseCategoricalCrossentropy(Crossentropy):
             training=head.training,
             gradients=head.gradients,
             statistics=_loss_statistics.needed_statistics(),
+            low_rank=head.low_rank,
             chunk_bytes=head.chunk_bytes,
         )
         _loss_statistics.publish(self._record(statistics, y_true, y_pred, sample_weight))
