@@ -16,10 +16,11 @@ from keras_xent._backend import fused_gradient
 from keras_xent._types import Tensor
 from keras_xent.kernels import _linear_loop
 from keras_xent.kernels import reduction as _reduction
-from keras_xent.kernels._dtypes import accumulator_dtype, to_float_tensor
+from keras_xent.kernels._dtypes import accumulator_dtype, to_float_tensor, to_tensor
 from keras_xent.kernels._linear_loop import Data
 from keras_xent.kernels._masking import where_or_zero
 from keras_xent.kernels._rule import Rule
+from keras_xent.kernels._shapes import align_weights
 
 GRADIENTS = ("hidden", "kernel", "bias", "low_rank")
 
@@ -145,6 +146,22 @@ def reduced(
     static = {"rule": rule, "transpose": matrices.transpose, "chunk_bytes": chunk_bytes}
     total, others = _total((*matrices.inputs(), column), _flat(data), needs_grad, bool(training), **static)
     return _reduction.mean(total, denominator, reduction, normalizer), others
+
+
+def reduced_over_tokens(
+    rule: Rule, matrices: Matrices, data: Data, *, mask: Tensor, token_weights: Tensor, **options: Any
+) -> Tensor:
+    """The loss of a rule with one column, masked, weighted and reduced."""
+    shape = matrices.hidden.shape[:-1]
+    like = ops.zeros(ops.shape(matrices.hidden)[:-1], "bool")
+    valid = weights = None
+    if mask is not None:
+        valid = align_weights(ops.cast(to_tensor(mask), "bool"), shape, "mask", like=like)
+        valid = ops.logical_or(valid, like)
+    if token_weights is not None:
+        weights = ops.cast(to_tensor(token_weights), accumulator_dtype(matrices.hidden))
+        weights = align_weights(weights, shape, "token_weights", like=like)
+    return reduced(rule, matrices, data, valid=valid, weights=weights, **options)[0]
 
 
 def _flat(data):

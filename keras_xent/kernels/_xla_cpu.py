@@ -32,8 +32,8 @@ _MIN_SLICES = 8
 _MIN_SLICED_ROW = 2048
 # Each slice is a part of the program, and hundreds of them take long to compile.
 _MAX_SLICED_ROW = 64 * _MAX_SLICE
-# Products of more than a few strips of this size are added to their accumulator strip by strip. Of smaller ones that would
-# take longer: for each strip a part of the logits' gradient is copied.
+# Products of more than a few strips of this size are added to their accumulator strip by strip. For smaller ones that
+# would take longer: for each strip a part of the logits' gradient is copied.
 _STRIP_BYTES = 2**23
 _FEW_STRIPS = 4
 _inside_block = contextvars.ContextVar("_inside_block", default=False)

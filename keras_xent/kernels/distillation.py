@@ -9,11 +9,11 @@ from keras_xent import arguments
 from keras_xent._backend import matmul, no_autograph, on_accelerator
 from keras_xent._types import Tensor
 from keras_xent.kernels._divergence import Divergence, Softmax
-from keras_xent.kernels._dtypes import accumulator_dtype, to_tensor
+from keras_xent.kernels._dtypes import accumulator_dtype
 from keras_xent.kernels._linear_loop import Data
-from keras_xent.kernels._linear_pass import GRADIENTS, Matrices, checked_matrices, reduced
+from keras_xent.kernels._linear_pass import GRADIENTS, checked_matrices, reduced_over_tokens
 from keras_xent.kernels._rule import Rule
-from keras_xent.kernels._shapes import align_weights, same_shape
+from keras_xent.kernels._shapes import same_shape
 
 
 @no_autograph
@@ -122,22 +122,6 @@ def linear_distillation(
         gradients=gradients,
         chunk_bytes=chunk_bytes,
     )
-
-
-def reduced_over_tokens(
-    rule: Rule, matrices: Matrices, data: Data, *, mask: Tensor, token_weights: Tensor, **options: Any
-) -> Tensor:
-    """The loss of a rule with one column, masked, weighted and reduced."""
-    shape = matrices.hidden.shape[:-1]
-    like = ops.zeros(ops.shape(matrices.hidden)[:-1], "bool")
-    valid = weights = None
-    if mask is not None:
-        valid = align_weights(ops.cast(to_tensor(mask), "bool"), shape, "mask", like=like)
-        valid = ops.logical_or(valid, like)
-    if token_weights is not None:
-        weights = ops.cast(to_tensor(token_weights), accumulator_dtype(matrices.hidden))
-        weights = align_weights(weights, shape, "token_weights", like=like)
-    return reduced(rule, matrices, data, valid=valid, weights=weights, **options)[0]
 
 
 @dataclass(frozen=True)

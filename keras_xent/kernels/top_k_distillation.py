@@ -12,11 +12,10 @@ from keras_xent._types import Tensor
 from keras_xent.kernels._divergence import Softmax
 from keras_xent.kernels._dtypes import accumulator_dtype, to_tensor
 from keras_xent.kernels._linear_loop import Data
-from keras_xent.kernels._linear_pass import GRADIENTS, checked_matrices
+from keras_xent.kernels._linear_pass import GRADIENTS, checked_matrices, reduced_over_tokens
 from keras_xent.kernels._masking import multiply_no_nan
 from keras_xent.kernels._rule import Rule
 from keras_xent.kernels._shapes import same_shape
-from keras_xent.kernels.distillation import reduced_over_tokens
 
 
 @no_autograph
