@@ -46,6 +46,7 @@ matmul = _module.matmul
 fori_loop = _module.fori_loop
 update_rows = _module.update_rows
 add_at_columns = _module.add_at_columns
+multiply_no_nan = _module.multiply_no_nan
 bitcast = _module.bitcast
 round_to_bfloat16 = _module.round_to_bfloat16
 # Devices.

@@ -71,6 +71,11 @@ def add_at_columns(array: Tensor, columns: Tensor, values: Tensor) -> Tensor:
     return array.at[jax.numpy.arange(array.shape[0])[:, None], columns].add(values)
 
 
+def multiply_no_nan(array: Tensor, factor: Tensor) -> Tensor:
+    """`array * factor`, 0 where the factor is 0 even if the array is NaN."""
+    return jax.numpy.where(factor == 0, jax.numpy.zeros((), array.dtype), array * factor)
+
+
 def bitcast(array: Tensor, dtype: str) -> Tensor:
     """The bits of the array, read as another dtype of the same width."""
     return jax.lax.bitcast_convert_type(array, dtype)

@@ -111,7 +111,7 @@ class Distillation(keras.losses.Loss):
             student.hidden,
             student.kernel,
             ops.stop_gradient(teacher.hidden),
-            teacher.kernel,
+            teacher.merged_kernel(),
             student.bias,
             teacher.bias,
             temperature=self.temperature,
@@ -126,6 +126,7 @@ class Distillation(keras.losses.Loss):
             reduction=self.reduction,
             training=student.training,
             gradients=student.gradients,
+            low_rank=student.low_rank,
             chunk_bytes=student.chunk_bytes,
         )
 
