@@ -5,7 +5,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_xent import _keras, arguments, provenance
+from keras_xent import _accumulation, _keras, arguments, provenance
 from keras_xent._backend import is_eager, no_autograph
 from keras_xent._types import DType, Reduction, Tensor
 from keras_xent.kernels import linear_distillation
@@ -95,7 +95,7 @@ class Distillation(keras.losses.Loss):
             if sample_weight is not None:
                 weights = align_weights(to_tensor(arguments.tensor("sample_weight", sample_weight)), shape)
             of_teacher, of_student = (None if is_eager(one) else provenance.head_of(one) for one in (teacher, student))
-            if of_teacher is None or of_student is None:
+            if of_teacher is None or of_student is None or _accumulation.is_counting():
                 loss = self._dense(teacher, student, valid, weights)
             else:
                 loss = self._fused(of_teacher, of_student, valid, weights)
@@ -124,14 +124,18 @@ class Distillation(keras.losses.Loss):
             logit_softcap=student.logit_softcap,
             teacher_logit_softcap=teacher.logit_softcap,
             reduction=self.reduction,
+            normalizer=_accumulation.divisor(None),
             training=student.training,
             gradients=student.gradients,
             chunk_bytes=student.chunk_bytes,
         )
 
     def _dense(self, teacher, student, valid, weights):
+        if _accumulation.is_counting():
+            # A graph would compute the predictions for their shape alone.
+            student = ops.zeros_like(teacher)
         losses = self._losses(teacher, student, valid)
-        return _reduction.reduce(losses, reduction=self.reduction, valid=valid, weights=weights)
+        return _accumulation.reduce(losses, reduction=self.reduction, valid=valid, weights=weights)
 
     def _losses(self, teacher, student, valid):
         """The divergence of each token, from the logits."""

@@ -5,7 +5,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_xent import _keras, _loss_statistics, arguments, provenance
+from keras_xent import _accumulation, _keras, _loss_statistics, arguments, provenance
 from keras_xent._backend import is_eager, no_autograph
 from keras_xent._types import DType, Reduction, Tensor
 from keras_xent.kernels import linear, sparse_softmax, sparse_softmax_cross_entropy
@@ -98,6 +98,8 @@ class SparseCategoricalCrossentropy(Crossentropy):
     @no_autograph
     def __call__(self, y_true: Tensor, y_pred: Tensor, sample_weight: Tensor = None) -> Tensor:
         """The reduced loss; without the logits, where their head is known."""
+        if _accumulation.is_counting() and not self._overrides_call():
+            return self._count(y_true, y_pred, sample_weight)
         head = None if self._overrides_call() else self._head(arguments.tensor("y_pred", y_pred))
         if head is None:
             return super().__call__(y_true, y_pred, sample_weight)
@@ -135,12 +137,7 @@ class SparseCategoricalCrossentropy(Crossentropy):
     def _fused(self, head: provenance.Head, y_true: Tensor, y_pred: Tensor, sample_weight: Tensor) -> Tensor:
         labels = to_tensor(arguments.tensor("y_true", y_true))
         labels = squeeze_class_axis(labels, y_pred, -1, hidden=head.hidden)
-        shape, mask, weights = labels.shape, _keras.mask_of(y_pred), None
-        if mask is not None:
-            mask = align_weights(ops.cast(mask, "bool"), shape, "mask")
-            mask = ops.broadcast_to(mask, ops.shape(labels))
-        if sample_weight is not None:
-            weights = align_weights(to_tensor(arguments.tensor("sample_weight", sample_weight)), shape)
+        mask, weights = _mask_and_weights(labels, y_pred, sample_weight)
         # The kernel computes in the dtype of the hidden states.
         hidden = ops.cast(head.hidden, "float64") if self.dtype == "float64" else head.hidden
         loss, statistics = linear.with_statistics(
@@ -155,7 +152,7 @@ class SparseCategoricalCrossentropy(Crossentropy):
             ignore_class=self.ignore_class,
             class_weight=self.class_weight,
             reduction=self.reduction,
-            normalizer=self.normalizer,
+            normalizer=_accumulation.divisor(self.normalizer),
             training=head.training,
             gradients=head.gradients,
             statistics=_loss_statistics.needed_statistics(),
@@ -163,6 +160,15 @@ class SparseCategoricalCrossentropy(Crossentropy):
         )
         _loss_statistics.publish(self._record(statistics, y_true, y_pred, sample_weight))
         return loss
+
+    def _count(self, y_true: Tensor, y_pred: Tensor, sample_weight: Tensor) -> Tensor:
+        """The call of a loss that only counts: from the labels, so that nothing is computed of the predictions."""
+        with arguments.named("y_true", "y_pred"):
+            labels = squeeze_class_axis(to_tensor(y_true), y_pred, self.axis, asserts=False)
+            mask, weights = _mask_and_weights(labels, y_pred, sample_weight)
+            losses = ops.zeros_like(labels, dtype="float64" if self.dtype == "float64" else "float32")
+            label_weights = self._label_weights(labels, y_pred)
+            return self._reduce(losses, valid_mask(labels, mask, self.ignore_class), weights, label_weights)
 
     def _unreduced(self, y_true: Tensor, logits: Tensor, aligned: Alignment) -> Unreduced:
         axis = checked_axis(self.axis, len(logits.shape))
@@ -234,6 +240,20 @@ class SparseCategoricalCrossentropy(Crossentropy):
         weights = class_weights(self.class_weight, num_classes, accumulator_dtype(logits), 2)
         # A label out of range either is not valid, or has made the loss NaN.
         return gather_class_weights(weights, ops.clip(ops.cast(labels, "int32"), 0, num_classes - 1))
+
+
+def _mask_and_weights(labels: Tensor, y_pred: Tensor, sample_weight: Tensor) -> tuple[Tensor, Tensor]:
+    """The Keras mask of the predictions, of the shape of the labels, and the aligned weights; None where there is none.
+
+    Sizes that are not known are not compared with those of the predictions.
+    """
+    mask, weights = _keras.mask_of(y_pred), None
+    if mask is not None:
+        mask = align_weights(ops.cast(mask, "bool"), labels.shape, "mask")
+        mask = ops.broadcast_to(mask, ops.shape(labels))
+    if sample_weight is not None:
+        weights = align_weights(to_tensor(arguments.tensor("sample_weight", sample_weight)), labels.shape)
+    return mask, weights
 
 
 def _metrics_that_read_logits() -> list[str]:
