@@ -84,7 +84,7 @@ class _captured(replaced):
     """Yields the gradients and variables that an optimizer is given, in place of applying them."""
 
     def __init__(self, optimizer):
-        self._found = []
+        self._found: list[tuple[Any, Any]] = []
 
         def apply(gradients, trainable_variables=None):
             if self._found:
