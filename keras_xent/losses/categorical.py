@@ -6,7 +6,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_xent import _keras, arguments
+from keras_xent import _accumulation, _keras, arguments
 from keras_xent._backend import is_eager, no_autograph
 from keras_xent._types import DType, Reduction, Tensor
 from keras_xent.kernels import linear_softmax_cross_entropy, softmax_cross_entropy
@@ -97,7 +97,8 @@ class CategoricalCrossentropy(Crossentropy):
     def __call__(self, y_true: Tensor, y_pred: Tensor, sample_weight: Tensor = None) -> Tensor:
         """The reduced loss; without the logits, where their head is known."""
         is_own = not self._overrides_call() and type(self)._unreduced is CategoricalCrossentropy._unreduced
-        head = head_for(self, arguments.tensor("y_pred", y_pred)) if is_own else None
+        reads_logits = not is_own or _accumulation.is_counting()
+        head = None if reads_logits else head_for(self, arguments.tensor("y_pred", y_pred))
         if head is None:
             return super().__call__(y_true, y_pred, sample_weight)
         with keras.name_scope(self.name), arguments.named("y_true", "y_pred"):

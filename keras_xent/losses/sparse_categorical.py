@@ -5,7 +5,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_xent import _loss_statistics, arguments, provenance
+from keras_xent import _accumulation, _keras, _loss_statistics, arguments, provenance
 from keras_xent._backend import is_eager, no_autograph
 from keras_xent._types import DType, Reduction, Tensor
 from keras_xent.kernels import linear, sparse_softmax, sparse_softmax_cross_entropy
@@ -104,12 +104,29 @@ class SparseCategoricalCrossentropy(Crossentropy):
     @no_autograph
     def __call__(self, y_true: Tensor, y_pred: Tensor, sample_weight: Tensor = None) -> Tensor:
         """The reduced loss; without the logits, where their head is known."""
+        if _accumulation.is_counting() and not self._overrides_call():
+            return self._count(y_true, y_pred, sample_weight)
+        if not is_eager(y_pred):
+            self._warn_of_accumulation(y_pred, sample_weight)
         head = None if self._overrides_call() else head_for(self, arguments.tensor("y_pred", y_pred))
         if head is None:
             return super().__call__(y_true, y_pred, sample_weight)
         self._warn_of_class_weight(y_true, sample_weight)
         with keras.name_scope(self.name), arguments.named("y_true", "y_pred"):
             return ops.cast(self._fused(head, y_true, y_pred, sample_weight), self.dtype)
+
+    def _warn_of_accumulation(self, y_pred: Tensor, sample_weight: Tensor) -> None:
+        """Says that the optimizer takes the mean of means over unequal numbers of tokens."""
+        may_differ = self.ignore_class is not None or sample_weight is not None or _keras.mask_of(y_pred) is not None
+        if self.reduction == "token_mean" and self.normalizer is None and may_differ:
+            optimizer = getattr(_keras.model_of_step(), "optimizer", None)
+            if getattr(getattr(optimizer, "inner_optimizer", optimizer), "gradient_accumulation_steps", None):
+                self._warn_once(
+                    "accumulation",
+                    f"{type(self).__name__} is a mean over the tokens of each micro-batch, and the optimizer's "
+                    "`gradient_accumulation_steps` takes the mean of these means: tokens of short micro-batches weigh "
+                    "more. Use keras_xent.accumulate_gradients(model, steps) on whole batches, or `normalizer`.",
+                )
 
     def _fused(self, head: provenance.Head, y_true: Tensor, y_pred: Tensor, sample_weight: Tensor) -> Tensor:
         labels = to_tensor(arguments.tensor("y_true", y_true))
@@ -126,6 +143,15 @@ class SparseCategoricalCrossentropy(Crossentropy):
         )
         _loss_statistics.publish(self._record(statistics, y_true, y_pred, sample_weight))
         return loss
+
+    def _count(self, y_true: Tensor, y_pred: Tensor, sample_weight: Tensor) -> Tensor:
+        """The call of a loss that only counts: from the labels, so that nothing is computed of the predictions."""
+        with arguments.named("y_true", "y_pred"):
+            labels = squeeze_class_axis(to_tensor(y_true), y_pred, self.axis, asserts=False)
+            mask, weights = mask_and_weights(y_pred, sample_weight, labels)
+            losses = ops.zeros_like(labels, dtype="float64" if self.dtype == "float64" else "float32")
+            label_weights = self._label_weights(labels, y_pred)
+            return self._reduce(losses, valid_mask(labels, mask, self.ignore_class), weights, label_weights)
 
     def _unreduced(self, y_true: Tensor, logits: Tensor, aligned: Alignment) -> Unreduced:
         axis = checked_axis(self.axis, len(logits.shape))
