@@ -20,6 +20,8 @@ from keras_xent._types import Tensor
 _TRAINERS = tuple(f"backend.{backend}.trainer" for backend in ("tensorflow", "jax"))
 _CORES = tuple(f"backend.{backend}.core" for backend in ("tensorflow", "jax"))
 _LOOPS = {"fit": True, "train_on_batch": True, "evaluate": False, "test_on_batch": False, "predict": False}
+_LOSS = "compute_loss_and_updates"
+_STEPS = ("train_step", "test_step", _LOSS)
 _FRAMEWORKS = ("keras_xent", "keras", "tensorflow", "jax")
 
 
@@ -74,12 +76,17 @@ def symbolic_output(predictions: Tensor) -> Any:
     """The symbolic output of the model of this step that `predictions` are the value of; None if that is not known."""
     frame = _frame_of("trainers.trainer", "compute_loss")
     # Before the first step Keras may compute a loss of tensors that nothing has made.
-    if frame is None or any(_frame_of(module, "compute_output_spec") for module in _CORES):
+    if frame is None or is_building():
         return None
     leaves = keras.tree.flatten(frame.f_locals.get("y_pred"))
     outputs = getattr(frame.f_locals.get("self"), "outputs", None) or []
     found = [output for leaf, output in zip(leaves, outputs, strict=False) if leaf is predictions]
     return found[0] if len(leaves) == len(outputs) and len(found) == 1 else None
+
+
+def is_building() -> bool:
+    """Whether Keras computes shapes, before the first step, by which it builds losses and metrics."""
+    return any(_frame_of(module, "compute_output_spec") for module in _CORES)
 
 
 def only_output() -> Any:
@@ -170,11 +177,21 @@ class Step(NamedTuple):
 
 def data_of_step() -> Step | None:
     """Labels, predictions and weights of the step of Keras that calls this on JAX (`compute_loss_and_updates`)."""
-    frame = _frame_of(_TRAINERS[1], "compute_loss_and_updates")
+    frame = _frame_of(_TRAINERS[1], _LOSS)
     if frame is None:
         return None
     given = frame.f_locals
     return Step(*(keras.tree.flatten(given.get(name)) for name in ("y", "y_pred", "sample_weight")))
+
+
+def inputs_of_step() -> Any:
+    """The `x` of the step of Keras whose loss or metrics are computed; None outside, and in a user's `train_step`."""
+    frame: types.FrameType | None = sys._getframe()
+    while frame is not None:
+        if frame.f_code.co_name in _STEPS and str(frame.f_globals.get("__name__")).startswith("keras.src."):
+            return frame.f_locals.get("x")
+        frame = frame.f_back
+    return None
 
 
 def class_weight_of_fit() -> Any:

@@ -33,11 +33,25 @@ class Head(NamedTuple):
     transpose_kernel: bool = False
     logit_softcap: float | None = None
     training: bool = False
-    # Which of hidden, kernel and bias are trained.
-    gradients: tuple[str, ...] = ("hidden", "kernel", "bias")
+    # Which of hidden, kernel, bias and low_rank are trained.
+    gradients: tuple[str, ...] = ("hidden", "kernel", "bias", "low_rank")
     layer: str = ""
     # The most memory that a chunk of logits may take.
     chunk_bytes: int | None = None
+    # Two factors (LoRA) whose product is added to the kernel, or None.
+    low_rank: tuple[Tensor, Tensor] | None = None
+
+    @property
+    def num_classes(self) -> int:
+        """The number of classes."""
+        return self.kernel.shape[0 if self.transpose_kernel else 1]
+
+    def merged_kernel(self) -> Tensor:
+        """The kernel with the product of its factors, for what takes one matrix."""
+        if self.low_rank is None:
+            return self.kernel
+        first, second = self.low_rank
+        return ops.cast(ops.cast(self.kernel, first.dtype) + ops.matmul(first, second), self.kernel.dtype)
 
     def statistics(self, labels: Tensor, mask: Tensor, logit_softcap: float | None, names: Collection[str] = ()) -> Any:
         """The loss statistics of these names of the valid tokens; `logit_softcap` where the head has none."""
@@ -50,6 +64,7 @@ class Head(NamedTuple):
             mask=mask,
             options=SoftmaxOptions(logit_softcap=self.logit_softcap or logit_softcap),
             statistics=names,
+            low_rank=self.low_rank,
             chunk_bytes=self.chunk_bytes,
         )
         return statistics

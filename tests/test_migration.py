@@ -1,4 +1,4 @@
-"""The tables of docs/coming-from-elsewhere.md: code of another library and ours give the same number."""
+"""The tables of docs/coming-from-elsewhere.md: what one writes elsewhere and here gives the same number."""
 
 import importlib.util
 import json

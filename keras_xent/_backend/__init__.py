@@ -35,6 +35,7 @@ pad_to_bucket = _module.pad_to_bucket
 take_rows = _module.take_rows
 with_rounded_rows = _module.with_rounded_rows
 clear_programs = _module.clear_programs
+accumulating_step = _module.accumulating_step
 # Tensors.
 is_eager = _module.is_eager
 snapshot = _module.snapshot
@@ -46,6 +47,7 @@ matmul = _module.matmul
 fori_loop = _module.fori_loop
 update_rows = _module.update_rows
 add_at_columns = _module.add_at_columns
+multiply_no_nan = _module.multiply_no_nan
 bitcast = _module.bitcast
 round_to_bfloat16 = _module.round_to_bfloat16
 # Devices.

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import keras
 
+from keras_xent._backend._jax_accumulation import accumulating_step as accumulating_step
 from keras_xent._backend._jax_gradients import clear_programs as clear_programs
 from keras_xent._backend._jax_gradients import custom_gradient as custom_gradient
 from keras_xent._backend._jax_gradients import fused_gradient as fused_gradient
@@ -69,6 +70,11 @@ def update_rows(array: Tensor, start: Any, rows: Tensor) -> Tensor:
 def add_at_columns(array: Tensor, columns: Tensor, values: Tensor) -> Tensor:
     """`[n, V]` with `values` `[n, K]` added at `columns` `[n, K]`; those that come twice are added twice."""
     return array.at[jax.numpy.arange(array.shape[0])[:, None], columns].add(values)
+
+
+def multiply_no_nan(array: Tensor, factor: Tensor) -> Tensor:
+    """`array * factor`, 0 where the factor is 0 even if the array is NaN."""
+    return jax.numpy.where(factor == 0, jax.numpy.zeros((), array.dtype), array * factor)
 
 
 def bitcast(array: Tensor, dtype: str) -> Tensor:

@@ -65,6 +65,7 @@ def linear_cross_entropy(
     normalizer: float | None = None,
     training: bool = True,
     gradients: tuple[str, ...] = GRADIENTS,
+    low_rank: tuple[Tensor, Tensor] | None = None,
     chunk_bytes: int | None = None,
     return_statistics: bool = False,
 ) -> Any:
@@ -90,6 +91,8 @@ def linear_cross_entropy(
         token_weights: weights of the shape of `labels`, or `[B]`, `[B, 1]` for labels `[B, T]`. They have a gradient;
             tokens of weight 0 are left out, and get none.
         transpose_kernel: whether the kernel is `[V, D]`.
+        low_rank: two factors whose product is added to the kernel, and which get a gradient of their own: `[D, R]` and
+            `[R, V]` (`[V, R]` and `[R, D]` with `transpose_kernel`). Neither the product nor its gradient is formed.
         mask: booleans of the shape of `labels`; False is not valid.
         ignore_class: the label of tokens that are not valid.
         label_smoothing: share `s` in [0, 1] of the target spread evenly over all classes.
@@ -102,7 +105,8 @@ def linear_cross_entropy(
         normalizer: a number in place of the reduction's denominator.
         training: whether a gradient will be requested. Read on TensorFlow only; a wrong value costs time and changes no
             result.
-        gradients: which of the inputs need a gradient. Read on TensorFlow only.
+        gradients: which of the inputs need a gradient: names among `hidden`, `kernel`, `bias` and `low_rank`. Read on
+            TensorFlow only.
         chunk_bytes: the most memory that a chunk of logits may take; None: chosen.
         return_statistics: whether to return `(loss, LossStatistics)`.
 
@@ -141,6 +145,7 @@ def linear_cross_entropy(
         normalizer=normalizer,
         training=training,
         gradients=gradients,
+        low_rank=low_rank,
         chunk_bytes=chunk_bytes,
     )
     return (loss, statistics) if return_statistics else loss
@@ -206,10 +211,11 @@ def with_statistics(
     training: bool = True,
     gradients: tuple[str, ...] = GRADIENTS,
     statistics: Collection[str] = (),
+    low_rank: tuple[Tensor, Tensor] | None = None,
     chunk_bytes: int | None = None,
 ) -> tuple[Tensor, LossStatistics]:
     """The loss of `linear_cross_entropy`, and the statistics of each token: the nll, and those of these names."""
-    matrices = checked_matrices(hidden, kernel, bias, transpose_kernel)
+    matrices = checked_matrices(hidden, kernel, bias, transpose_kernel, low_rank=low_rank)
     labels = checked_labels(labels, matrices.hidden)
     valid = valid_mask(labels, None if mask is None else to_tensor(mask), ignore_class)
     dtype = accumulator_dtype(matrices.hidden)

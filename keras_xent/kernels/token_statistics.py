@@ -51,6 +51,7 @@ def linear_token_statistics(
     mask: Tensor = None,
     ignore_class: int | None = None,
     logit_softcap: float | None = None,
+    low_rank: tuple[Tensor, Tensor] | None = None,
     chunk_bytes: int | None = None,
 ) -> TokenStatistics:
     """Log-probability of the label, entropy, log-sum-exp and the label's rank of each token, without the logits.
@@ -68,6 +69,8 @@ def linear_token_statistics(
         bias: `[V]`, or None.
         temperature: divides the logits, after the soft cap.
         transpose_kernel: whether the kernel is `[V, D]`.
+        low_rank: two factors whose product is added to the kernel, and which get a gradient of their own: `[D, R]` and
+            `[R, V]` (`[V, R]` and `[R, D]` with `transpose_kernel`). Neither the product nor its gradient is formed.
         mask: booleans of the shape of `labels`; False entries give 0 and gradient 0 whatever lies under them, and cost
             nothing.
         ignore_class: a label that is masked in the same way.
@@ -105,6 +108,7 @@ def linear_token_statistics(
         transpose_kernel=transpose_kernel,
         mask=mask,
         ignore_class=ignore_class,
+        low_rank=low_rank,
         chunk_bytes=chunk_bytes,
     )
     return TokenStatistics(*columns)
@@ -197,10 +201,11 @@ def token_columns(
     mask: Tensor,
     ignore_class: int | None = None,
     gradients: Any = GRADIENTS,
+    low_rank: tuple[Tensor, Tensor] | None = None,
     chunk_bytes: int | None = None,
 ) -> tuple[Tensor, ...]:
     """The columns of the rule, of the shape of the labels."""
-    matrices = checked_matrices(hidden, kernel, bias, transpose_kernel)
+    matrices = checked_matrices(hidden, kernel, bias, transpose_kernel, low_rank=low_rank)
     labels = checked_labels(labels, matrices.hidden)
     valid = valid_mask(labels, None if mask is None else to_tensor(mask), ignore_class)
     if valid is not None:

@@ -8,14 +8,14 @@ from typing import Any, NamedTuple
 import keras
 from keras import ops
 
-from keras_xent import _endings, _keras, arguments, provenance
+from keras_xent import _accumulation, _endings, _keras, arguments, provenance
 from keras_xent._backend import is_eager, no_autograph
 from keras_xent._named_arguments import NamedArguments
 from keras_xent._types import DType, Tensor
 from keras_xent.kernels._dtypes import dtype_of, is_float, to_tensor
 from keras_xent.kernels._labels import is_soft_label
 from keras_xent.kernels._shapes import align_weights, checked_axis, ensure_shape, same_shape
-from keras_xent.kernels.reduction import checked_reduction, reduce
+from keras_xent.kernels.reduction import checked_reduction
 
 
 class Unreduced(NamedTuple):
@@ -96,6 +96,10 @@ class Crossentropy(NamedArguments, keras.losses.Loss):
             self._warn_of_class_weight(y_true, sample_weight)
         given = (y_true, y_pred, sample_weight)
         mask = _keras.mask_of(y_pred)
+        if _accumulation.is_counting():
+            # Targets have the shape of the logits, which a graph would compute for their shape alone.
+            y_true = y_true if len(y_true.shape) >= len(y_pred.shape) else ops.expand_dims(y_true, -1)
+            y_pred = ops.zeros_like(y_true, dtype="float32")
         with keras.name_scope(self.name), arguments.named("y_true", "y_pred"):
             y_true, logits = self._labels_and_logits(y_true, y_pred)
             aligned = self._align(logits, mask, sample_weight)
@@ -105,18 +109,13 @@ class Crossentropy(NamedArguments, keras.losses.Loss):
                 valid, weights = unreduced.has_label, unreduced.weights
             elif unreduced.has_label is not None:
                 valid = unreduced.has_label if valid is None else ops.logical_and(valid, unreduced.has_label)
-            self._publish_statistics(given, unreduced.losses, valid, logits)
+            if not _accumulation.is_counting():
+                self._publish_statistics(given, unreduced.losses, valid, logits)
             return self._reduce(unreduced.losses, valid, weights, unreduced.label_weights)
 
     def _reduce(self, losses: Tensor, valid: Tensor, weights: Tensor, label_weights: Tensor) -> Tensor:
-        loss = reduce(
-            losses,
-            reduction=self.reduction,
-            valid=valid,
-            weights=weights,
-            label_weights=label_weights,
-            normalizer=self.normalizer,
-        )
+        counting = {"valid": valid, "weights": weights, "label_weights": label_weights}
+        loss = _accumulation.reduce(losses, reduction=self.reduction, normalizer=self.normalizer, **counting)
         return ops.cast(loss, self.dtype)
 
     @no_autograph

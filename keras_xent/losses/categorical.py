@@ -6,13 +6,14 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_xent import _keras, arguments
-from keras_xent._backend import is_eager
+from keras_xent import _accumulation, _keras, arguments
+from keras_xent._backend import is_eager, no_autograph
 from keras_xent._types import DType, Reduction, Tensor
-from keras_xent.kernels import softmax_cross_entropy
-from keras_xent.kernels._dtypes import accumulator_dtype
+from keras_xent.kernels import linear_softmax_cross_entropy, softmax_cross_entropy
+from keras_xent.kernels._dtypes import accumulator_dtype, to_tensor
 from keras_xent.kernels._labels import class_weights
 from keras_xent.kernels._shapes import checked_axis, same_shape
+from keras_xent.losses._fused import head_for, mask_and_weights, options_of
 from keras_xent.losses.base import Alignment, Crossentropy, Unreduced
 
 _TOO_LARGE_A_SUM = 100.0
@@ -92,7 +93,31 @@ class CategoricalCrossentropy(Crossentropy):
         self.z_loss = arguments.not_negative("z_loss", z_loss)
         self.logit_softcap = arguments.positive("logit_softcap", logit_softcap)
 
-    def _unreduced(self, y_true: Tensor, logits: Tensor, aligned: Alignment) -> Unreduced:
+    @no_autograph
+    def __call__(self, y_true: Tensor, y_pred: Tensor, sample_weight: Tensor = None) -> Tensor:
+        """The reduced loss; without the logits, where their head is known."""
+        is_own = not self._overrides_call() and type(self)._unreduced is CategoricalCrossentropy._unreduced
+        reads_logits = not is_own or _accumulation.is_counting()
+        head = None if reads_logits else head_for(self, arguments.tensor("y_pred", y_pred))
+        if head is None:
+            return super().__call__(y_true, y_pred, sample_weight)
+        with keras.name_scope(self.name), arguments.named("y_true", "y_pred"):
+            targets = to_tensor(arguments.tensor("y_true", y_true))
+            self._check(targets, y_pred, Alignment())
+            mask, weights = mask_and_weights(y_pred, sample_weight, targets[..., 0])
+            loss = linear_softmax_cross_entropy(
+                targets=targets,
+                token_weights=weights,
+                mask=mask,
+                label_smoothing=self.label_smoothing,
+                focal_gamma=self.focal_gamma,
+                z_loss=self.z_loss,
+                logit_softcap=head.logit_softcap or self.logit_softcap,
+                **options_of(self, head),
+            )
+            return ops.cast(loss, self.dtype)
+
+    def _check(self, y_true: Tensor, logits: Tensor, aligned: Alignment) -> None:
         if not same_shape(y_true.shape, logits.shape):
             raise ValueError(
                 "`y_true` and `y_pred` must have the same shape, a distribution over the classes each. Received: "
@@ -106,6 +131,9 @@ class CategoricalCrossentropy(Crossentropy):
                 "answer use BinaryCrossentropy.",
                 SyntaxWarning,
             )
+
+    def _unreduced(self, y_true: Tensor, logits: Tensor, aligned: Alignment) -> Unreduced:
+        self._check(y_true, logits, aligned)
         losses = softmax_cross_entropy(
             y_true,
             logits,
