@@ -103,7 +103,7 @@ def _call(layer, inputs, reverse, training):
 
 
 def embedding_head(layer: Any, inputs: Any, training: Any = None) -> provenance.Head:
-    """What the logits of a `ReversibleEmbedding` are made from."""
+    """Returns the inputs of the logits of a `ReversibleEmbedding`."""
     weights = layer.embeddings if layer.tie_weights else layer.reverse_embeddings
     low_rank, trained = None, {"hidden": True}
     if layer.tie_weights and getattr(layer, "lora_enabled", False):

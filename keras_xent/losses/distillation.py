@@ -111,7 +111,7 @@ class Distillation(keras.losses.Loss):
         return ops.cast(self._losses(y_true, y_pred, None), self.dtype)
 
     def _overridden(self, teacher, student, valid, weights, head):
-        """What the `call` of a user's subclass returns, with the masks, weights and reduction of this class around."""
+        """Applies masks, weights and reduction to the losses that a user's `call` returns."""
         if head is not None and not self._has_warned:
             self._has_warned = True
             arguments.warn(
