@@ -45,7 +45,7 @@ def call_without_logits(model: Any, x: Any, training: bool | None = None) -> Out
         try:
             with _heads_of(layers) as found:
                 returned = model(x, training=training)
-        except Exception:  # A layer after the head did not expect a stand-in; the call below raises real errors.
+        except Exception:  # What comes after the head did not expect a stand-in; the call below tells the truth.
             found = []
         heads = [head for head, stand_in in found if stand_in is returned]
         if heads:
