@@ -7,6 +7,7 @@ import keras
 
 from keras_xent._backend._attributes import get_attribute as get_attribute
 from keras_xent._backend._attributes import set_attribute as set_attribute
+from keras_xent._backend._segments import weights_of_runs as weights_of_runs
 from keras_xent._backend._xla import set_uses_xla as set_uses_xla
 from keras_xent._backend._xla import uses_xla as uses_xla
 from keras_xent._backend._xla import without_xla as without_xla

@@ -1,12 +1,12 @@
 """A training step that computes its batch in micro-batches, on TensorFlow."""
 
+import contextlib
+import contextvars
 from collections.abc import Callable
 from typing import Any
 
 import keras
 import tensorflow as tf
-
-from keras_xent._backend._attributes import replaced
 
 
 def accumulating_step(model: Any, train_step: Callable, steps: int, counting: Callable, micro_batch: Callable) -> Any:
@@ -80,23 +80,45 @@ def _denominators(model, data, counting):
     return found
 
 
-class _captured(replaced):
-    """Yields the gradients and variables that an optimizer is given, in place of applying them."""
+class _Apply:
+    """The `apply` of an optimizer while gradients are captured. Replicas take turns, each in a thread of its own."""
 
     def __init__(self, optimizer):
-        self._found: list[tuple[Any, Any]] = []
+        self.optimizer, self.original, self.users = optimizer, optimizer.apply, 0
+        # What stood in its place on this object, such as that of a callback that watches the gradients.
+        self.before = vars(optimizer).get("apply")
 
-        def apply(gradients, trainable_variables=None):
-            if self._found:
-                raise NotImplementedError("A training step that calls its optimizer twice cannot be accumulated.")
-            variables = optimizer._trainable_variables if trainable_variables is None else trainable_variables
-            self._found += zip(gradients, variables, strict=True)
+    def __call__(self, gradients, trainable_variables=None):
+        found = _gradients.get()
+        if found is None:
+            return self.original(gradients, trainable_variables)
+        if found:
+            raise NotImplementedError("A training step that calls its optimizer twice cannot be accumulated.")
+        variables = self.optimizer._trainable_variables if trainable_variables is None else trainable_variables
+        found.extend(zip(gradients, variables, strict=True))
 
-        super().__init__(optimizer, "apply", apply)
 
-    def __enter__(self):
-        super().__enter__()
-        return self._found
+_gradients: contextvars.ContextVar[list[tuple[Any, Any]] | None] = contextvars.ContextVar("_gradients", default=None)
+
+
+@contextlib.contextmanager
+def _captured(optimizer):
+    """Yields the gradients and variables that the optimizer is given, in place of applying them."""
+    apply = optimizer.apply if isinstance(optimizer.apply, _Apply) else _Apply(optimizer)
+    if apply.users == 0:
+        object.__setattr__(optimizer, "apply", apply)
+    apply.users += 1
+    found: list[tuple[Any, Any]] = []
+    token = _gradients.set(found)
+    try:
+        yield found
+    finally:
+        _gradients.reset(token)
+        apply.users -= 1
+        if apply.users == 0 and apply.before is None:
+            object.__delattr__(optimizer, "apply")
+        elif apply.users == 0:
+            object.__setattr__(optimizer, "apply", apply.before)
 
 
 def _added(total, gradient, share):
