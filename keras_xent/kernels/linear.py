@@ -61,7 +61,7 @@ def linear_cross_entropy(
     gradients: tuple[str, ...] = GRADIENTS,
     low_rank: tuple[Tensor, Tensor] | None = None,
     chunk_bytes: int | None = None,
-    return_statistics: bool = False,
+    return_statistics: bool | Collection[str] = False,
 ) -> Any:
     """Cross-entropy of integer labels under the softmax of `hidden @ kernel + bias`, without materializing the logits.
 
@@ -101,7 +101,8 @@ def linear_cross_entropy(
         gradients: which of the inputs need a gradient: names among `hidden`, `kernel`, `bias` and `low_rank`. Read on
             TensorFlow only.
         chunk_bytes: the most memory that a chunk of logits may take; None: chosen.
-        return_statistics: whether to return `(loss, LossStatistics)`.
+        return_statistics: whether to return `(loss, LossStatistics)`, with the nll of each token; or the names of the
+            other statistics to fill: `rank`, `entropy`, `logsumexp`, `confidence`.
 
     Returns:
         The reduced loss, or losses of the shape of `labels`, float32 (float64 for float64 hidden states).
@@ -123,11 +124,18 @@ def linear_cross_entropy(
     References: gradients formed in the forward pass, arXiv:2410.10989 (Liger Kernel); ignored tokens left out,
     arXiv:2411.09009 (Cut Cross-Entropy).
     """
+    names = () if isinstance(return_statistics, bool) else tuple(return_statistics)
+    if unknown := set(names) - set(row_statistics.NAMES):
+        raise ValueError(
+            f"`return_statistics` must be True, False or names among {', '.join(map(repr, row_statistics.NAMES))}. "
+            f"Received: {', '.join(map(repr, sorted(unknown)))}."
+        )
     loss, statistics = with_statistics(
         hidden,
         kernel,
         labels,
         bias,
+        statistics=names,
         token_weights=token_weights,
         transpose_kernel=transpose_kernel,
         mask=mask,
@@ -141,7 +149,7 @@ def linear_cross_entropy(
         low_rank=low_rank,
         chunk_bytes=chunk_bytes,
     )
-    return (loss, statistics) if return_statistics else loss
+    return (loss, statistics) if return_statistics is not False else loss
 
 
 @dataclass(frozen=True)
@@ -161,8 +169,10 @@ class CrossEntropyRule(Rule):
         (labels,) = arrays
         softcap = self.options.logit_softcap
         losses, residuals = sparse_softmax.forward(logits, labels, *constants, options=self.options)
-        label_logit = upcast(ops.take_along_axis(logits, ops.maximum(labels, 0), axis=1))
-        nll = row.nll(label_logit, *residuals, softcap)
+        nll = losses
+        if self.options != SoftmaxOptions(logit_softcap=softcap) or constants[0] is not None:
+            label_logit = upcast(ops.take_along_axis(logits, ops.maximum(labels, 0), axis=1))
+            nll = row.nll(label_logit, *residuals, softcap)
         others = row_statistics.statistics(self.statistics, logits, labels, residuals, softcap)
         return (losses, nll, *others), residuals
 
