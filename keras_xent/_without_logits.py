@@ -20,7 +20,7 @@ _ACTIVATIONS = (None, keras.activations.linear, keras.activations.softmax)
 
 
 class Output(NamedTuple):
-    """What a model returned: the head that its logits would be made from, or the logits."""
+    """The output of a model: its head, from which logits can be computed, or the logits."""
 
     head: Head | None
     logits: Tensor

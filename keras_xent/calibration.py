@@ -86,7 +86,7 @@ def calibrate(
 
 
 def _root(function, tolerance):
-    """Where a falling function is 0: growing steps up to a change of sign, then the method of Ridders."""
+    """Returns the root of a falling function: growing steps up to a change of sign, then the method of Ridders."""
     low = high = 0.0
     at_low = at_high = function(0.0)
     step = math.copysign(math.log(2), at_low)

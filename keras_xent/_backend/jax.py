@@ -1,4 +1,4 @@
-"""What JAX does its own way."""
+"""The backend's functions on JAX."""
 
 import functools
 from collections.abc import Callable
@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import keras
 
+from keras_xent._backend._jax_accumulation import accumulating_step as accumulating_step
 from keras_xent._backend._jax_gradients import clear_programs as clear_programs
 from keras_xent._backend._jax_gradients import custom_gradient as custom_gradient
 from keras_xent._backend._jax_gradients import fused_gradient as fused_gradient
@@ -88,7 +89,7 @@ def round_to_bfloat16(x: Tensor) -> Tensor:
 
 @functools.cache
 def on_accelerator() -> bool:
-    """Whether programs run on a GPU or TPU, or on several devices, rather than on the one CPU."""
+    """Returns whether programs run on a GPU or TPU, or on several devices, rather than on the one CPU."""
     return jax.default_backend() != "cpu" or jax.device_count() > 1
 
 
@@ -116,7 +117,7 @@ def batch_mesh(array: Tensor) -> BatchMesh | None:
 
 
 def is_partitioned(array: Tensor) -> bool:
-    """Whether the array's type says how it is divided among devices: an Explicit axis of a mesh, kept at every step."""
+    """Returns whether the array's type names its sharding: an Explicit axis of a mesh, kept at every step."""
     spec = getattr(getattr(jax.typeof(array), "sharding", None), "spec", None) if hasattr(jax, "typeof") else None
     return spec is not None and any(axis is not None for axis in spec)
 

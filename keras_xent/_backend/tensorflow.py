@@ -1,4 +1,4 @@
-"""What TensorFlow does its own way."""
+"""The backend's functions on TensorFlow."""
 
 from collections.abc import Callable
 from typing import Any
@@ -6,6 +6,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from keras_xent._backend._tensorflow_accumulation import accumulating_step as accumulating_step
 from keras_xent._backend._tensorflow_gradients import clear_programs as clear_programs
 from keras_xent._backend._tensorflow_gradients import custom_gradient as custom_gradient
 from keras_xent._backend._tensorflow_gradients import fused_gradient as fused_gradient

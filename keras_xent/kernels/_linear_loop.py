@@ -23,14 +23,14 @@ from keras_xent.kernels._xla_cpu import accumulate_matmul, map_row_blocks
 
 
 class Result(NamedTuple):
-    """What one pass gives: arrays `[N, 1]`, and a gradient for each of the inputs, None where not needed."""
+    """The results of one pass: arrays `[N, 1]`, and a gradient of each input, None where not needed."""
 
     columns: tuple[Tensor, ...]
     gradients: tuple[Tensor, ...]
 
 
 class Carry(NamedTuple):
-    """What the loop carries from chunk to chunk; None for what is not needed."""
+    """The state that the loop carries from chunk to chunk; None for results that are not needed."""
 
     columns: tuple[Tensor, ...]
     d_hidden: Tensor = None
@@ -40,12 +40,12 @@ class Carry(NamedTuple):
     d_factor: Tensor = None
 
     def present(self) -> dict[str, Any]:
-        """What is needed, by name."""
+        """The needed results, by name."""
         return {name: value for name, value in self._asdict().items() if value is not None}
 
 
 class Data(NamedTuple):
-    """What a rule needs beside the logits. None of it has a gradient."""
+    """The inputs of a rule beside the logits. None has a gradient."""
 
     # `[N, 1]`: which tokens count; None if all do. Others have columns and gradients of 0.
     is_active: Tensor
@@ -95,7 +95,7 @@ def _run_on_device(rows, replicated, *, mesh, needs_grad, transpose, rule, chunk
         hidden = ops.cast(hidden, dtype)
     kernel = ops.cast(kernel, hidden.dtype)
     arrays, constants = rule.prepare(arrays, constants)
-    # What is not active may hold NaN, which 0 times it would bring into the kernel's gradient.
+    # Inactive tokens may hold NaN, and 0 * NaN would make the kernel's gradient NaN.
     hidden = where_or_zero(hidden, is_active)
     if factor is not None:
         projected, factor = where_or_zero(ops.cast(projected, hidden.dtype), is_active), ops.cast(factor, hidden.dtype)

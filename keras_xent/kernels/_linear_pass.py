@@ -26,7 +26,7 @@ GRADIENTS = ("hidden", "kernel", "bias", "low_rank")
 
 
 class Matrices(NamedTuple):
-    """What logits are made from: hidden `[..., D]`, kernel `[D, V]` or `[V, D]`, bias `[V]` or None."""
+    """The inputs of a head: hidden `[..., D]`, kernel `[D, V]` or `[V, D]`, bias `[V]` or None."""
 
     hidden: Tensor
     kernel: Tensor

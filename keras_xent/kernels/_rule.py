@@ -1,4 +1,4 @@
-"""What a linear kernel computes of the logits of its tokens."""
+"""The interface of the functions that a linear kernel computes from the logits of its tokens."""
 
 import abc
 from typing import Any

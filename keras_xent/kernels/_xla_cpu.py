@@ -40,7 +40,7 @@ _inside_block = contextvars.ContextVar("_inside_block", default=False)
 
 
 def block_size(shape: Shape) -> int:
-    """How many rows of an array of this shape stay in the cache."""
+    """Returns the number of rows of an array of this shape that fit into the cache."""
     return max(1, _BLOCK_BYTES // max(1, 4 * math.prod(d or 1 for d in shape[1:])))
 
 

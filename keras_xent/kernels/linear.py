@@ -24,16 +24,22 @@ from keras_xent.kernels._shapes import align_weights, same_shape
 
 
 class LossStatistics(NamedTuple):
-    """What a loss has computed of each token beside its loss; arrays of the shape of the labels, without gradients."""
+    """Values of each token that are computed beside its loss: arrays of the shape of the labels, without gradients.
 
-    # The cross-entropy without smoothing, class weights, focal factor and z-loss; 0 for tokens that are not valid.
+    Those that were not requested are None.
+
+    Attributes:
+        nll: cross-entropy without smoothing, class weights, focal factor and z-loss; 0 for tokens that are not valid.
+        rank: number of classes with larger logits than the label (equal ones before it included): 0 for `argmax`.
+        valid: booleans, by mask and `ignore_class`; None if all tokens are valid.
+        entropy: entropy of the predicted distribution, in nats.
+        logsumexp: logarithm of the sum of the exponentials of the logits.
+        confidence: largest predicted probability.
+    """
+
     nll: Tensor
-    # The following are None if not requested.
-    # How many classes are predicted before the label: 0 for the largest logit.
     rank: Tensor = None
-    # Whether the token is valid, by mask and `ignore_class`; None if all are.
     valid: Tensor = None
-    # Of the predicted distribution: its entropy, the log-sum-exp of its logits, its largest probability.
     entropy: Tensor = None
     logsumexp: Tensor = None
     confidence: Tensor = None
@@ -161,7 +167,7 @@ class CrossEntropyRule(Rule):
 
     @property
     def num_columns(self) -> int:  # type: ignore[override]
-        """How many columns there are."""
+        """The number of columns."""
         return 2 + len(self.statistics)
 
     def forward(self, logits: Tensor, arrays: Any, constants: Any) -> tuple[tuple[Tensor, ...], Any]:

@@ -1,4 +1,4 @@
-"""What a language model's head says of each token, without its logits: log-probability, entropy, log-sum-exp, rank."""
+"""Log-probability, entropy, log-sum-exp and rank of each token, computed from a head without storing its logits."""
 
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -22,12 +22,20 @@ from keras_xent.kernels.linear import checked_labels
 
 
 class TokenStatistics(NamedTuple):
-    """Arrays of the shape of the labels, float32 (float64 for float64 hidden states); 0 where a token is not valid."""
+    """Statistics of each token: arrays of the shape of the labels, 0 where a token is not valid.
+
+    They are float32, or float64 for float64 hidden states.
+
+    Attributes:
+        log_prob: log-probability of the label, at most 0.
+        entropy: entropy of the predicted distribution, in nats.
+        logsumexp: logarithm of the sum of the exponentials of the logits.
+        rank: number of classes with larger logits than the label (equal ones before it included); without gradient.
+    """
 
     log_prob: Tensor
     entropy: Tensor
     logsumexp: Tensor
-    # How many classes are predicted before the label. Without gradient.
     rank: Tensor
 
 
@@ -126,12 +134,12 @@ class StatisticsRule(Rule):
 
     @property
     def num_values(self) -> int:  # type: ignore[override]
-        """How many columns have a gradient."""
+        """The number of columns with a gradient."""
         return 3 if self.everything else 1
 
     @property
     def num_columns(self) -> int:  # type: ignore[override]
-        """How many columns there are."""
+        """The number of columns."""
         return self.num_values + self.has_rank
 
     def values_only(self) -> "StatisticsRule":

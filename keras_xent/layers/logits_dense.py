@@ -79,7 +79,7 @@ class LogitsDense(keras.layers.Dense):
 
 
 def call_dense(layer: Any, inputs: Any, training: bool | None = None) -> Any:
-    """What a `Dense` layer returns, with the provenance of its logits attached."""
+    """Call a `Dense` layer, and attach the provenance of its logits."""
     head = dense_head(layer, inputs, training)
     # A compiled step that computes the loss from the head drops all of this.
     logits = ops.matmul(inputs, head.kernel if head.low_rank is None else snapshot(layer.kernel))
@@ -90,7 +90,7 @@ def call_dense(layer: Any, inputs: Any, training: bool | None = None) -> Any:
 
 
 def dense_head(layer: Any, inputs: Any, training: Any = None) -> provenance.Head:
-    """What the logits of a `Dense` layer are made from."""
+    """Return the provenance of the logits of a `Dense` layer."""
     kernel, low_rank, trained = layer.kernel, None, {"hidden": True}
     if getattr(layer, "lora_enabled", False):
         kernel, factors = layer._kernel, (layer.lora_kernel_a, layer.lora_kernel_b)
@@ -116,7 +116,7 @@ def scaled_factors(layer: Any, factors: tuple[Any, Any]) -> tuple[Any, Any]:
 
 
 def call_quantized_dense(layer: Any, inputs: Any, training: bool | None = None) -> Any:
-    """What a quantized `Dense` layer returns, marked as logits that a loss has to read."""
+    """Calls a quantized `Dense` layer, and marks its logits as those that a loss has to read."""
     logits = keras.layers.Dense.quantized_call(layer, inputs, training=training)
     provenance.mark_materialized(logits, layer.name, f"is quantized ({layer.quantization_mode})")
     return logits

@@ -86,7 +86,7 @@ class TiedLogits(keras.layers.ReversibleEmbedding):
 
 
 def call_embedding(layer: Any, inputs: Any, reverse: bool = False) -> Any:
-    """What a `ReversibleEmbedding` returns, with the provenance of its logits attached."""
+    """Calls a `ReversibleEmbedding`, and attaches the provenance of its logits."""
     return _call(layer, inputs, reverse, _keras.is_training_step() if reverse else None)
 
 
@@ -123,7 +123,7 @@ def embedding_head(layer: Any, inputs: Any, training: Any = None) -> provenance.
 
 
 def call_quantized_embedding(layer: Any, inputs: Any, reverse: bool = False) -> Any:
-    """What a quantized `ReversibleEmbedding` returns, logits marked as such that a loss has to read."""
+    """Calls a quantized `ReversibleEmbedding`, and marks its logits as those that a loss has to read."""
     outputs = keras.layers.ReversibleEmbedding.quantized_call(layer, inputs, reverse=reverse)
     if reverse:
         provenance.mark_materialized(outputs, layer.name, f"is quantized ({layer.quantization_mode})")

@@ -4,7 +4,7 @@ from typing import Any
 
 from keras import ops
 
-from keras_xent import _keras, arguments, provenance
+from keras_xent import _accumulation, _keras, arguments, provenance
 from keras_xent._types import Tensor
 from keras_xent.kernels._dtypes import to_tensor
 from keras_xent.kernels._shapes import align_weights
@@ -37,7 +37,7 @@ def head_for(loss: Any, y_pred: Tensor) -> provenance.Head | None:
 
 
 def options_of(loss: Any, head: provenance.Head) -> dict[str, Any]:
-    """What a linear kernel is told by a loss and by the head, but for the loss's own options."""
+    """The arguments of a linear kernel that a loss and a head decide, without the options of that loss alone."""
     return {
         # The kernel computes in the dtype of the hidden states.
         "hidden": ops.cast(head.hidden, "float64") if loss.dtype == "float64" else head.hidden,
@@ -47,7 +47,7 @@ def options_of(loss: Any, head: provenance.Head) -> dict[str, Any]:
         "low_rank": head.low_rank,
         "class_weight": loss.class_weight,
         "reduction": loss.reduction,
-        "normalizer": loss.normalizer,
+        "normalizer": _accumulation.divisor(loss.normalizer),
         "training": head.training,
         "gradients": head.gradients,
         "chunk_bytes": head.chunk_bytes,
