@@ -72,7 +72,8 @@ def linear_cross_entropy(
     """Cross-entropy of integer labels under the softmax of `hidden @ kernel + bias`, without materializing the logits.
 
     For language models and other large vocabularies. Memory is that of the gradients and of one chunk of logits: 64 MB
-    on a CPU, 512 MB on an accelerator, or 512 tokens where these take more. Tokens that are not valid cost nothing.
+    on a CPU, 512 MB on an accelerator, or 512 tokens where these take more; of fewer than 4096 tokens an eighth, at
+    least 256. Tokens that are not valid cost nothing, nor does the gradient of a matrix that is not trained.
 
     Formula: that of `sparse_softmax_cross_entropy` with `x = hidden @ kernel + bias`.
 

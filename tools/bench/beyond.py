@@ -20,7 +20,7 @@ import numpy as np
 from keras import ops
 
 import keras_xent as kx
-from tools.bench import peak
+from tools.bench import accuracy, peak
 
 TOKENS, FEATURES, CLASSES, ROUNDS = 8192, 256, 32_000, 7
 # Gemma 2's head in miniature: an eighth of the classes, with features and tokens in proportion to the machine.
@@ -244,49 +244,6 @@ def ratio_of_times(name: str, other: str) -> float:
     return statistics.median(ratios)
 
 
-def errors() -> dict[str, float]:
-    """Of log-probability, entropy and log-sum-exp and of their gradients in float32, against float64 formulas."""
-    hidden, kernel, labels = (np.asarray(x) for x in head(512, 64, 4000))
-    h, k = hidden.astype("float64"), kernel.astype("float64")
-    logits = h @ k
-    top = logits.max(axis=1, keepdims=True)
-    logsumexp = top + np.log(np.exp(logits - top).sum(axis=1, keepdims=True))
-    log_p = logits - logsumexp
-    p, one_hot = np.exp(log_p), np.eye(k.shape[1])[labels]
-    entropy = -(p * log_p).sum(axis=1, keepdims=True)
-    values = {"log_prob": (one_hot * log_p).sum(1), "entropy": entropy[:, 0], "logsumexp": logsumexp[:, 0]}
-    d_logits = {"log_prob": one_hot - p, "entropy": -p * (log_p + entropy), "logsumexp": p}
-    found = kx.kernels.linear_token_statistics(hidden, kernel, labels)
-    errors = {}
-    for name, value in values.items():
-        errors[name] = _error(getattr(found, name), value)
-        gradients = _gradients(name, hidden, kernel, labels)
-        errors[f"{name}, gradient for hidden"] = _error(gradients[0], d_logits[name] @ k.T)
-        errors[f"{name}, gradient for kernel"] = _error(gradients[1], h.T @ d_logits[name])
-    return errors
-
-
-def _gradients(name, hidden, kernel, labels):
-    def total(hidden, kernel):
-        return ops.sum(getattr(kx.kernels.linear_token_statistics(hidden, kernel, labels), name))
-
-    arrays = ops.convert_to_tensor(hidden), ops.convert_to_tensor(kernel)
-    if keras.backend.backend() == "jax":
-        import jax
-
-        return jax.grad(total, (0, 1))(*arrays)
-    import tensorflow as tf
-
-    with tf.GradientTape() as tape:
-        tape.watch(arrays)
-        value = total(*arrays)
-    return tape.gradient(value, arrays)
-
-
-def _error(found, expected):
-    return float(np.abs(ops.convert_to_numpy(found) - expected).max() / np.abs(expected).max())
-
-
 def main() -> None:
     """Prints a table in Markdown."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -297,7 +254,7 @@ def main() -> None:
         print(megabytes(arguments.names[0]))
     elif arguments.what == "accuracy":
         print("| value, or sum of them | largest error over the largest value | bar |\n|---|--:|--:|")
-        for name, error in errors().items():
+        for name, error in accuracy.errors(*map(np.asarray, head(512, 64, 4000))).items():
             print(f"| {name} | {error:.1e} | <= 1e-6 |")
     else:
         rows = MEMORY if arguments.what == "memory" else TIME
