@@ -26,7 +26,7 @@ class LogitsDense(keras.layers.Dense):
     Args:
         units: number of classes.
         chunk_bytes: the most memory that a chunk of logits may take in a loss or metric that goes without the rest of
-            them; None: 64 MB on a CPU and 512 MB on an accelerator, or 512 tokens.
+            them; None: 64 MB on a CPU and 512 MB on an accelerator, or 512 tokens, or an eighth of fewer.
         **kwargs: the other arguments of `keras.layers.Dense`.
 
     Call arguments: `inputs` `[..., D]`. Returns logits `[..., units]` of the layer's compute dtype.
