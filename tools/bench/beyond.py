@@ -1,4 +1,4 @@
-"""What else comes out of a head, beside the same from its logits: `python -m tools.bench.beyond memory [NAME ...]`.
+"""Other outputs of a head, measured beside the same from its logits: `python -m tools.bench.beyond memory [NAME ...]`.
 
 `memory` has megabytes above the inputs, compilation included, each in a fresh process; `time` the median ratio of calls
 in turn in one process, after one call that compiles; `accuracy` the largest error, over the largest value. The inputs
