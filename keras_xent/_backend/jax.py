@@ -1,4 +1,4 @@
-"""What JAX does its own way."""
+"""The backend's functions on JAX."""
 
 import functools
 from collections.abc import Callable
@@ -72,6 +72,11 @@ def add_at_columns(array: Tensor, columns: Tensor, values: Tensor) -> Tensor:
     return array.at[jax.numpy.arange(array.shape[0])[:, None], columns].add(values)
 
 
+def multiply_no_nan(array: Tensor, factor: Tensor) -> Tensor:
+    """`array * factor`, 0 where the factor is 0 even if the array is NaN."""
+    return jax.numpy.where(factor == 0, jax.numpy.zeros((), array.dtype), array * factor)
+
+
 def bitcast(array: Tensor, dtype: str) -> Tensor:
     """The bits of the array, read as another dtype of the same width."""
     return jax.lax.bitcast_convert_type(array, dtype)
@@ -84,7 +89,7 @@ def round_to_bfloat16(x: Tensor) -> Tensor:
 
 @functools.cache
 def on_accelerator() -> bool:
-    """Whether programs run on a GPU or TPU, or on several devices, rather than on the one CPU."""
+    """Returns whether programs run on a GPU or TPU, or on several devices, rather than on the one CPU."""
     return jax.default_backend() != "cpu" or jax.device_count() > 1
 
 
@@ -112,7 +117,7 @@ def batch_mesh(array: Tensor) -> BatchMesh | None:
 
 
 def is_partitioned(array: Tensor) -> bool:
-    """Whether the array's type says how it is divided among devices: an Explicit axis of a mesh, kept at every step."""
+    """Returns whether the array's type names its sharding: an Explicit axis of a mesh, kept at every step."""
     spec = getattr(getattr(jax.typeof(array), "sharding", None), "spec", None) if hasattr(jax, "typeof") else None
     return spec is not None and any(axis is not None for axis in spec)
 

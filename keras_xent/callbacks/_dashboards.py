@@ -1,4 +1,4 @@
-"""What TensorBoard shows beside single curves: a page of charts, and a table of runs and their settings."""
+"""Parts of TensorBoard beside single curves: a page of charts, and a table of runs and their settings."""
 
 import glob
 import os
@@ -49,7 +49,7 @@ def page(names: list[str], perplexities: list[PerplexityMetric], has_batches: bo
 
 
 def _chart(layout_pb2, title, *tags):
-    # Charts of lines are smoothed until somebody says otherwise, which draws a loss that falls too high. Charts of
+    # TensorBoard smooths charts of lines by default, which draws a loss that falls too high. Charts of
     # margins are not; this one's margin has no width.
     lines = [layout_pb2.MarginChartContent.Series(value=tag, lower=tag, upper=tag) for tag in tags]
     return layout_pb2.Chart(title=title, margin=layout_pb2.MarginChartContent(series=lines))
@@ -95,7 +95,7 @@ def begun(settings: dict[str, Any]) -> Any:
 
 
 def has_settings(folder: str) -> bool:
-    """Whether a tuner or an earlier `fit` writes the settings of the run in this folder: the first to do so counts.
+    """Returns whether a tuner or an earlier `fit` writes the settings of the run in this folder; the first one counts.
 
     A file that is still empty may be that of a tuner that begins right now.
     """

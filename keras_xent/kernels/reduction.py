@@ -131,7 +131,7 @@ def _of_replica(count):
 
 
 def _count(losses, valid):
-    """How many losses are valid (None: all), as a float where the shape tells."""
+    """Returns the number of valid losses (None: all), a float where the shape is known."""
     if valid is not None:
         return total(_broadcast(ops.cast(valid, dtype_of(losses)), losses))
     return ops.cast(ops.size(losses), dtype_of(losses)) if None in losses.shape else float(math.prod(losses.shape))

@@ -1,4 +1,4 @@
-"""What every loss shares: labels left as they are, masks and weights, reduction, complete configuration."""
+"""The base class of the losses: labels that are not cast, masks and weights, reduction, complete configuration."""
 
 import abc
 import contextvars
@@ -49,7 +49,7 @@ class Alignment(NamedTuple):
 
 
 class _Given(NamedTuple):
-    """What the `call` of a user's subclass was given, as it was before the casts of Keras."""
+    """The arguments of a user's `call`, as they were before the casts of Keras."""
 
     y_true: Tensor
     y_pred: Tensor
@@ -136,7 +136,7 @@ class Crossentropy(NamedArguments, keras.losses.Loss):
         return getattr(self.call, "__func__", None) is not Crossentropy.call
 
     def _reduce_overridden(self, y_true: Tensor, y_pred: Tensor, sample_weight: Tensor) -> Tensor:
-        """What a user's `call` returns, with the masks, weights and reduction of this class around it."""
+        """Applies masks, weights and reduction to the losses that a user's `call` returns."""
         arguments.tensor("y_true", y_true)
         arguments.tensor("y_pred", y_pred)
         head = provenance.head_of(y_pred)
@@ -171,7 +171,7 @@ class Crossentropy(NamedArguments, keras.losses.Loss):
         return self._reduce(losses, valid, weights, label_weights)
 
     def _labels_of_losses(self, y_true: Tensor, y_pred: Tensor, losses: Tensor) -> tuple[Tensor, Tensor]:
-        """Which losses have a label, and the weight of its class, for losses that have one each; else None."""
+        """Returns which losses have a label, and the label's class weight; None where losses have several labels."""
         return None, None
 
     @abc.abstractmethod

@@ -20,7 +20,7 @@ from keras_xent.metrics._exact_sums import ExactSums
 
 
 class Totals(NamedTuple):
-    """What a metric has summed up, exact to 2^48."""
+    """The sums of a metric, exact to 2^48."""
 
     # Weighted sum of the tokens' values (nats, hits), and its denominator (weights, bytes).
     total: Any
@@ -141,7 +141,7 @@ class TokenMean(NamedArguments, keras.metrics.Metric):
         self._disagreements.append((weakref.ref(record.y_true), self._disagreement(record, record.y_pred, weight)))
 
     def is_updated_in(self, scope: Any) -> bool:
-        """Whether this metric is part of the step whose variables are in a stateless scope of Keras."""
+        """Returns whether this metric is part of the step whose variables are in a stateless scope of Keras."""
         return scope.get_current_value(self.variables[0]) is not None
 
     def _token_values(self, y_true: Tensor, y_pred: Tensor, sample_weight: Tensor) -> TokenValues:
@@ -175,7 +175,7 @@ class TokenMean(NamedArguments, keras.metrics.Metric):
         return _loss_statistics.Settings(type(self).__name__, reading, axis, self.ignore_class, self.logit_softcap)
 
     def _fits(self, record: _loss_statistics.LossRecord) -> bool:
-        """Whether the record's statistics are of the same quantity."""
+        """Returns whether the record's statistics are of the same quantity."""
         own, other = self._settings(record.y_pred), record.settings
         return other is not None and other._replace(owner="", ignore_class=None) == own._replace(
             owner="", ignore_class=None
@@ -239,7 +239,7 @@ class TokenMean(NamedArguments, keras.metrics.Metric):
         return ops.stack([*map(reduction.total, parts), ops.cast(ops.size(tokens.weights), "float32")])
 
     def _denominators(self, weights: Tensor, labels: Tensor) -> Tensor:
-        """What each token adds to the denominator."""
+        """Returns each token's contribution to the denominator."""
         return weights
 
     def _mean(self) -> Tensor:
