@@ -2,6 +2,7 @@
 
 import contextlib
 import contextvars
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -63,11 +64,15 @@ def _unrolled(run, data, steps, sums):
     """One micro-batch after the other, where replicas have to meet within each: inside of loops they cannot."""
     rows = _rows(data)
     size = _at_least_1((rows + steps - 1) // steps)
-    for i in range(steps):
-        first, end = tf.minimum(i * size, rows), tf.minimum((i + 1) * size, rows)
+    ends = [tf.minimum(i * size, rows) for i in range(steps + 1)]
+    # Of the rows of all replicas, some of which may have fewer than others, or none.
+    sizes = tf.cast(tf.stack([end - first for first, end in itertools.pairwise(ends)]), "float32")
+    sizes = tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, sizes)
+    shares = tf.unstack(sizes / tf.reduce_sum(sizes))
+    for i, (first, end) in enumerate(itertools.pairwise(ends)):
         with tf.control_dependencies(sums if i else []):
             part = _map(lambda t, first=first, end=end: tf.identity(t[first:end]), data)
-        logs, sums, known = run(part, _share(end - first, rows), sums)
+        logs, sums, known = run(part, shares[i], sums)
     return logs, sums, known
 
 
@@ -150,7 +155,6 @@ def _at_least_1(number):
 
 
 def _share(part, rows):
-    # Of no rows at all, as a replica may have, there is no share; 1 keeps it a number.
     if isinstance(part, int) and isinstance(rows, int):
-        return max(part, 1) / max(rows, 1)
-    return tf.cast(_at_least_1(part), "float32") / tf.cast(_at_least_1(rows), "float32")
+        return part / rows
+    return tf.cast(part, "float32") / tf.cast(rows, "float32")
