@@ -218,7 +218,7 @@ class _Terms:
         slope = self._balanced(slope)
         if self.alpha is not None:
             slope = slope + multiply_no_nan(2.0 * self.alpha - 1.0, factor * nll)
-        return self._where_valid((1.0 - self.smoothing) * slope)
+        return self._where_valid(multiply_no_nan(1.0 - self.smoothing, slope))
 
 
 @row_kernel(num_outputs=2, is_blocked=lambda options: options.mean_over_labels)
