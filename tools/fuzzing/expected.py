@@ -224,6 +224,9 @@ def sigmoid(call: Call) -> Expected:
     of_gradient = gradient * focal * np.maximum(np.abs(finite(gradients)), size * is_soft * np.maximum(small, 1e-3))
     of_gradient = of_gradient + eps * focal * np.abs(finite(gradients)) * 4
     for_labels = 4 * focal * loss * (np.abs(finite(of_labels)) + np.maximum(1.0, pos_weight) * np.abs(finite(x)) + 1)
+    if focal > 1:
+        # Factors of logits that nearly overflow.
+        for_labels = np.where(np.abs(x) > 1e36, np.inf, for_labels)
     upstream = call.arrays["upstream"]
     result = Expected()
     if call.program.get("axis") is None:
