@@ -45,6 +45,11 @@ def assert_in_graph(condition: Tensor, data: Callable[[], list], tensor: Tensor 
     return tensor
 
 
+def in_branch_of_xla() -> bool:
+    """False: JAX compiles a program inside the branch of a condition as any other."""
+    return False
+
+
 def sums_pairwise() -> bool:
     """False: XLA:CPU adds one number after the other."""
     return False

@@ -87,7 +87,7 @@ def limits_of_rows(
     of_loss = (factor * p * delta + focal * np.abs(slopes) * delta).sum(1)
     of_gradient = 2 * factor * of_probability
     # Where neither is 0 or 1, the difference of a probability and a target cancels; the sum of C terms is rounded.
-    is_soft = ((slopes != 0) & (slopes != slopes.max(1, keepdims=True))).any(1, keepdims=True)
+    is_soft = (slopes != 0).sum(1, keepdims=True) > 1
     of_sum = max(1.0, np.sqrt(x.shape[1]) / 2)
     of_gradient = of_gradient + eps * of_sum * focal * is_soft * (factor * p + np.abs(slopes))
     if z := options.get("z_loss", 0.0):
@@ -220,11 +220,13 @@ def sigmoid(call: Call) -> Expected:
     # Of two terms of the sizes of 1 and w, which may cancel. That of a label is the difference of two costs.
     small = np.exp(-np.abs(np.where(np.isnan(x), 0, x)))
     size = np.maximum(1.0, pos_weight) * np.where(np.abs(finite(gradients)) > 0, 1.0, 0.0)
-    of_gradient = (
-        gradient * focal * np.maximum(np.abs(finite(gradients)), size * (y != 0) * (y != 1) * np.maximum(small, 1e-3))
-    )
+    is_soft = (y != 0) & (y != 1) | (options.get("label_smoothing", 0.0) > 0)
+    of_gradient = gradient * focal * np.maximum(np.abs(finite(gradients)), size * is_soft * np.maximum(small, 1e-3))
     of_gradient = of_gradient + eps * focal * np.abs(finite(gradients)) * 4
     for_labels = 4 * focal * loss * (np.abs(finite(of_labels)) + np.maximum(1.0, pos_weight) * np.abs(finite(x)) + 1)
+    if focal > 1:
+        # Factors of logits that nearly overflow.
+        for_labels = np.where(np.abs(x) > 1e36, np.inf, for_labels)
     upstream = call.arrays["upstream"]
     result = Expected()
     if call.program.get("axis") is None:
@@ -260,7 +262,7 @@ def reduction(call: Call) -> Expected:
     mass = weights * valid * of_labels
     over = tuple(range(1, mass.ndim)) if call.program.get("reduction") == "sequence_mean" else None
     total, size = np.abs(mass.sum(over)), np.abs(mass).sum(over)
-    cancelled = np.max(np.where(total == 0, 1.0, size / np.where(total == 0, 1.0, total)))
+    cancelled = np.max(np.where(total == 0, 1.0, size / np.where(total == 0, 1.0, total)), initial=1.0)
     tolerance = precision_of(call)[0] * (np.abs(products).sum() if is_reduced else np.abs(products)) * cancelled
     upstream = call.arrays["upstream"]
     return Expected(

@@ -95,7 +95,7 @@ def run(call: Call) -> tuple[list[np.ndarray], dict[str, np.ndarray]]:
     """Values, and gradients by name."""
     program = call.program
     kernel, names = KERNELS[program.kernel], tuple(sorted(call.arrays))
-    own = (*kernel.differentiated, "teacher_hidden", "teacher_kernel", "teacher_bias")
+    own = (*kernel.differentiated, "teacher_hidden", "teacher_kernel", "teacher_bias", "label_weights")
     tensors = [
         ops.cast(call.arrays[n], program.dtype) if n in own else ops.convert_to_tensor(call.arrays[n]) for n in names
     ]
