@@ -37,7 +37,7 @@ OPTIONS = {
 
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch):
-    """Chunks of at most 8 tokens made of blocks of 2, and gradients in strips of 10 classes: nothing divides anything."""
+    """Chunks of at most 8 tokens made of blocks of 2; gradients in strips of 10 classes: nothing divides anything."""
     set_sizes(
         monkeypatch.setattr,
         fewest_rows=1,
