@@ -29,7 +29,7 @@ SCORE = {"batch": 8, "length": 128, "classes": 131_072}
 
 
 def _random(*shape, scale=1.0):
-    return ops.convert_to_tensor(scale * np.random.default_rng(len(shape)).standard_normal(shape).astype("float32"))
+    return ops.convert_to_tensor((scale * np.random.default_rng(len(shape)).standard_normal(shape)).astype("float32"))
 
 
 @functools.cache
