@@ -9,15 +9,18 @@ import numpy
 
 from keras_xent._backend._finite import where_finite
 from keras_xent._backend._jax_rows import append_zeros, pad_inputs, take_rows
+from keras_xent._backend._xla import uses_xla
 from keras_xent._types import Tensor
 
 
 def is_eager(tensor: Tensor) -> bool:
     """Whether the values of `tensor` can be read now: not while a program is traced, even of what it closes over."""
-    if isinstance(tensor, jax.core.Tracer):
-        return False
-    # Under `jit`, operations on concrete arrays are part of the program; under `grad` alone they are not.
-    return not isinstance(jax.lax.neg(numpy.float32(0)), jax.core.Tracer)
+    return not isinstance(tensor, jax.core.Tracer) and not is_traced()
+
+
+def is_traced() -> bool:
+    """Whether operations are part of a program now, as under `jit`; under `grad` alone they are not."""
+    return isinstance(jax.lax.neg(numpy.float32(0)), jax.core.Tracer)
 
 
 def jit(function: Callable) -> Callable:
@@ -25,34 +28,43 @@ def jit(function: Callable) -> Callable:
     return jax.jit(function)
 
 
-def custom_gradient(forward: Callable, backward: Callable, *, has_rows: tuple[bool, ...] = ()) -> Callable:
+def custom_gradient(
+    forward: Callable, backward: Callable, *, has_rows: tuple[bool, ...] = (), keep: Callable | None = None
+) -> Callable:
     """Joins `forward` and `backward` into a function that is differentiated in its first argument.
 
-    See the function of this name for TensorFlow, which has the same parts.
+    See the function of this name for TensorFlow, which has the same parts. Here forward and backward pass of a step are
+    parts of one program: `keep(residuals, x, *nondiff_args, **options)` is one more residual, which the forward pass
+    has in memory anyway if it runs without blocks; or None, and then it has not.
     """
 
     def kernel(x: Tensor, *nondiff_args: Tensor, **options: Any) -> Tensor:
+        keeps = keep is not None and uses_xla() and is_traced() and keep.is_worth(x)
+
         @jax.custom_vjp
         def value(*inputs):
             padded, num_rows = pad_inputs(inputs, has_rows)
             return take_rows(forward(*padded, **options)[0], num_rows)
 
+        unblocked = functools.partial(getattr(forward, "unblocked", forward), **options)
+
         @jax.custom_jvp
         def residuals(*inputs):
-            return forward(*inputs, **options)
+            result, saved = unblocked(*inputs) if keeps else forward(*inputs, **options)
+            return result, saved
 
         @residuals.defjvp
         def residuals_jvp(inputs, tangents):
             result, saved = residuals(*inputs)
             tangents = [t if t.dtype == jax.dtypes.float0 else where_finite(saved, [t])[0] for t in tangents]
-            recomputed = functools.partial(getattr(forward, "unblocked", forward), **options)
-            _, tangents = jax.jvp(recomputed, where_finite(saved, inputs), tuple(tangents))
+            _, tangents = jax.jvp(unblocked, where_finite(saved, inputs), tuple(tangents))
             return (result, saved), tangents
 
         def forward_rule(*inputs):
             # What is saved keeps the rows that were added.
             padded, num_rows = pad_inputs(inputs, has_rows)
             result, saved = residuals(*padded) if num_rows is None else forward(*padded, **options)
+            saved = (*saved, keep(saved, *padded, **options)) if keeps else saved
             return take_rows(result, num_rows), (saved, padded)
 
         def vjp(saved_and_inputs, upstream):
