@@ -31,6 +31,7 @@ no_autograph = _module.no_autograph
 jit = _module.jit
 custom_gradient = _module.custom_gradient
 fused_gradient = _module.fused_gradient
+with_gradient_of_sum = _module.with_gradient_of_sum
 one_program = _module.one_program
 starts_programs = _module.starts_programs
 is_concrete = _module.is_concrete

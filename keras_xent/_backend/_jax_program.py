@@ -19,7 +19,7 @@ def starts_programs() -> bool:
 
 def is_concrete(tensor: Tensor) -> bool:
     """Whether the value of `tensor` can be read now: also of what is differentiated outside of programs."""
-    return jax.core.is_concrete(tensor)
+    return not isinstance(tensor, jax.core.Tracer) or tensor.to_concrete_value() is not None
 
 
 def one_program(function: Callable) -> Callable:
@@ -33,7 +33,9 @@ def one_program(function: Callable) -> Callable:
         return value, tuple(aux)
 
     program = jax.jit(with_aux)
-    gradients = {needed: jax.jit(jax.value_and_grad(with_aux, needed, True)) for needed in ((0,), (1,), (0, 1))}
+    gradients: dict[tuple[int, ...], Callable] = {
+        needed: jax.jit(jax.value_and_grad(with_aux, needed, True)) for needed in ((0,), (1,), (0, 1))
+    }
 
     @jax.custom_vjp
     def value(x, y, valid):

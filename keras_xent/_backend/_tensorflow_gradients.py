@@ -27,7 +27,7 @@ def jit(function: Callable) -> Callable:
 
 
 def custom_gradient(
-    forward: Callable, backward: Callable, *, has_rows: tuple[bool, ...] = (), keep: Any = None
+    forward: Callable, backward: Callable, *, has_rows: tuple[bool, ...] = (), **of_jax: Any
 ) -> Callable:
     """Joins `forward` and `backward` into a function that is differentiated in its first argument.
 
@@ -40,7 +40,7 @@ def custom_gradient(
         residuals  d residuals / d inputs   = derivative of `forward` without its loops over blocks, computed again
 
     `has_rows` says which arguments have rows, whose number is rounded up to a bucket (`_buckets.py`); nothing is
-    rounded for functions that are not compiled, where it is empty. `keep` is JAX's.
+    rounded for functions that are not compiled, where it is empty. What JAX keeps is not kept.
     """
 
     def kernel(x: Tensor, *nondiff_args: Tensor, **options: Any) -> Tensor:
@@ -152,6 +152,16 @@ def fused_gradient(forward: Callable, backward: Callable) -> Callable:
         return value(*(inputs[i] for i in given)), aux
 
     return kernel
+
+
+def with_gradient_of_sum(total: Callable) -> Callable:
+    """`total(values)`, a sum in some order, differentiated as a sum: without the order's slices and paddings."""
+
+    @tf.custom_gradient
+    def result(values):
+        return total(values), lambda upstream: tf.broadcast_to(upstream, tf.shape(values))
+
+    return result
 
 
 def clear_programs() -> None:

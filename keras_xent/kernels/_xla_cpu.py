@@ -132,19 +132,13 @@ def _reduce_slices(term, combine, reduce, arrays):
     return total
 
 
-class Keep:
-    """What a forward pass without blocks has in memory, kept for the backward pass of the same program of JAX."""
+def keeps_exponentials(logits: Tensor) -> bool:
+    """Whether a step of JAX is faster if its forward pass keeps the exponentials for the backward pass.
 
-    def __init__(self, function: Callable) -> None:
-        self._function = function
-
-    def is_worth(self, logits: Tensor) -> bool:
-        """Whether this is faster than blocks of rows, and an exponential more: not for long rows of 16-bit floats."""
-        return uses_xla_cpu() and (not narrow_float(logits) or logits.shape[1] <= _MOST_NARROW_CLASSES)
-
-    def __call__(self, *arguments: Any, **options: Any) -> Tensor:
-        """The array to be kept, from the residuals and the inputs."""
-        return self._function(*arguments, **options)
+    Then it runs without blocks, as XLA fuses sums of what is in memory (YNN, JAX 0.10). Exponentials are float32: of
+    long rows of 16-bit floats, reading them takes longer than blocks.
+    """
+    return uses_xla_cpu() and (not narrow_float(logits) or logits.shape[1] <= _MOST_NARROW_CLASSES)
 
 
 def log1p(x: Tensor) -> Tensor:

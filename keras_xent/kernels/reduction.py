@@ -195,6 +195,7 @@ def _sum_over_devices(values, *, mesh):
 _FEW = 128
 
 
+@_backend.with_gradient_of_sum
 def _pairwise_sum(values):
     if values.shape[0] is None and dtype_of(values) == "float32":
         # A size that XLA knows only when the program runs, as after `tf.boolean_mask`, cannot be rounded up.

@@ -12,7 +12,7 @@ from keras_xent.kernels._dtypes import accumulator_dtype, is_float, to_float_ten
 from keras_xent.kernels._masking import multiply_no_nan, where_or_zero
 from keras_xent.kernels._options import SoftmaxOptions
 from keras_xent.kernels._shapes import as_rows, checked_axis, ensure_shape, reshape_to, same_shape
-from keras_xent.kernels._xla_cpu import Keep, row_sum
+from keras_xent.kernels._xla_cpu import keeps_exponentials, row_sum
 
 
 @no_autograph
@@ -151,12 +151,13 @@ def _dense_backward(upstream, residuals, logits, targets, class_weight=None, *, 
     return row.logits_gradient(upstream, dead_rows, clean, a, sum_a, max_logit, sum_exp_minus_one, options, *kept)
 
 
-@Keep
 def _exp_shifted(residuals, logits, targets, class_weight=None, *, options):
     return row.exp_shifted(logits, residuals[0], options.logit_softcap)
 
 
-_dense = custom_gradient(_dense_forward, _dense_backward, has_rows=(True, True, False), keep=_exp_shifted)
+_dense = custom_gradient(
+    _dense_forward, _dense_backward, has_rows=(True, True, False), keep=_exp_shifted, keeps=keeps_exponentials
+)
 
 
 # The gradient for the targets is a kernel of its own, of value 0, which costs nothing where no such gradient is

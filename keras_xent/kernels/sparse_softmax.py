@@ -14,7 +14,7 @@ from keras_xent.kernels._labels import class_indices, gather_class_weights, in_r
 from keras_xent.kernels._masking import multiply_no_nan, nan_unless, where_or_zero
 from keras_xent.kernels._options import SoftmaxOptions
 from keras_xent.kernels._shapes import as_rows, broadcast_to_rows, checked_axis, reshape_to, squeeze_class_axis
-from keras_xent.kernels._xla_cpu import Keep, row_sum
+from keras_xent.kernels._xla_cpu import keeps_exponentials, row_sum
 
 
 @no_autograph
@@ -215,10 +215,11 @@ _sparse_forward = RowKernel(
 _sparse_backward = CompiledKernel(backward)
 
 
-@Keep
 def _exp_except_label(residuals, logits, labels, class_weight=None, *, options):
     ids, label = row.class_ids(logits), ops.maximum(labels, 0)
     return exp_shifted_except_label(logits, ids, label, residuals[0], options.logit_softcap)
 
 
-_sparse = custom_gradient(_sparse_forward, _sparse_backward, has_rows=(True, True, False), keep=_exp_except_label)
+_sparse = custom_gradient(
+    _sparse_forward, _sparse_backward, has_rows=(True, True, False), keep=_exp_except_label, keeps=keeps_exponentials
+)

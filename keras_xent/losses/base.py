@@ -100,7 +100,7 @@ class Crossentropy(NamedArguments, _one_program.HasProgram, keras.losses.Loss):
         with keras.name_scope(self.name), arguments.named("y_true", "y_pred"):
             y_true, logits = self._labels_and_logits(y_true, y_pred)
             aligned = self._align(logits, mask, sample_weight)
-            if aligned.weights is None and aligned.weights_of_labels is None and aligned.label_mask is None:
+            if all(part is None for part in aligned[1:]):
                 found = _one_program.reduced(self, y_true, logits, aligned.valid)
                 if found is not None:
                     self._publish_statistics(given, *found[1:], logits)
