@@ -1,4 +1,4 @@
-"""What the softmax cross-entropies compute of a row of logits.
+"""Formulas of the softmax cross-entropies for one row of logits.
 
 With logits `x` (after the soft cap), `p = softmax(x)`, `lse = log sum exp x`, smoothed and weighted targets `a_c` and
 `A = sum_c a_c`, each of these losses is `sum_c a_c (lse - x_c)` with gradient `A p - a`. Of each row two numbers are
@@ -146,11 +146,11 @@ def plus_z_loss(loss: Tensor, max_logit: Tensor, sum_exp_minus_one: Tensor, opti
     return loss + options.z_loss * ops.square(log_sum_exp(max_logit, sum_exp_minus_one, options.logit_softcap))
 
 
-def plus_z_loss_slope(total: Tensor, max_logit: Tensor, sum_exp_minus_one: Tensor, options: SoftmaxOptions) -> Tensor:
-    """`B = A + 2 z lse`, the factor of `p` in the gradient, from `total`, which is `A`."""
+def z_loss_slope(max_logit: Tensor, sum_exp_minus_one: Tensor, options: SoftmaxOptions) -> Any:
+    """`2 z lse`, which times `p` is the z-loss' part of the gradient."""
     if not options.z_loss:
-        return total
-    return total + 2.0 * options.z_loss * log_sum_exp(max_logit, sum_exp_minus_one, options.logit_softcap)
+        return 0.0
+    return 2.0 * options.z_loss * log_sum_exp(max_logit, sum_exp_minus_one, options.logit_softcap)
 
 
 def logits_gradient(
@@ -173,13 +173,15 @@ def logits_gradient(
         class_nll = max_minus_logit(x, max_logit, softcap) + log1p(sum_exp_minus_one)
         target = target * focal(class_nll, options.focal_gamma)[1]
         target_sum = ops.sum(target, axis=1, keepdims=True)
-    slope = plus_z_loss_slope(target_sum, max_logit, sum_exp_minus_one, options)
-    scale = slope / (1.0 + sum_exp_minus_one)
+    z_slope = z_loss_slope(max_logit, sum_exp_minus_one, options)
+    sum_exp = 1.0 + sum_exp_minus_one
     # p of the largest logit is 1 - s / (1 + s) with s = sum_exp_minus_one; a is subtracted before anything passes
-    # through a p rounded to 1. Its exp_shifted is 1, and has the derivative.
+    # through a p rounded to 1, and the z-loss is added after. Its exp_shifted is 1, and has the derivative.
     shifted = exp_shifted(logits, max_logit, softcap) if shifted is None else shifted
-    at_max = (target_sum - target) + (slope - target_sum) + ((shifted - 1.0) - sum_exp_minus_one) * scale
-    off_max = shifted * scale - target
+    at_max = (target_sum - target) + ((shifted - 1.0) - sum_exp_minus_one) * (target_sum / sum_exp)
+    if options.z_loss:
+        at_max = at_max + shifted * (z_slope / sum_exp)
+    off_max = shifted * ((target_sum + z_slope) / sum_exp) - target
     gradient = upstream * ops.where(ops.equal(x, max_logit), at_max, off_max)
     return to_logits_dtype(gradient, dead_rows, logits, softcap)
 
@@ -219,7 +221,7 @@ def class_ids(logits: Tensor, dtype: str = "int32") -> Tensor:
 
 
 def rank_of_label(logits: Tensor, labels: Tensor) -> Tensor:
-    """How many classes are predicted before the label: those with larger logits, and equal ones that come before it.
+    """Returns the rank of the label: the number of classes with larger logits, or equal ones of a smaller index.
 
     NaN for labels below 0.
     """

@@ -95,7 +95,7 @@ def sparse_softmax_cross_entropy(
 
 
 def label_ranks(labels: Tensor, logits: Tensor, *, axis: int = -1) -> Tensor:
-    """How many classes are predicted before each label: 0 where `argmax` is the label. Without gradient.
+    """Returns the rank of each label, 0 where `argmax` is the label. Without gradient.
 
     NaN for labels out of range.
     """
@@ -145,6 +145,9 @@ def forward(
             lambda weights: weights, ops.sum(weights), logits, (weights,), max_logit, sum_exp_minus_one, options
         )
         loss = multiply_no_nan(1.0 - smoothing, loss) + smoothing / num_classes * sum_of_losses
+    if class_weight is not None or smoothing == 1.0:
+        # A factor of 0 has made 0 of the NaN of a label out of range, whose weight is that of class 0.
+        loss = nan_unless(has_label, loss)
     return row.plus_z_loss(loss, max_logit, sum_exp_minus_one, options), (max_logit, sum_exp_minus_one)
 
 
@@ -196,10 +199,14 @@ def backward(
     if options.focal_gamma:
         nll = row.nll(label_logit, max_logit, sum_exp_minus_one, softcap)
         target = target_sum = target_sum * row.focal(nll, options.focal_gamma)[1]
-    slope = row.plus_z_loss_slope(target_sum, max_logit, sum_exp_minus_one, options)
-    probability = slope / (1.0 + sum_exp_minus_one)
-    at_label = upstream * ((target_sum - target) + (slope - target_sum) - sum_of_others * probability)
-    scale = upstream * probability
+    z_slope = row.z_loss_slope(max_logit, sum_exp_minus_one, options)
+    sum_exp = 1.0 + sum_exp_minus_one
+    at_label = (target_sum - target) - sum_of_others * (target_sum / sum_exp)
+    if options.z_loss:
+        # Not as a part of the factor of p, where it would cost the last digits of a confident row's gradient.
+        at_label = at_label + z_slope * row.exp_shifted(label_logit, max_logit, softcap) / sum_exp
+    at_label = upstream * at_label
+    scale = upstream * (target_sum + z_slope) / sum_exp
     off_label = (row.exp_shifted(x, max_logit, softcap) if exp_shifted is None else exp_shifted) * scale
     if smoothing:
         off_label = off_label - upstream * off_value

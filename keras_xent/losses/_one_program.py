@@ -10,7 +10,7 @@ from typing import Any
 
 from keras import ops
 
-from keras_xent import _backend, _loss_statistics, arguments
+from keras_xent import _accumulation, _backend, _loss_statistics, arguments
 from keras_xent._backend import assert_in_graph, num_replicas, on_accelerator, one_program
 from keras_xent._types import Tensor
 from keras_xent.kernels._compiled import on_clear_cache
@@ -64,7 +64,7 @@ def reduced(loss: Any, y_true: Tensor, logits: Tensor, valid: Tensor) -> tuple[T
     """
     if not _is_small(logits) or dtype_of(logits) == "float16" or loss.reduction not in _REDUCTIONS:
         return None
-    if num_replicas() > 1 or on_accelerator() or not _backend.starts_programs():
+    if num_replicas() > 1 or on_accelerator() or _accumulation.is_active() or not _backend.starts_programs():
         return None
     key = loss._key_of_program()
     labels = None if key is None else loss._labels_of_program(y_true, logits)

@@ -5,7 +5,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_xent import _keras, arguments, provenance
+from keras_xent import _accumulation, _keras, arguments, provenance
 from keras_xent._backend import is_eager, no_autograph
 from keras_xent._types import DType, Reduction, Tensor
 from keras_xent.kernels import linear_distillation
@@ -75,6 +75,7 @@ class Distillation(keras.losses.Loss):
         self.temperature = arguments.above_zero("temperature", temperature)
         self._divergence = Divergence(divergence, beta)
         self.divergence, self.beta = divergence, beta
+        self._has_warned = False
 
     @no_autograph
     def __call__(self, y_true: Tensor, y_pred: Tensor, sample_weight: Tensor = None) -> Tensor:
@@ -95,7 +96,9 @@ class Distillation(keras.losses.Loss):
             if sample_weight is not None:
                 weights = align_weights(to_tensor(arguments.tensor("sample_weight", sample_weight)), shape)
             of_teacher, of_student = (None if is_eager(one) else provenance.head_of(one) for one in (teacher, student))
-            if of_teacher is None or of_student is None:
+            if getattr(self.call, "__func__", None) is not Distillation.call:
+                loss = self._overridden(teacher, student, valid, weights, of_student)
+            elif of_teacher is None or of_student is None or _accumulation.is_counting():
                 loss = self._dense(teacher, student, valid, weights)
             else:
                 loss = self._fused(of_teacher, of_student, valid, weights)
@@ -103,15 +106,38 @@ class Distillation(keras.losses.Loss):
 
     @no_autograph
     def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
-        """The losses before masks, weights and reduction."""
+        """The losses before masks, weights and reduction. A subclass may override it, as any `call` of Keras."""
         return ops.cast(self._losses(y_true, y_pred, None), self.dtype)
+
+    def _overridden(self, teacher, student, valid, weights, head):
+        """What the `call` of a user's subclass returns, with the masks, weights and reduction of this class around."""
+        if head is not None and not self._has_warned:
+            self._has_warned = True
+            arguments.warn(
+                f"{type(self).__name__} overrides `call`, which gets the logits of layer '{head.layer}': they are "
+                "materialized, and the fused computation of the loss is not used."
+            )
+        logits = (ops.convert_to_tensor(one, dtype=self.dtype) for one in self._selected(teacher, student, valid))
+        losses = ops.convert_to_tensor(self.call(*logits))
+        losses = ops.cast(losses, "float64" if self.dtype == "float64" else "float32")
+        if not len(losses.shape):
+            # One number for the batch, as Keras weights it.
+            losses, valid = losses if weights is None else losses * ops.cast(weights, losses.dtype), None
+            return _reduction.reduce(losses, reduction=self.reduction) if len(losses.shape) else losses
+        valid, weights = (None if one is None else align_weights(one, losses.shape) for one in (valid, weights))
+        return _reduction.reduce(losses, reduction=self.reduction, valid=valid, weights=weights)
+
+    def _selected(self, teacher, student, valid):
+        """The logits of both, 0 where a token is masked, so that NaN there reaches no gradient."""
+        keep = None if valid is None else ops.expand_dims(valid, -1)
+        return tuple(where_or_zero(to_float_tensor(one), keep) for one in (teacher, student))
 
     def _fused(self, teacher, student, valid, weights):
         return linear_distillation(
             student.hidden,
             student.kernel,
             ops.stop_gradient(teacher.hidden),
-            teacher.kernel,
+            teacher.merged_kernel(),
             student.bias,
             teacher.bias,
             temperature=self.temperature,
@@ -124,20 +150,23 @@ class Distillation(keras.losses.Loss):
             logit_softcap=student.logit_softcap,
             teacher_logit_softcap=teacher.logit_softcap,
             reduction=self.reduction,
+            normalizer=_accumulation.divisor(None),
             training=student.training,
             gradients=student.gradients,
+            low_rank=student.low_rank,
             chunk_bytes=student.chunk_bytes,
         )
 
     def _dense(self, teacher, student, valid, weights):
+        if _accumulation.is_counting():
+            # A graph would compute the predictions for their shape alone.
+            student = ops.zeros_like(teacher)
         losses = self._losses(teacher, student, valid)
-        return _reduction.reduce(losses, reduction=self.reduction, valid=valid, weights=weights)
+        return _accumulation.reduce(losses, reduction=self.reduction, valid=valid, weights=weights)
 
     def _losses(self, teacher, student, valid):
         """The divergence of each token, from the logits."""
-        keep = None if valid is None else ops.expand_dims(valid, -1)
-        # Selected before anything is computed, so that NaN under the mask reaches no gradient.
-        teacher, student = (where_or_zero(to_float_tensor(x), keep) for x in (teacher, student))
+        teacher, student = self._selected(teacher, student, valid)
         shape = ops.shape(student)
         rows = [ops.reshape(x, (-1, shape[-1])) for x in (student, ops.cast(teacher, student.dtype))]
         losses = divergence_of_rows(*rows, divergence=self._divergence, softmax=Softmax(self.temperature, None))

@@ -6,7 +6,8 @@ import pytest
 
 import keras_xent as kx
 from keras_xent.losses import distillation as module
-from tests.backend import BACKEND, tensor, to_numpy, value_and_gradient
+from tests import internals
+from tests.backend import BACKEND, MODES, tensor, to_numpy, value_and_gradient
 
 RNG = np.random.default_rng(2)
 TEACHER, STUDENT = RNG.standard_normal((2, 3, 4, 7)).astype("float32")
@@ -119,3 +120,44 @@ def test_wrong_arguments_are_named():
         kx.losses.Distillation()(TEACHER[..., 1:], STUDENT)
     with pytest.raises(ValueError, match="`reduction` must give a scalar"):
         kx.distillation.LogitsDistillation(reduction="none")
+
+
+class Halved(kx.losses.Distillation):
+    def call(self, y_true, y_pred):
+        return 0.5 * super().call(y_true, y_pred)
+
+
+class Squared(kx.losses.Distillation):
+    def call(self, y_true, y_pred):
+        return keras.ops.mean(keras.ops.square(y_true - y_pred), axis=-1)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_subclass_gets_what_its_call_returns(mode):
+    weights = np.array([1.0, 2.0, 0.0], "float32")
+    student = np.where(MASK[..., None], STUDENT, np.nan).astype("float32")
+
+    def of(loss):
+        def run(x):
+            internals.set_keras_mask(x, tensor(MASK))
+            return loss(TEACHER, x, weights)
+
+        return value_and_gradient(run, tensor(student), mode=mode)
+
+    for got, plain in zip(
+        of(Halved(reduction="token_mean")), of(kx.losses.Distillation(reduction="token_mean")), strict=True
+    ):
+        np.testing.assert_allclose(got, 0.5 * plain, rtol=1e-6)
+    value, gradient = of(Squared(reduction="sum"))
+    apart = np.where(MASK[..., None], TEACHER.astype("float64") - STUDENT, 0) * weights[:, None, None]
+    np.testing.assert_allclose(value, (apart * (TEACHER - STUDENT)).sum() / 7, rtol=1e-5)
+    np.testing.assert_allclose(gradient, -2 * apart / 7, rtol=1e-5, atol=1e-7)
+
+
+def test_a_subclass_on_a_head_is_told_once_that_its_logits_are_made():
+    tokens = np.where(MASK, RNG.integers(1, 23, MASK.shape), 0)
+    student, teacher = model(8, 1), RNG.standard_normal((*MASK.shape, 23)).astype("float32")
+    student.compile("sgd", Squared())
+    with pytest.warns(UserWarning, match="Squared overrides `call`") as caught:
+        student.fit(tokens, teacher, epochs=2, verbose=0)
+    assert len([one for one in caught if "overrides" in str(one.message)]) == 1
