@@ -190,7 +190,7 @@ def second_process() -> Iterator[Work]:
     """The first value and gradient of a process, with the programs that another has left on the disk."""
     for backend in "tensorflow", "jax":
         case = {"question": "second_process", "backend": backend}
-        yield Work("second-process", case, {"second process": backend, "first process": backend})
+        yield Work("second-process", case, {"ours, second process": backend, "ours, first process": backend})
 
 
 def memory() -> Iterator[Work]:
