@@ -45,6 +45,11 @@ def is_counting() -> bool:
     return _counted.get() is not None
 
 
+def is_active() -> bool:
+    """Whether the loss that is called counts, or is one of a micro-batch."""
+    return is_counting() or _micro_batch.get() is not None
+
+
 def divisor(normalizer: float | None) -> Any:
     """Returns the divisor of this call of a loss: the normalizer, or for a micro-batch that of the whole batch."""
     calls = _micro_batch.get()
