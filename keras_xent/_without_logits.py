@@ -1,6 +1,9 @@
 """Calling a model up to its output layer, so that its logits are not computed, in eager mode either."""
 
 import contextlib
+import contextvars
+import threading
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -67,32 +70,63 @@ def _is_head(layer):
     return is_plain and getattr(layer, "activation", None) in _ACTIVATIONS
 
 
+# Where the calls of a layer are to be noted, by its identity: in this thread, and only inside `_heads_of`.
+_wanted: contextvars.ContextVar[dict[int, list]] = contextvars.ContextVar("_wanted")
+# In how many threads each layer has `_call_or_stand_in` for its `call`, and the `call` of its own that it had before.
+_lock = threading.Lock()
+_uses: Counter[int] = Counter()
+_own_calls: dict[int, Any] = {}
+
+
 @contextlib.contextmanager
 def _heads_of(layers: list) -> Iterator[list]:
-    """Makes each layer return a stand-in for its logits; yields the heads and stand-ins of the calls."""
+    """Makes each layer return a stand-in for its logits, in this thread; yields the heads and stand-ins of the calls.
+
+    Other threads that call the same layers meanwhile get their logits.
+    """
     found: list[tuple[Head, Tensor]] = []
-
-    def stand_in_for(layer, call):
-        def make_stand_in(inputs, *args, **kwargs):
-            is_embedding = isinstance(layer, keras.layers.ReversibleEmbedding)
-            if is_embedding and not (kwargs.get("reverse") or (args and args[0])):
-                return call(inputs, *args, **kwargs)
-            # One number for each token, of which nothing is computed.
-            stand_in = ops.zeros((*ops.shape(inputs)[:-1], 1), inputs.dtype)
-            found.append(((embedding_head if is_embedding else dense_head)(layer, inputs), stand_in))
-            return stand_in
-
-        return make_stand_in
-
-    calls = [(layer, vars(layer).get("call")) for layer in layers]
+    token = _wanted.set({**_wanted.get({}), **{id(layer): found for layer in layers}})
+    for layer in layers:
+        _replace_call(layer)
     try:
-        for layer, _ in calls:
-            # Past the tracking of Keras, which takes what is set for a part of the layer.
-            object.__setattr__(layer, "call", stand_in_for(layer, layer.call))
         yield found
     finally:
-        for layer, own in calls:
+        for layer in layers:
+            _restore_call(layer)
+        _wanted.reset(token)
+
+
+def _replace_call(layer):
+    with _lock:
+        if not _uses[id(layer)]:
+            _own_calls[id(layer)] = vars(layer).get("call")
+            # Past the tracking of Keras, which takes what is set for a part of the layer.
+            object.__setattr__(layer, "call", _call_or_stand_in(layer, layer.call))
+        _uses[id(layer)] += 1
+
+
+def _restore_call(layer):
+    with _lock:
+        _uses[id(layer)] -= 1
+        if not _uses[id(layer)]:
+            del _uses[id(layer)]
+            own = _own_calls.pop(id(layer))
             if own is None:
                 object.__delattr__(layer, "call")
             else:
                 object.__setattr__(layer, "call", own)
+
+
+def _call_or_stand_in(layer, call):
+    is_embedding = isinstance(layer, keras.layers.ReversibleEmbedding)
+
+    def call_or_stand_in(inputs, *args, **kwargs):
+        found = _wanted.get({}).get(id(layer))
+        if found is None or (is_embedding and not (kwargs.get("reverse") or (args and args[0]))):
+            return call(inputs, *args, **kwargs)
+        # One number for each token, of which nothing is computed.
+        stand_in = ops.zeros((*ops.shape(inputs)[:-1], 1), inputs.dtype)
+        found.append(((embedding_head if is_embedding else dense_head)(layer, inputs), stand_in))
+        return stand_in
+
+    return call_or_stand_in

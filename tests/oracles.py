@@ -65,7 +65,7 @@ def softmax(
         if logit_softcap is not None:
             gradients[i] /= np.cosh(np.clip(raw[i] / logit_softcap, -300, 300)) ** 2
         factor = u**focal_gamma if focal_gamma else np.ones(c)
-        for_targets[i] = [_product((1 - smoothing) * w[j] * factor[j], -log_p[j]) for j in range(c)]
+        for_targets[i] = [_product((1 - smoothing) * w[j], factor[j] * -log_p[j]) for j in range(c)]
     return losses, gradients, for_targets
 
 

@@ -1,11 +1,14 @@
 """Log-probabilities under models: without logits where the output layer allows it, equal to those from logits."""
 
+import threading
+
 import keras
 import numpy as np
 import pytest
 from keras import ops
 
 import keras_xent as kx
+from keras_xent import _without_logits
 from tests.backend import BACKEND, to_numpy
 
 VOCABULARY, WIDTH, LENGTH = 31, 8, 5
@@ -182,3 +185,42 @@ def test_wrong_arguments_are_named():
         kx.token_log_probs(model, TOKENS, LABELS, temperature=-1)
     with pytest.raises(ValueError, match="`labels` must have the shape"):
         kx.token_log_probs(model, TOKENS, LABELS[:, 1:])
+
+
+@pytest.mark.parametrize("name", ["plain Dense", "TiedLogits", "subclassed"])
+def test_two_threads_call_one_model(name):
+    """One asks for log-probabilities, and the other gets the logits of the very same layers meanwhile."""
+    model = built(name)
+    logits, log_probs = to_numpy(model(TOKENS)), to_numpy(kx.token_log_probs(model, TOKENS, LABELS))
+    head, wrong, stop = _without_logits.output_layer(model) or model.head, [], threading.Event()
+
+    def look():
+        while not stop.is_set():
+            found = to_numpy(model(TOKENS))
+            if found.shape != logits.shape or not np.allclose(found, logits, rtol=1e-5, atol=1e-6):
+                wrong.append(found.shape)
+
+    own, thread = vars(head).get("call"), threading.Thread(target=look)
+    thread.start()
+    try:
+        for _ in range(10):
+            np.testing.assert_allclose(to_numpy(kx.token_log_probs(model, TOKENS, LABELS)), log_probs, rtol=1e-5)
+    finally:
+        stop.set()
+        thread.join()
+    assert not wrong
+    # Nothing is left on the layer.
+    assert vars(head).get("call") is own
+
+
+def test_other_threads_get_logits_while_one_does_without():
+    model = built("plain Dense")
+    layer = _without_logits.output_layer(model)
+    shapes = []
+    with _without_logits._heads_of([layer]) as found:
+        thread = threading.Thread(target=lambda: shapes.append(tuple(model(TOKENS).shape)))
+        thread.start()
+        thread.join()
+        assert not found
+        model(TOKENS)
+    assert shapes == [(*TOKENS.shape, VOCABULARY)] and len(found) == 1 and "call" not in vars(layer)

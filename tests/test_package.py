@@ -25,7 +25,7 @@ LAYERS = [
     {"_accumulation", "_endings", "_loss_statistics", "provenance"},
     {"layers", "losses", "metrics", "preference"},
     {"_without_logits"},
-    {"accumulation", "callbacks", "deploy", "calibration", "distillation", "log_probs"},
+    {"accumulation", "callbacks", "deploy", "calibration", "distillation", "log_probs", "packing"},
     {"__init__"},
 ]
 RULE = (

@@ -7,6 +7,7 @@ import keras
 
 from keras_xent._backend._attributes import get_attribute as get_attribute
 from keras_xent._backend._attributes import set_attribute as set_attribute
+from keras_xent._backend._segments import weights_of_runs as weights_of_runs
 from keras_xent._backend._xla import set_uses_xla as set_uses_xla
 from keras_xent._backend._xla import uses_xla as uses_xla
 from keras_xent._backend._xla import without_xla as without_xla
@@ -45,6 +46,7 @@ is_eager = _module.is_eager
 snapshot = _module.snapshot
 widest_int = _module.widest_int
 assert_in_graph = _module.assert_in_graph
+in_branch_of_xla = _module.in_branch_of_xla
 sums_pairwise = _module.sums_pairwise
 # Operations.
 matmul = _module.matmul

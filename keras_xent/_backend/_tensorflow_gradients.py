@@ -7,6 +7,7 @@ from typing import Any
 import tensorflow as tf
 
 from keras_xent._backend._finite import where_finite
+from keras_xent._backend._tensorflow_graph import in_branch_of_xla
 from keras_xent._backend._tensorflow_rows import append_rows, pad_inputs, take_rows, with_rounded_rows
 from keras_xent._backend._xla import uses_xla
 from keras_xent._types import Tensor
@@ -70,7 +71,8 @@ def custom_gradient(
         @tf.custom_gradient
         def residuals(*inputs):
             def vjp(*upstream):
-                program = _residuals_vjp(forward, tuple(sorted(options.items())), uses_xla())
+                is_program = uses_xla() and not in_branch_of_xla()
+                program = _residuals_vjp(forward, tuple(sorted(options.items())), is_program)
                 gradients = iter(program(upstream, *captured((saved, inputs))))
                 return [next(gradients) if i.dtype.is_floating else None for i in inputs]
 

@@ -23,6 +23,19 @@ def in_xla() -> bool:
     return False
 
 
+def in_branch_of_xla() -> bool:
+    """Whether what is traced now is a branch of a condition in a program of XLA.
+
+    There TensorFlow 2.21 aborts the process over a program inside the program (`tf.switch_case` with `jit_compile`).
+    """
+    graph = tf.compat.v1.get_default_graph() if not tf.executing_eagerly() and in_xla() else None
+    while graph is not None:
+        if any(kind.__name__ == "CondBranchFuncGraph" for kind in type(graph).__mro__):
+            return True
+        graph = getattr(graph, "outer_graph", None)
+    return False
+
+
 @functools.cache
 def on_accelerator() -> bool:
     """Returns whether programs run on a GPU or TPU."""

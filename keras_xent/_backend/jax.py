@@ -49,6 +49,11 @@ def assert_in_graph(condition: Tensor, data: list | Callable[[], list], tensor: 
     return tensor
 
 
+def in_branch_of_xla() -> bool:
+    """False: JAX compiles a program inside the branch of a condition as any other."""
+    return False
+
+
 def sums_pairwise() -> bool:
     """False: XLA:CPU adds one number after the other."""
     return False

@@ -33,7 +33,8 @@ class CompiledKernel:
 
     def lower(self, *tensors: Tensor, **options: Any) -> tuple[Any, tuple[Tensor, ...]]:
         """The program for these arguments, a function of the backend, and the arguments that it takes."""
-        return self._program(tuple(sorted(options.items())), uses_xla()), tensors
+        is_program = uses_xla() and not _backend.in_branch_of_xla()
+        return self._program(tuple(sorted(options.items())), is_program), tensors
 
     @property
     def unblocked(self) -> Callable:

@@ -6,8 +6,8 @@ kept, the residuals: `max_logit`, before the cap, and `sum_exp_minus_one = sum_c
 
 `sum_exp_minus_one` rather than the sum itself keeps confident rows right: with all but 1e-9 of the probability on the
 target, the sum rounds to 1 in float32 and its logarithm, the loss, to 0. The 1 is therefore subtracted inside the sum,
-from the very term it comes from: the target's. The largest logit is recognized by its value before the cap: compiled at
-two places, the same tanh may differ in its last bit, and the loss would be off by as much.
+from the very term it comes from: the label's, or that of the largest logit. The latter is recognized by its value
+before the cap: compiled at two places, the same tanh may differ in its last bit, and the loss would be off by as much.
 
 All arrays have the class axis second, and one column where they hold a number per row.
 """
@@ -62,7 +62,7 @@ def with_infinite_logits(sum_exp_minus_one: Tensor, max_logit: Tensor, softcap: 
     """
     if softcap is not None:
         return sum_exp_minus_one
-    # Of a row with a logit of +inf, the sum has counted these logits, less one, but for the rounding of soft targets.
+    # Of a row with a logit of +inf, the sum has counted these logits, less one.
     infinite = is_positive_infinity(max_logit)
     several = ops.logical_and(infinite, sum_exp_minus_one > 0.5)
     return nan_unless(ops.logical_not(several), ops.where(infinite, 0.0 * sum_exp_minus_one, sum_exp_minus_one))

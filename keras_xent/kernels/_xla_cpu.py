@@ -27,8 +27,10 @@ from keras_xent.kernels._dtypes import dtype_of, narrow_float
 
 # A block of rows of this size, in float32, stays in the cache.
 _BLOCK_BYTES = 2**21
-# The sum over one slice has few accumulators; longer slices would lose digits.
+# The sum over one slice has few accumulators, of several rows only one; longer slices would lose digits, and each slice
+# is summed in parts.
 _MAX_SLICE = 8192
+_PARTS = 8
 _MIN_SLICES = 8
 _MIN_SLICED_ROW = 2048
 # Each slice is a part of the program, and hundreds of them take long to compile.
@@ -122,12 +124,17 @@ def _reduce_slices(term, combine, reduce, arrays):
     # Cast before they are sliced, 16-bit floats are cast inside the fused program; after, slice by slice.
     arrays = [ops.cast(a, "float32") if narrow_float(a) else a for a in arrays]
     num_slices = max(_MIN_SLICES, columns // _MAX_SLICE)
-    width, rest = divmod(columns, num_slices)
+    width = columns // num_slices // _PARTS * _PARTS
+    rest = columns - num_slices * width
     bounds = [(i * width, (i + 1) * width) for i in range(num_slices)]
     partial, *others = (term(*[a if a.shape[1] == 1 else a[:, i:j] for a in arrays]) for i, j in bounds)
     for other in others:
         partial = combine(partial, other)  # [rows, width]
-    total = reduce(partial, axis=1, keepdims=True)  # [rows, 1]
+    total = reduce(ops.reshape(partial, (-1, _PARTS, width // _PARTS)), axis=2)  # [rows, parts]
+    while total.shape[1] > 1:
+        # Not a second sum, which XLA would make one with the first.
+        half = total.shape[1] // 2
+        total = combine(total[:, :half], total[:, half:])
     if rest:
         tail = term(*[a if a.shape[1] == 1 else a[:, columns - rest :] for a in arrays])
         total = combine(total, reduce(tail, axis=1, keepdims=True))

@@ -207,7 +207,7 @@ class _Terms:
         slope = self._balanced(slope)
         if self.alpha is not None:
             slope = slope + multiply_no_nan(2.0 * self.alpha - 1.0, factor * nll)
-        return self._where_valid((1.0 - self.smoothing) * slope)
+        return self._where_valid(multiply_no_nan(1.0 - self.smoothing, slope))
 
 
 @row_kernel(num_outputs=2, is_blocked=lambda options: options.mean_over_labels)
@@ -233,7 +233,12 @@ def _gradient(upstream, residuals, logits, labels, weight, mask, slope, dtype, o
     if options.mean_over_labels:
         (count,) = residuals
         upstream = where_or_zero(upstream / count, ops.not_equal(upstream, 0.0))
-    return ops.cast(upstream * slope(terms), dtype)
+    value = slope(terms)
+    gradient = upstream * value
+    if slope is _Terms.labels_gradient:
+        # The difference of two costs, which is as large as a logit may be, and infinite where that overflows.
+        gradient = where_or_zero(gradient, ops.logical_or(ops.not_equal(upstream, 0.0), ops.isfinite(value)))
+    return ops.cast(gradient, dtype)
 
 
 @CompiledKernel

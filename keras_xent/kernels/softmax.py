@@ -8,7 +8,7 @@ from keras_xent._backend import custom_gradient, no_autograph, with_rounded_rows
 from keras_xent._types import Tensor
 from keras_xent.kernels import _softmax_row as row
 from keras_xent.kernels._compiled import CompiledKernel, RowKernel
-from keras_xent.kernels._dtypes import accumulator_dtype, is_float, to_float_tensor, to_tensor
+from keras_xent.kernels._dtypes import accumulator_dtype, is_float, to_float_tensor, to_tensor, upcast
 from keras_xent.kernels._masking import multiply_no_nan, where_or_zero
 from keras_xent.kernels._options import SoftmaxOptions
 from keras_xent.kernels._shapes import as_rows, checked_axis, ensure_shape, reshape_to, same_shape
@@ -101,7 +101,7 @@ def _smooth(targets, class_weight, inverse_num_classes, dtype, smoothing):
 
 
 def _target_sums(targets, logits, class_weight, smoothing):
-    """`sum_c q_c`, `A = sum_c a_c`, and `1 / C` (0 where the row of targets is all zeros)."""
+    """`A = sum_c a_c`, and `1 / C` (0 where the row of targets is all zeros)."""
     dtype = accumulator_dtype(logits)
     num_classes = row.num_classes_of(logits)
     sum_q = row_sum(lambda q: ops.cast(q, dtype), targets)
@@ -110,7 +110,7 @@ def _target_sums(targets, logits, class_weight, smoothing):
         sum_a = sum_q * (1.0 - smoothing) + smoothing * inverse_num_classes * num_classes if smoothing else sum_q
     else:
         sum_a = row_sum(lambda q, w: _smooth(q, w, inverse_num_classes, dtype, smoothing), targets, class_weight)
-    return sum_q, sum_a, inverse_num_classes
+    return sum_a, inverse_num_classes
 
 
 def forward(
@@ -118,16 +118,15 @@ def forward(
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     """`(losses, residuals)` of rows `[n, C]`, class weights `[1, C]`. Not compiled by itself."""
     smoothing, softcap = options.label_smoothing, options.logit_softcap
-    sum_q, sum_a, inverse_num_classes = _target_sums(targets, logits, class_weight, smoothing)
+    sum_a, inverse_num_classes = _target_sums(targets, logits, class_weight, smoothing)
     max_logit = row.max_of_logits(logits)
-    # The targets say where the 1 of `sum_exp_minus_one` is subtracted: all of it from the label of a one-hot row.
-    scale = 1.0 / ops.maximum(sum_q, 1.0)
 
-    def minus_target(logits, targets):
-        shifted = row.exp_shifted(logits, max_logit, softcap)
-        return shifted - ops.cast(targets, shifted.dtype) * scale
+    def is_max(logits):
+        return ops.cast(ops.equal(upcast(logits), max_logit), max_logit.dtype)
 
-    sum_exp_minus_one = row_sum(minus_target, logits, targets) + (sum_q * scale - 1.0)
+    # Of each largest logit a 1 is subtracted, exactly, and then given back to all but one: usually there is one.
+    sum_exp_minus_one = row_sum(lambda x: row.exp_shifted(x, max_logit, softcap) - is_max(x), logits)
+    sum_exp_minus_one = sum_exp_minus_one + (row_sum(is_max, logits) - 1.0)
     sum_exp_minus_one = row.with_infinite_logits(sum_exp_minus_one, max_logit, softcap)
     arrays = (targets,) if class_weight is None else (targets, class_weight)
     loss = row.sum_of_losses(

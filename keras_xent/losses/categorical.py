@@ -24,7 +24,9 @@ class CategoricalCrossentropy(Crossentropy):
     """Cross-entropy between target distributions (one-hot, mixup, or from a teacher) and predicted ones.
 
     A drop-in for `keras.losses.CategoricalCrossentropy`: same arguments, defaults and values. The arguments after
-    `dtype` are new. For integer labels use `SparseCategoricalCrossentropy`, which never makes one-hot rows.
+    `dtype` are new. With a fused head (`layers.LogitsDense`, `fuse_head`) the targets are read chunk by chunk beside
+    the logits, which are not stored; they then get no gradient. For integer labels use `SparseCategoricalCrossentropy`,
+    which never makes one-hot rows.
 
     Formula, with `q' = q (1 - s) + s / C` for smoothing `s`, class weights `w` and probabilities `p` of `C` classes:
     `-sum_c w_c q'_c (1 - p_c)^gamma log p_c + z_loss (log sum exp x)^2` for logits `x`. Equivalent to

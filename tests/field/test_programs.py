@@ -26,13 +26,28 @@ def test_a_loss_inside_a_condition_has_its_gradient_outside(name, mode):
     expected = value_and_gradient(lambda x: loss(y, x), x)
     # What is differentiated was computed inside the condition too.
     no_loss, of_rows = lambda x: 0.0 * ops.sum(x), lambda x: loss(y, ops.reshape(x, (4, 4)))
-    conditions = [lambda x: ops.cond(ops.max(x) > 0, lambda: of_rows(x), lambda: no_loss(x))]
-    if mode != "xla":
-        # XLA of TensorFlow 2.21 aborts the process over some branches by number.
-        conditions += [lambda x: ops.switch(ops.cast(ops.max(x) > 0, "int32"), [no_loss, of_rows], x)]
+    conditions = [
+        lambda x: ops.cond(ops.max(x) > 0, lambda: of_rows(x), lambda: no_loss(x)),
+        lambda x: ops.switch(ops.cast(ops.max(x) > 0, "int32"), [no_loss, of_rows], x),
+    ]
     for condition in conditions:
         for got, right in zip(value_and_gradient(condition, x, mode=mode), expected, strict=True):
             np.testing.assert_allclose(got, right, rtol=2e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_labels_weights_and_predictions_may_be_variables(name):
+    loss, y = LOSSES[name]
+    x, w = np.random.default_rng(0).uniform(0.1, 0.9, (4, 4)).astype("float32"), np.array([1, 2, 0, 1], "float32")
+    variables = [keras.Variable(a, dtype=str(a.dtype), trainable=False) for a in (y, x, w)]
+    np.testing.assert_allclose(float(loss(*variables)), float(loss(y, x, w)), rtol=1e-6)
+
+
+def test_class_weights_of_a_kernel_may_be_a_variable():
+    loss, y = kx.kernels.sparse_softmax_cross_entropy, np.arange(4)
+    x, w = np.random.default_rng(0).normal(size=(4, 4)).astype("float32"), np.array([1, 2, 0, 1], "float32")
+    expected = to_numpy(loss(y, x)) * w
+    np.testing.assert_allclose(to_numpy(loss(y, x, class_weight=keras.Variable(w))), expected, rtol=1e-6)
 
 
 def test_a_loss_inside_a_condition_of_fit():

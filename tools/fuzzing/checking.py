@@ -15,7 +15,7 @@ _SMALLEST = 1e-36
 
 
 def check(call: Call, run: Callable) -> tuple[int, list[str]]:
-    """How many cases the call has, and what is wrong with it."""
+    """Returns the number of cases of the call, and the faults that were found."""
     with np.errstate(all="ignore"):
         expected = KERNELS[call.program.kernel].expected(call)
     try:
@@ -86,11 +86,16 @@ def shrunk(call: Call, fails: Callable[[Call], bool]) -> Call:
         arrays = {n: a for n, a in call.arrays.items() if n != name}
         program = replace(call.program, given=call.program.given - {name})
         call = _first_that_fails(fails, Call(program, arrays), call)
-    for start, end in _halves(_rows(call)):
-        call = _first_that_fails(fails, _with_zero_rows(call, start, end), call)
-    number = _rows(call)
-    used = [i for i in range(number) if _is_row_used(call, i)]
-    return _first_that_fails(fails, _one_row(call, used[0]), call) if len(used) == 1 else call
+    low, high = 0, _rows(call)
+    while high - low > 1:
+        middle = (low + high) // 2
+        halves = [(low, middle), (middle, high)]
+        half = next((half for half in halves if fails(_zero_outside(call, *half))), None)
+        if half is None:
+            break
+        low, high = half
+    call = _zero_outside(call, low, high) if high - low < _rows(call) else call
+    return _first_that_fails(fails, _one_row(call, low), call) if high - low == 1 else call
 
 
 def _first_that_fails(fails, candidate, otherwise):
@@ -110,10 +115,6 @@ def _by_rows(call):
     return [n for n, a in call.arrays.items() if n == first or (n not in own and a.ndim and a.shape[0] == rows)]
 
 
-def _is_row_used(call, i):
-    return any(call.arrays[name][i].any() for name in _by_rows(call))
-
-
 def _one_row(call, i):
     arrays = dict(call.arrays)
     for name in _by_rows(call):
@@ -123,16 +124,9 @@ def _one_row(call, i):
     return Call(call.program, arrays)
 
 
-def _halves(rows):
-    size = rows // 2
-    while size >= 1:
-        yield from ((start, min(start + size, rows)) for start in range(0, rows, size))
-        size //= 4 if size > 3 else 2
-
-
-def _with_zero_rows(call, start, end):
+def _zero_outside(call, start, end):
     arrays = dict(call.arrays)
     for name in _by_rows(call):
-        arrays[name] = arrays[name].copy()
-        arrays[name][start:end] = 0
+        arrays[name] = np.zeros_like(arrays[name])
+        arrays[name][start:end] = call.arrays[name][start:end]
     return Call(call.program, arrays)

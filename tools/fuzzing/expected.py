@@ -1,4 +1,4 @@
-"""What a call should give, by the oracle of the tests, and how far from that a result may be.
+"""The expected results of a call, by the oracle of the tests, and their tolerances.
 
 The limits are those of docs/numerics.md: 2e-6 of a loss, 1e-6 of the largest entry of a row's gradient (1e-12 and 1e-13
 in float64), and half of the last place where a gradient is rounded to 16 bits. Beside these stands what any computation
@@ -30,7 +30,7 @@ class Limits:
 
 @dataclass
 class Expected:
-    """What a call should give: its values, and gradients by the name of the array; or that it raises an error."""
+    """The expected results of a call: values, and gradients by the name of the array; or an error."""
 
     values: list[Limits] = field(default_factory=list)
     gradients: dict[str, Limits] = field(default_factory=dict)
@@ -87,7 +87,7 @@ def limits_of_rows(
     of_loss = (factor * p * delta + focal * np.abs(slopes) * delta).sum(1)
     of_gradient = 2 * factor * of_probability
     # Where neither is 0 or 1, the difference of a probability and a target cancels; the sum of C terms is rounded.
-    is_soft = ((slopes != 0) & (slopes != slopes.max(1, keepdims=True))).any(1, keepdims=True)
+    is_soft = (slopes != 0).sum(1, keepdims=True) > 1
     of_sum = max(1.0, np.sqrt(x.shape[1]) / 2)
     of_gradient = of_gradient + eps * of_sum * focal * is_soft * (factor * p + np.abs(slopes))
     if z := options.get("z_loss", 0.0):
@@ -153,7 +153,7 @@ def sparse(call: Call) -> Expected:
 
 
 def validity(call: Call) -> np.ndarray:
-    """Which labels count, flat."""
+    """Returns which labels are valid, flat."""
     labels = call.arrays["labels"].reshape(-1)
     mask = call.arrays.get("mask", np.ones(labels.shape, bool)).reshape(-1)
     ignored = call.program.get("ignore_class")
@@ -179,7 +179,7 @@ def sparse_rows(call: Call, x: np.ndarray, options: dict, errors: Any = 0.0, cou
 
 
 def _of_logits(call, losses, of_loss, gradients, axis):
-    """What a kernel of logits gives for these rows, masked, times the upstream gradient."""
+    """Returns the results of a kernel of logits for these rows, masked, times the upstream gradient."""
     upstream = call.arrays["upstream"].reshape(-1)
     valid = (
         validity(call) if "labels" in call.arrays else call.arrays.get("mask", np.ones(upstream.shape, bool)).ravel()
@@ -220,11 +220,13 @@ def sigmoid(call: Call) -> Expected:
     # Of two terms of the sizes of 1 and w, which may cancel. That of a label is the difference of two costs.
     small = np.exp(-np.abs(np.where(np.isnan(x), 0, x)))
     size = np.maximum(1.0, pos_weight) * np.where(np.abs(finite(gradients)) > 0, 1.0, 0.0)
-    of_gradient = (
-        gradient * focal * np.maximum(np.abs(finite(gradients)), size * (y != 0) * (y != 1) * np.maximum(small, 1e-3))
-    )
+    is_soft = (y != 0) & (y != 1) | (options.get("label_smoothing", 0.0) > 0)
+    of_gradient = gradient * focal * np.maximum(np.abs(finite(gradients)), size * is_soft * np.maximum(small, 1e-3))
     of_gradient = of_gradient + eps * focal * np.abs(finite(gradients)) * 4
     for_labels = 4 * focal * loss * (np.abs(finite(of_labels)) + np.maximum(1.0, pos_weight) * np.abs(finite(x)) + 1)
+    if focal > 1:
+        # Factors of logits that nearly overflow.
+        for_labels = np.where(np.abs(x) > 1e36, np.inf, for_labels)
     upstream = call.arrays["upstream"]
     result = Expected()
     if call.program.get("axis") is None:
@@ -260,7 +262,7 @@ def reduction(call: Call) -> Expected:
     mass = weights * valid * of_labels
     over = tuple(range(1, mass.ndim)) if call.program.get("reduction") == "sequence_mean" else None
     total, size = np.abs(mass.sum(over)), np.abs(mass).sum(over)
-    cancelled = np.max(np.where(total == 0, 1.0, size / np.where(total == 0, 1.0, total)))
+    cancelled = np.max(np.where(total == 0, 1.0, size / np.where(total == 0, 1.0, total)), initial=1.0)
     tolerance = precision_of(call)[0] * (np.abs(products).sum() if is_reduced else np.abs(products)) * cancelled
     upstream = call.arrays["upstream"]
     return Expected(

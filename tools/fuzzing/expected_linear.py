@@ -1,4 +1,4 @@
-"""What a call of a linear kernel should give: `expected.py`, of logits that are products of matrices."""
+"""The expected results of a call of a linear kernel: `expected.py`, for logits that are products of matrices."""
 
 from typing import Any
 
@@ -152,10 +152,10 @@ def _of_divergence(call, losses, gradients, errors, q):
     error = errors.max(1) / t
     of_loss = loss * np.abs(losses) + t**2 * (4 * error * np.sqrt(np.abs(losses) / t**2) + 8 * eps * error)
     largest = np.abs(gradients).max(1, keepdims=True)
-    of_gradient = (
-        gradient * largest
-        + t * 4 * error[:, None] * np.maximum(q, np.sqrt(q) * 1e-2) * (1 + np.abs(losses / t**2))[:, None]
-    )
+    apart = (1 + np.abs(losses / t**2))[:, None]
+    of_probabilities = 4 * error[:, None] * np.maximum(q, np.sqrt(q) * 1e-2) * apart
+    # The last term is the rounding of the oracle.
+    of_gradient = gradient * largest + t * (of_probabilities + 1e-15 * apart)
     valid = call.arrays.get("mask", np.ones(len(losses), bool)).reshape(-1)
     weights = _weights(call, len(losses))
     name = options.get("reduction", "none")

@@ -22,7 +22,7 @@ else:
 
 
 def is_expected_error(error: Exception) -> bool:
-    """Whether it is what a label out of range raises."""
+    """Returns whether the error is that of a label out of range."""
     names = [type(error), *type(error).__mro__]
     return "must be classes from 0" in str(error) and any(
         n.__name__ in ("ValueError", "InvalidArgumentError") for n in names
@@ -95,7 +95,7 @@ def run(call: Call) -> tuple[list[np.ndarray], dict[str, np.ndarray]]:
     """Values, and gradients by name."""
     program = call.program
     kernel, names = KERNELS[program.kernel], tuple(sorted(call.arrays))
-    own = (*kernel.differentiated, "teacher_hidden", "teacher_kernel", "teacher_bias")
+    own = (*kernel.differentiated, "teacher_hidden", "teacher_kernel", "teacher_bias", "label_weights")
     tensors = [
         ops.cast(call.arrays[n], program.dtype) if n in own else ops.convert_to_tensor(call.arrays[n]) for n in names
     ]
