@@ -78,7 +78,7 @@ def evaluate(seed, epochs):
 
 
 def draw(results, path):
-    """What the models say against what happens, over the test cases of all seeds."""
+    """Draws predicted probabilities against observed frequencies, over the test cases of all seeds."""
     figure, axes = pyplot.subplots(figsize=(5, 5), layout="constrained")
     axes.plot([0, 1], [0, 1], color="gray", linestyle="--", label="true probabilities")
     for row in ROWS:

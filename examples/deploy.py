@@ -39,7 +39,7 @@ np.savez(results, **{name: value.numpy() for name, value in scored.items()})
 
 
 def in_fresh_process(scorer, tokens, output):
-    """What the signature `score` gives in a process of its own."""
+    """Returns the outputs of the signature `score` in another process."""
     given, results = output / "tokens.npy", output / "scores.npz"
     np.save(given, tokens)
     subprocess.run([sys.executable, "-c", SERVER, scorer, given, results], check=True)
@@ -48,7 +48,7 @@ def in_fresh_process(scorer, tokens, output):
 
 
 def in_litert(scorer, tokens, output):
-    """What the signature gives after its conversion to one file for LiteRT."""
+    """Returns the outputs of the signature after its conversion to a file for LiteRT."""
     loaded = tf.saved_model.load(str(scorer))
     # The causal mask of Keras' attention converts only where the length is known.
     fixed = tf.Module()

@@ -77,7 +77,7 @@ def evaluate(seed, epochs):
 
 
 def draw(results, path):
-    """How sure the models are against how often they are right, over the test images of all seeds."""
+    """Draws confidence against accuracy, over the test images of all seeds."""
     figure, axes = pyplot.subplots(figsize=(5, 5), layout="constrained")
     axes.plot([0, 1], [0, 1], color="gray", linestyle="--", label="as sure as right")
     for smoothing in SMOOTHINGS:

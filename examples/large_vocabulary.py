@@ -1,7 +1,7 @@
 """Train with a vocabulary of 131,072 entries on batches whose logits alone would fill the memory of this machine.
 
     python examples/large_vocabulary.py            # about five minutes on two cores with 25 GB
-    python examples/large_vocabulary.py --smoke    # small batches, of which the logits fit, in a minute
+    python examples/large_vocabulary.py --smoke    # small batches, whose logits fit, in a minute
 
 The tokenizer is tekken, which the package `mistral-common` carries; the text is that of language_model.py. The same
 model is trained twice, in two processes: with `TiedLogits` and our loss, and with the layer and the loss
@@ -57,7 +57,7 @@ def build_model(head, vocabulary, length, width, heads):
 
 
 def train(head, output, batch_size, epochs, vocabulary):
-    """What a process of its own does: train one of the two, and print the result."""
+    """Trains one of the two models in a process of its own, and prints the result."""
     import resource
 
     # An error, before the system has to end something.
@@ -93,7 +93,7 @@ def train(head, output, batch_size, epochs, vocabulary):
 
 
 def tensorflow_errors():
-    """What TensorFlow raises where it gets no memory, if TensorFlow is the backend."""
+    """Returns the errors that TensorFlow raises when it runs out of memory, if it is the backend."""
     if keras.backend.backend() != "tensorflow":
         return ()
     import tensorflow as tf

@@ -1,4 +1,4 @@
-"""Learn many labels of which most are missing: leave out what is not known, in place of taking it for a no.
+"""Learn many labels, most of them missing: ignore these instead of taking them for "no".
 
     python examples/multi_label.py            # three seeds, about half a minute on two cores
     python examples/multi_label.py --smoke    # one seed, in seconds
@@ -44,7 +44,7 @@ def read_characters(rng, size):
 
 
 def bags_of_words(names, vocabulary):
-    """Which words of the vocabulary each name holds, `[B, words]`."""
+    """Returns which words of the vocabulary each name contains, `[B, words]`."""
     return np.array([[word in name for word in vocabulary] for name in map(set, names)], "float32")
 
 

@@ -37,7 +37,7 @@ def losses_of_tokens(logits, labels):
 
 
 def reported(loss, metrics, batches, weights=lambda labels: ()):
-    """What `evaluate` reports, batch by batch as they are."""
+    """Returns the results of `evaluate`, with the batches as they are."""
     inputs = keras.Input((None, CLASSES))
     model = keras.Model(inputs, keras.layers.Activation("linear")(inputs))
     model.compile(loss=loss, metrics=metrics)

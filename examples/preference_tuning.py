@@ -33,7 +33,7 @@ def windows(documents, tokenizer, length):
 
 
 def inputs_of(targets):
-    """What the model reads: each token is the one before its target."""
+    """Returns the inputs of the model: each token is the one before its target."""
     return np.insert(targets[:, :-1], 0, START, axis=1)
 
 

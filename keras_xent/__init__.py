@@ -1,6 +1,7 @@
 """Cross-entropy for Keras: losses, kernels, metrics, callbacks and deployment."""
 
 from keras_xent import callbacks, config, deploy, distillation, kernels, layers, losses, metrics, preference
+from keras_xent.accumulation import accumulate_gradients
 from keras_xent.calibration import calibrate
 from keras_xent.layers import fuse_head
 from keras_xent.log_probs import sequence_log_probs, token_log_probs
@@ -8,6 +9,7 @@ from keras_xent.log_probs import sequence_log_probs, token_log_probs
 __version__ = "0.1.0"
 
 __all__ = [
+    "accumulate_gradients",
     "calibrate",
     "callbacks",
     "config",

@@ -1,4 +1,4 @@
-"""What a module of Keras has and the module of the same name here has not: errors that say where it is."""
+"""Errors for names that are in a module of Keras, but not in the module of the same name here."""
 
 from types import ModuleType
 
@@ -7,5 +7,5 @@ def attribute_error(module: str, name: str, of_keras: ModuleType) -> AttributeEr
     """The error for a name that `keras_xent.<module>` does not have."""
     hint = ""
     if not name.startswith("_") and hasattr(of_keras, name):
-        hint = f": it holds what has to do with cross-entropy. Take it from Keras, as `keras.{module}.{name}`"
+        hint = f": keras_xent covers cross-entropy only. Use `keras.{module}.{name}`"
     return AttributeError(f"module 'keras_xent.{module}' has no attribute '{name}'{hint}.")

@@ -1,4 +1,4 @@
-"""How a model ends, in logits or in probabilities, as its layers and the operations of its graph say it."""
+"""Detection of whether a model ends in logits or in probabilities, from its layers and the operations of its graph."""
 
 import re
 from typing import NamedTuple
@@ -30,7 +30,7 @@ _NO_PROBABILITIES = {"linear": "is a matrix product", "log_softmax": "is the log
 
 
 def describe_invalid_probabilities(predictions: Tensor) -> str | None:
-    """Why `predictions`, of which no logits are known, cannot be probabilities; None if they may be."""
+    """Returns why `predictions`, whose logits are not known, cannot be probabilities; None if they may be."""
     if is_eager(predictions):
         predictions = to_tensor(predictions)
         if not is_float(predictions) or 0 in predictions.shape:
@@ -65,7 +65,7 @@ def _is_product(operation):
 
 
 class Ending(NamedTuple):
-    """How a model ends."""
+    """The end of a model."""
 
     layer: str
     # "softmax", "sigmoid", "log_softmax" or "linear".
@@ -73,7 +73,7 @@ class Ending(NamedTuple):
 
 
 def ending(predictions: Tensor) -> Ending | None:
-    """How the model of this step makes `predictions`, as its layers say it; None where they do not."""
+    """Returns how the model of this step ends in `predictions`, from its layers; None where they do not show it."""
     output = _keras.symbolic_output(predictions)
     return None if output is None else _ending(output)
 

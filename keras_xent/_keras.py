@@ -20,6 +20,8 @@ from keras_xent._types import Tensor
 _TRAINERS = tuple(f"backend.{backend}.trainer" for backend in ("tensorflow", "jax"))
 _CORES = tuple(f"backend.{backend}.core" for backend in ("tensorflow", "jax"))
 _LOOPS = {"fit": True, "train_on_batch": True, "evaluate": False, "test_on_batch": False, "predict": False}
+_LOSS = "compute_loss_and_updates"
+_STEPS = ("train_step", "test_step", _LOSS)
 _FRAMEWORKS = ("keras_xent", "keras", "tensorflow", "jax")
 
 
@@ -51,14 +53,14 @@ class Producer(NamedTuple):
 
 
 def producer(tensor: Any) -> Producer:
-    """What made a symbolic tensor of Keras (`_keras_history`, `_inbound_nodes`)."""
+    """The layer that made a symbolic tensor of Keras (`_keras_history`, `_inbound_nodes`)."""
     history = tensor._keras_history
     tensors = history.operation._inbound_nodes[history.node_index].input_tensors
     return Producer(history.operation, tensors[0] if tensors else None)
 
 
 def ancestors(tensor: Any, limit: int = 30) -> Iterator[tuple[Any, Any]]:
-    """What made a symbolic tensor of Keras, and what made that, nearest first: layers, and their outputs."""
+    """Yields the layers on the path to a symbolic tensor of Keras, nearest first, and their outputs."""
     waiting, seen = [tensor], set()
     for one in waiting:
         history = getattr(one, "_keras_history", None)
@@ -74,12 +76,17 @@ def symbolic_output(predictions: Tensor) -> Any:
     """The symbolic output of the model of this step that `predictions` are the value of; None if that is not known."""
     frame = _frame_of("trainers.trainer", "compute_loss")
     # Before the first step Keras may compute a loss of tensors that nothing has made.
-    if frame is None or any(_frame_of(module, "compute_output_spec") for module in _CORES):
+    if frame is None or is_building():
         return None
     leaves = keras.tree.flatten(frame.f_locals.get("y_pred"))
     outputs = getattr(frame.f_locals.get("self"), "outputs", None) or []
     found = [output for leaf, output in zip(leaves, outputs, strict=False) if leaf is predictions]
     return found[0] if len(leaves) == len(outputs) and len(found) == 1 else None
+
+
+def is_building() -> bool:
+    """Whether Keras computes shapes, before the first step, by which it builds losses and metrics."""
+    return any(_frame_of(module, "compute_output_spec") for module in _CORES)
 
 
 def only_output() -> Any:
@@ -104,7 +111,7 @@ def set_call(layer: Any, call: Any, quantized_call: Any) -> None:
 
 
 def is_training_step() -> bool:
-    """Whether the nearest loop of Keras that calls this trains, for layers whose `call` is not told."""
+    """Returns whether the nearest loop of Keras that calls this trains, for layers whose `call` has no `training`."""
     frame: types.FrameType | None = sys._getframe()
     while frame is not None:
         module = str(frame.f_globals.get("__name__")).removeprefix("keras.src.")
@@ -161,7 +168,7 @@ def _is_empty(variable):
 
 
 class Step(NamedTuple):
-    """What a step of Keras on JAX computes its loss from, as flat lists."""
+    """The arguments from which a step of Keras on JAX computes its loss, as flat lists."""
 
     y_true: list[Any]
     y_pred: list[Any]
@@ -170,11 +177,21 @@ class Step(NamedTuple):
 
 def data_of_step() -> Step | None:
     """Labels, predictions and weights of the step of Keras that calls this on JAX (`compute_loss_and_updates`)."""
-    frame = _frame_of(_TRAINERS[1], "compute_loss_and_updates")
+    frame = _frame_of(_TRAINERS[1], _LOSS)
     if frame is None:
         return None
     given = frame.f_locals
     return Step(*(keras.tree.flatten(given.get(name)) for name in ("y", "y_pred", "sample_weight")))
+
+
+def inputs_of_step() -> Any:
+    """The `x` of the step of Keras whose loss or metrics are computed; None outside, and in a user's `train_step`."""
+    frame: types.FrameType | None = sys._getframe()
+    while frame is not None:
+        if frame.f_code.co_name in _STEPS and str(frame.f_globals.get("__name__")).startswith("keras.src."):
+            return frame.f_locals.get("x")
+        frame = frame.f_back
+    return None
 
 
 def class_weight_of_fit() -> Any:
@@ -195,14 +212,14 @@ def _arguments_of_fit() -> Any:
 
 
 def output_mask_is_lost(predictions: Tensor) -> bool:
-    """Whether metrics are updated outside the gradient of a step on JAX, for a model whose output has a mask there."""
+    """Returns whether metrics of a step on JAX are updated outside its gradient, for an output with a mask."""
     frame = _frame_of(_TRAINERS[1], "train_step")
     outputs = [] if frame is None else getattr(frame.f_locals.get("self"), "outputs", None) or []
     return any(mask_of(output) is not None and len(output.shape) == len(predictions.shape) for output in outputs)
 
 
 def is_given_as_loss(metric: Any) -> bool:
-    """Whether Keras calls a metric as the function of a loss (`LossFunctionWrapper`)."""
+    """Returns whether Keras calls a metric as the function of a loss (`LossFunctionWrapper`)."""
     frame = _frame_of("losses.losses", "call")
     return frame is not None and getattr(frame.f_locals.get("self"), "fn", None) is metric
 
@@ -233,7 +250,7 @@ def model_of_step() -> Any:
 
 
 def is_loss_scaled() -> bool | None:
-    """Whether the optimizer of the step that calls this scales the loss and skips steps of infinity; None: unknown."""
+    """Returns whether the optimizer of the calling step scales the loss and skips infinite steps; None: unknown."""
     optimizer = getattr(model_of_step(), "optimizer", None)
     return None if optimizer is None else isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
 

@@ -11,9 +11,11 @@ import keras
 from keras import ops
 
 from keras_xent import _keras, provenance
-from keras_xent._backend import is_eager, snapshot
+from keras_xent._backend import is_eager
 from keras_xent._types import Tensor
 from keras_xent.layers.fuse_head import output_layer
+from keras_xent.layers.logits_dense import dense_head
+from keras_xent.layers.tied_logits import embedding_head
 from keras_xent.provenance import Head
 
 _HEADS = (keras.layers.Dense, keras.layers.ReversibleEmbedding)
@@ -21,7 +23,7 @@ _ACTIVATIONS = (None, keras.activations.linear, keras.activations.softmax)
 
 
 class Output(NamedTuple):
-    """What a model returned: the head that its logits would be made from, or the logits."""
+    """The output of a model: its head, from which logits can be computed, or the logits."""
 
     head: Head | None
     logits: Tensor
@@ -124,31 +126,7 @@ def _call_or_stand_in(layer, call):
             return call(inputs, *args, **kwargs)
         # One number for each token, of which nothing is computed.
         stand_in = ops.zeros((*ops.shape(inputs)[:-1], 1), inputs.dtype)
-        found.append(((_embedding_head if is_embedding else _dense_head)(layer, inputs), stand_in))
+        found.append(((embedding_head if is_embedding else dense_head)(layer, inputs), stand_in))
         return stand_in
 
     return call_or_stand_in
-
-
-def _dense_head(layer, inputs):
-    return Head(
-        inputs,
-        snapshot(layer.kernel),
-        None if layer.bias is None else snapshot(layer.bias),
-        layer=layer.name,
-        chunk_bytes=getattr(layer, "chunk_bytes", None),
-    )
-
-
-def _embedding_head(layer, inputs):
-    kernel = snapshot(layer.embeddings if layer.tie_weights else layer.reverse_embeddings)
-    if layer.reverse_dtype is not None:
-        inputs, kernel = ops.cast(inputs, layer.reverse_dtype), ops.cast(kernel, layer.reverse_dtype)
-    return Head(
-        inputs,
-        kernel,
-        transpose_kernel=layer.tie_weights,
-        logit_softcap=layer.logit_soft_cap,
-        layer=layer.name,
-        chunk_bytes=getattr(layer, "chunk_bytes", None),
-    )

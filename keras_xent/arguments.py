@@ -28,7 +28,7 @@ def named(labels: str, logits: str) -> Iterator[None]:
 
 
 def names() -> tuple[str, str]:
-    """What labels and logits are called in errors."""
+    """The names of labels and logits in errors."""
     return _names.get()
 
 

@@ -86,7 +86,7 @@ def calibrate(
 
 
 def _root(function, tolerance):
-    """Where a falling function is 0: growing steps up to a change of sign, then the method of Ridders."""
+    """Returns the root of a falling function: growing steps up to a change of sign, then the method of Ridders."""
     low = high = 0.0
     at_low = at_high = function(0.0)
     step = math.copysign(math.log(2), at_low)
@@ -134,8 +134,8 @@ def _difference_and_weight(
 ) -> tuple[float, float]:
     """Sums over the valid labels of a batch: of cross-entropy less entropy, and of the weights."""
     head, logits = output.head, output.logits
-    if head is not None and head.kernel.shape[0 if head.transpose_kernel else 1] == 1:
-        logits = matmul(_rows(head.hidden), head.kernel, transpose_b=head.transpose_kernel)
+    if head is not None and head.num_classes == 1:
+        logits = matmul(_rows(head.hidden), head.merged_kernel(), transpose_b=head.transpose_kernel)
         logits, head = logits if head.bias is None else logits + head.bias, None
     labels = to_tensor(arguments.tensor("labels", labels))
     if head is None:
@@ -163,6 +163,7 @@ def _difference_and_weight(
             transpose_kernel=head.transpose_kernel,
             mask=valid,
             logit_softcap=head.logit_softcap,
+            low_rank=head.low_rank,
         )
         nll, entropy = -found.log_prob, found.entropy
     weights = ops.ones_like(nll) if valid is None else ops.cast(ops.broadcast_to(valid, nll.shape), nll.dtype)

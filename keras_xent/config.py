@@ -1,21 +1,24 @@
-"""Whether kernels are compiled by XLA."""
+"""The switch for compilation by XLA."""
 
 from keras_xent import _backend
 
 
 def use_xla(value: bool) -> None:
-    """Has kernels compiled by XLA (the default), or run operation by operation.
+    """Sets whether kernels are compiled by XLA (the default) or run operation by operation.
 
-    For tools that XLA keeps from seeing inside: `tf.debugging.enable_check_numerics`, Debugger V2, second derivatives
-    with `tf.config.run_functions_eagerly(True)`. Values are the same to rounding; memory and time are those of plain
-    operations. A step that was traced before stays what it was: call this first, or set the environment variable
-    `KERAS_XENT_USE_XLA=0`.
+    For debugging tools that cannot look into a compiled program: `tf.debugging.enable_check_numerics`, Debugger V2,
+    second derivatives with `tf.config.run_functions_eagerly(True)`. Values are the same to rounding; memory and time
+    are those of plain operations. Steps that were traced before do not change: call this first, or set the environment
+    variable `KERAS_XENT_USE_XLA=0`.
 
     Args:
         value: True or False.
 
+    Returns:
+        None.
+
     Raises:
-        ValueError: something else.
+        ValueError: another value.
 
     Example:
 
@@ -31,5 +34,15 @@ def use_xla(value: bool) -> None:
 
 
 def uses_xla() -> bool:
-    """Whether kernels that are called here are compiled by XLA."""
+    """Returns whether kernels that are called here are compiled by XLA.
+
+    Returns:
+        True (the default) or False.
+
+    Example:
+
+    >>> import keras_xent as kx
+    >>> kx.config.uses_xla()
+    True
+    """
     return _backend.uses_xla()

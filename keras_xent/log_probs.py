@@ -139,6 +139,7 @@ def _log_probs_and_valid(model, x, labels, mask, temperature, training):
         transpose_kernel=head.transpose_kernel,
         mask=valid,
         gradients=head.gradients,
+        low_rank=head.low_rank,
         chunk_bytes=head.chunk_bytes,
     )
     return log_probs, valid

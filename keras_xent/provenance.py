@@ -24,7 +24,7 @@ _ACTIVATIONS = ("Softmax", "Sigmoid")
 
 
 class Head(NamedTuple):
-    """What the logits of an output layer were made from: `cap(hidden @ kernel + bias)`."""
+    """The inputs of an output layer: its logits are `cap(hidden @ kernel + bias)`."""
 
     hidden: Tensor
     # A snapshot of the variable: the metrics run after the optimizer, and have to see what the loss saw.
@@ -33,11 +33,25 @@ class Head(NamedTuple):
     transpose_kernel: bool = False
     logit_softcap: float | None = None
     training: bool = False
-    # Which of hidden, kernel and bias are trained.
-    gradients: tuple[str, ...] = ("hidden", "kernel", "bias")
+    # Which of hidden, kernel, bias and low_rank are trained.
+    gradients: tuple[str, ...] = ("hidden", "kernel", "bias", "low_rank")
     layer: str = ""
     # The most memory that a chunk of logits may take.
     chunk_bytes: int | None = None
+    # Two factors (LoRA) whose product is added to the kernel, or None.
+    low_rank: tuple[Tensor, Tensor] | None = None
+
+    @property
+    def num_classes(self) -> int:
+        """The number of classes."""
+        return self.kernel.shape[0 if self.transpose_kernel else 1]
+
+    def merged_kernel(self) -> Tensor:
+        """The kernel with the product of its factors, for what takes one matrix."""
+        if self.low_rank is None:
+            return self.kernel
+        first, second = self.low_rank
+        return ops.cast(ops.cast(self.kernel, first.dtype) + ops.matmul(first, second), self.kernel.dtype)
 
     def statistics(self, labels: Tensor, mask: Tensor, logit_softcap: float | None, names: Collection[str] = ()) -> Any:
         """The loss statistics of these names of the valid tokens; `logit_softcap` where the head has none."""
@@ -50,6 +64,7 @@ class Head(NamedTuple):
             mask=mask,
             options=SoftmaxOptions(logit_softcap=self.logit_softcap or logit_softcap),
             statistics=names,
+            low_rank=self.low_rank,
             chunk_bytes=self.chunk_bytes,
         )
         return statistics
@@ -68,18 +83,18 @@ def attach(logits: Tensor, head: Head) -> None:
 
 
 def is_training(training: Any) -> bool:
-    """The `training` of a call as a bool. Under rematerialization JAX traces it; there nobody reads the answer."""
+    """The `training` of a call as a bool. Under rematerialization JAX traces it; the result is not used there."""
     return bool(training) if is_eager(training) else True
 
 
 def mark_materialized(logits: Tensor, layer: str, reason: str) -> None:
-    """Leaves on logits without a head why they have none, for the loss to say."""
+    """Attaches to logits without a head the reason for that, which the warning of the loss states."""
     if not isinstance(logits, keras.KerasTensor):
         set_attribute(logits, "_keras_xent_materialized", f"layer '{layer}' {reason}")
 
 
 def materialized_because(logits: Tensor) -> str | None:
-    """What `mark_materialized` has left."""
+    """Returns the reason that `mark_materialized` has attached, or None."""
     return get_attribute(logits, "_keras_xent_materialized")
 
 
@@ -193,7 +208,7 @@ def _activation_operation(predictions):
 
 
 def reading(predictions: Tensor, *, axis: int, from_logits: bool) -> str:
-    """What a loss or metric of classes takes predictions for: "logits", "probabilities", or what a softmax was given.
+    """Returns how a loss or metric of classes reads predictions: "logits", "probabilities", or the input of a softmax.
 
     The latter does not depend on `from_logits`. No values are read.
     """

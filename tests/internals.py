@@ -6,7 +6,7 @@ import weakref
 from keras.src.backend import set_keras_mask
 
 from keras_xent import _backend, _keras, _loss_statistics, provenance
-from keras_xent.kernels import _compiled, _linear_loop, _options, _xla_cpu, linear, reduction
+from keras_xent.kernels import _compiled, _options, _token_chunks, _xla_cpu, linear, reduction
 from keras_xent.kernels import sigmoid as _sigmoid
 from keras_xent.kernels import softmax as _softmax
 from keras_xent.kernels import sparse_softmax as _sparse
@@ -43,7 +43,7 @@ def linear_with_ranks(*arrays, **options):
 
 def chunks(tokens, classes, is_masked):
     """The size of a chunk of tokens of the linear kernel, and their number."""
-    return _linear_loop._chunk_sizes(tokens, classes, is_masked=is_masked)
+    return _token_chunks.chunk_sizes(tokens, classes, is_masked=is_masked)
 
 
 def set_sizes(
@@ -57,9 +57,9 @@ def set_sizes(
 ):
     """Sets what the kernels read at once; `set_attribute` is `setattr`, or monkeypatch's, which undoes it."""
     sizes = {
-        (_linear_loop, "CPU_CHUNK_BYTES"): chunk_bytes,
-        (_linear_loop, "ACCELERATOR_CHUNK_BYTES"): accelerator_chunk_bytes,
-        (_linear_loop, "MIN_CHUNK_TOKENS"): fewest_rows,
+        (_token_chunks, "CPU_CHUNK_BYTES"): chunk_bytes,
+        (_token_chunks, "ACCELERATOR_CHUNK_BYTES"): accelerator_chunk_bytes,
+        (_token_chunks, "MIN_CHUNK_TOKENS"): fewest_rows,
         (_xla_cpu, "_STRIP_BYTES"): strip_bytes,
         (_xla_cpu, "_BLOCK_BYTES"): block_bytes,
     }

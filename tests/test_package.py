@@ -22,10 +22,10 @@ LAYERS = [
     {"arguments"},
     {"_elsewhere", "_named_arguments", "config"},
     {"kernels"},
-    {"_endings", "_loss_statistics", "provenance"},
+    {"_accumulation", "_endings", "_loss_statistics", "provenance"},
     {"layers", "losses", "metrics", "preference"},
     {"_without_logits"},
-    {"callbacks", "deploy", "calibration", "distillation", "log_probs"},
+    {"accumulation", "callbacks", "deploy", "calibration", "distillation", "log_probs"},
     {"__init__"},
 ]
 RULE = (

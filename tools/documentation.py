@@ -109,7 +109,7 @@ def page_of(path, name, names):
 
 
 def public_names(path):
-    """What `__all__` lists but for modules; without `__all__`, the classes and functions without an underscore."""
+    """Returns the names in `__all__` but for modules; without it, the classes and functions without an underscore."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     for node in tree.body:
         if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", None) == "__all__":

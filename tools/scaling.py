@@ -1,4 +1,4 @@
-"""What devices send each other in a step of the fused head, and what each of them holds: the tables of docs/scaling.md.
+"""Communication and memory of devices in a step of the fused head: the tables of docs/scaling.md.
 
     python tools/scaling.py
 
@@ -69,7 +69,7 @@ def groups(line, count):
 
 
 def collectives(program, batch, model):
-    """What is sent: kind, along which axis, in the loop over the chunks or once, and the shapes."""
+    """Returns each communication: its kind, its axis, whether it is in the loop over the chunks, and its shapes."""
     found = []
     for line in program.as_text().splitlines():
         match = re.search(rf"= (.*?) ({COLLECTIVES})(-start)?\(", line)

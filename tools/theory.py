@@ -36,7 +36,7 @@ def draw_divergence(axes):
 
 
 def draw_steps(axes, start=0.001, steps=600):
-    """What a neuron that starts at `start` says after each step of gradient descent, under both losses."""
+    """Returns the output of a neuron that starts at `start` after each step of gradient descent, under both losses."""
     true = np.ones([1, 1])
     for loss, name in (
         (kx.losses.BinaryCrossentropy(), "cross-entropy"),

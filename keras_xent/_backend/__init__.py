@@ -35,6 +35,7 @@ pad_to_bucket = _module.pad_to_bucket
 take_rows = _module.take_rows
 with_rounded_rows = _module.with_rounded_rows
 clear_programs = _module.clear_programs
+accumulating_step = _module.accumulating_step
 # Tensors.
 is_eager = _module.is_eager
 snapshot = _module.snapshot
@@ -47,6 +48,7 @@ matmul = _module.matmul
 fori_loop = _module.fori_loop
 update_rows = _module.update_rows
 add_at_columns = _module.add_at_columns
+multiply_no_nan = _module.multiply_no_nan
 bitcast = _module.bitcast
 round_to_bfloat16 = _module.round_to_bfloat16
 # Devices.
@@ -66,5 +68,5 @@ program_of = _module.program_of
 
 
 def uses_xla_cpu() -> bool:
-    """Whether kernels are compiled by XLA:CPU, whose weaknesses `kernels/_xla_cpu.py` works around."""
+    """Returns whether kernels are compiled by XLA:CPU, whose weaknesses `kernels/_xla_cpu.py` works around."""
     return uses_xla() and not on_accelerator()

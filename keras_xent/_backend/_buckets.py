@@ -32,7 +32,7 @@ def bucket_of(num_rows: int, row_size: int | None) -> int:
 
 
 def row_size_of(shape: Shape) -> int | None:
-    """How many numbers one row holds; None if that is not known."""
+    """Returns the number of elements of one row; None if that is not known."""
     return None if None in shape[1:] else math.prod(size or 0 for size in shape[1:])
 
 

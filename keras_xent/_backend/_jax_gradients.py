@@ -13,7 +13,7 @@ from keras_xent._types import Tensor
 
 
 def is_eager(tensor: Tensor) -> bool:
-    """Whether the values of `tensor` can be read now: not while a program is traced, even of what it closes over."""
+    """Returns whether the values of `tensor` can be read now: not in a traced program, even if it is closed over."""
     if isinstance(tensor, jax.core.Tracer):
         return False
     # Under `jit`, operations on concrete arrays are part of the program; under `grad` alone they are not.

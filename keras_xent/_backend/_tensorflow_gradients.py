@@ -14,7 +14,7 @@ from keras_xent._types import Tensor
 
 
 def is_eager(tensor: Tensor) -> bool:
-    """Whether the values of `tensor` can be read now: not while a graph is traced, even of what it closes over."""
+    """Returns whether the values of `tensor` can be read now: not in a traced graph, even if it is closed over."""
     return tf.executing_eagerly() and not tf.is_symbolic_tensor(tensor)
 
 

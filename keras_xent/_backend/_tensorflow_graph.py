@@ -1,4 +1,4 @@
-"""Where a graph of TensorFlow runs, and what it asserts."""
+"""Properties of a TensorFlow graph: its device, XLA, and its assertions."""
 
 import functools
 import re
@@ -11,7 +11,7 @@ from keras_xent._types import Tensor
 
 
 def in_xla() -> bool:
-    """Whether what is traced now is part of a program of XLA."""
+    """Returns whether the graph that is traced now is part of a program of XLA."""
     graph = None if tf.executing_eagerly() else tf.compat.v1.get_default_graph()
     while graph is not None:
         context = graph._get_control_flow_context()
@@ -38,7 +38,7 @@ def in_branch_of_xla() -> bool:
 
 @functools.cache
 def on_accelerator() -> bool:
-    """Whether programs run on a GPU or TPU."""
+    """Returns whether programs run on a GPU or TPU."""
     return any(device.device_type != "CPU" for device in tf.config.list_logical_devices())
 
 
@@ -74,5 +74,5 @@ def _after(assertion, tensor):
 
 
 def sums_pairwise() -> bool:
-    """Whether a sum of many numbers is made of sums of parts here, and so loses few digits."""
+    """Returns whether a sum of many numbers is computed from sums of parts here, and so loses few digits."""
     return not in_xla()

@@ -1,4 +1,4 @@
-"""Whether kernels are compiled by XLA, in this thread and at this moment."""
+"""The switch for compilation by XLA, of the process and of the current thread."""
 
 import contextlib
 import contextvars
@@ -21,11 +21,11 @@ def without_xla() -> Iterator[None]:
 
 
 def uses_xla() -> bool:
-    """Whether kernels are compiled by XLA here."""
+    """Returns whether kernels are compiled by XLA here."""
     here = _uses_xla.get()
     return _process["uses_xla"] if here is None else here
 
 
 def set_uses_xla(value: bool) -> None:
-    """Whether kernels of this process are compiled by XLA."""
+    """Sets whether kernels of this process are compiled by XLA."""
     _process["uses_xla"] = value

@@ -1,4 +1,4 @@
-"""What JAX does its own way."""
+"""The backend's functions on JAX."""
 
 import functools
 from collections.abc import Callable
@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import keras
 
+from keras_xent._backend._jax_accumulation import accumulating_step as accumulating_step
 from keras_xent._backend._jax_gradients import clear_programs as clear_programs
 from keras_xent._backend._jax_gradients import custom_gradient as custom_gradient
 from keras_xent._backend._jax_gradients import fused_gradient as fused_gradient
@@ -76,6 +77,11 @@ def add_at_columns(array: Tensor, columns: Tensor, values: Tensor) -> Tensor:
     return array.at[jax.numpy.arange(array.shape[0])[:, None], columns].add(values)
 
 
+def multiply_no_nan(array: Tensor, factor: Tensor) -> Tensor:
+    """`array * factor`, 0 where the factor is 0 even if the array is NaN."""
+    return jax.numpy.where(factor == 0, jax.numpy.zeros((), array.dtype), array * factor)
+
+
 def bitcast(array: Tensor, dtype: str) -> Tensor:
     """The bits of the array, read as another dtype of the same width."""
     return jax.lax.bitcast_convert_type(array, dtype)
@@ -88,7 +94,7 @@ def round_to_bfloat16(x: Tensor) -> Tensor:
 
 @functools.cache
 def on_accelerator() -> bool:
-    """Whether programs run on a GPU or TPU, or on several devices, rather than on the one CPU."""
+    """Returns whether programs run on a GPU or TPU, or on several devices, rather than on the one CPU."""
     return jax.default_backend() != "cpu" or jax.device_count() > 1
 
 
@@ -116,7 +122,7 @@ def batch_mesh(array: Tensor) -> BatchMesh | None:
 
 
 def is_partitioned(array: Tensor) -> bool:
-    """Whether the array's type says how it is divided among devices: an Explicit axis of a mesh, kept at every step."""
+    """Returns whether the array's type names its sharding: an Explicit axis of a mesh, kept at every step."""
     spec = getattr(getattr(jax.typeof(array), "sharding", None), "spec", None) if hasattr(jax, "typeof") else None
     return spec is not None and any(axis is not None for axis in spec)
 

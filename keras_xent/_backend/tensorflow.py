@@ -1,4 +1,4 @@
-"""What TensorFlow does its own way."""
+"""The backend's functions on TensorFlow."""
 
 from collections.abc import Callable
 from typing import Any
@@ -6,6 +6,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from keras_xent._backend._tensorflow_accumulation import accumulating_step as accumulating_step
 from keras_xent._backend._tensorflow_gradients import clear_programs as clear_programs
 from keras_xent._backend._tensorflow_gradients import custom_gradient as custom_gradient
 from keras_xent._backend._tensorflow_gradients import fused_gradient as fused_gradient
@@ -77,6 +78,12 @@ def add_at_columns(array: Tensor, columns: Tensor, values: Tensor) -> Tensor:
     """`[n, V]` with `values` `[n, K]` added at `columns` `[n, K]`; those that come twice are added twice."""
     rows = tf.broadcast_to(tf.range(tf.shape(columns)[0])[:, None], tf.shape(columns))
     return tf.tensor_scatter_nd_add(array, tf.stack([rows, columns], axis=-1), values)
+
+
+def multiply_no_nan(array: Tensor, factor: Tensor) -> Tensor:
+    """`array * factor`, 0 where the factor is 0 even if the array is NaN."""
+    # One operation, which writes to the memory of the array where nothing else needs it.
+    return tf.math.multiply_no_nan(array, factor)
 
 
 def bitcast(array: Tensor, dtype: str) -> Tensor:

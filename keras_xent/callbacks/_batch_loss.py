@@ -52,7 +52,7 @@ class BatchLoss(keras.metrics.Metric):
 
     @property
     def knows_tokens(self) -> bool:
-        """Whether the loss is one of tokens."""
+        """Whether the loss has one value for each token."""
         return self._tokens[0] is not None
 
     @classmethod
@@ -102,7 +102,7 @@ class BatchLoss(keras.metrics.Metric):
         self._record = record
 
     def is_updated_in(self, scope: Any) -> bool:
-        """Whether the variables of this are in a stateless scope."""
+        """Returns whether the variables of this metric are in a stateless scope."""
         return scope.get_current_value(self._nll) is not None
 
     def _observe(self, loss: Tensor, y: Tensor, y_pred: Tensor, sample_weight: Tensor) -> None:
@@ -149,7 +149,7 @@ class BatchLoss(keras.metrics.Metric):
         return loss, mean if num_valid else None, worst
 
     def update_state(self, *arguments: Any, **named: Any) -> None:
-        """Does nothing: the loss brings the batch."""
+        """Does nothing: the loss passes the batch to `receive`."""
 
     def result(self) -> dict[str, Any]:
         """No entries for the logs."""
@@ -166,7 +166,7 @@ class BatchLoss(keras.metrics.Metric):
 
 
 def _tokens_of(loss: Any) -> Perplexity | None:
-    """What computes the nll of tokens as a sparse loss of this package sees them; None for another loss."""
+    """Returns the metric that computes the nll of tokens as a sparse loss does; None for another loss."""
     if not hasattr(loss, "logit_softcap") or not hasattr(loss, "ignore_class"):
         return None
     options = {"ignore_class": loss.ignore_class, "axis": loss.axis, "logit_softcap": loss.logit_softcap}

@@ -1,4 +1,4 @@
-"""What TensorBoard shows beside single curves: a page of charts, and a table of runs and their settings."""
+"""Parts of TensorBoard beside single curves: a page of charts, and a table of runs and their settings."""
 
 import glob
 import os
@@ -26,11 +26,13 @@ def page(names: list[str], perplexities: list[PerplexityMetric], has_batches: bo
 
     others = [name for name in names if name not in {one.name for one in perplexities}]
     others.sort(key=lambda name: name != "loss")
-    quality = []
+    quality: list[tuple[str, ...]] = []
     for one in perplexities:
         # In nats, since a perplexity falls by decades and these charts have no logarithmic axis to begin with.
         quality.append((f"loss in nats per token ({one.name})", f"units/{one.tag('nll')}"))
         quality.append(("generalization gap in nats: validation - train", f"gap/{one.tag('nll')}"))
+        if one.metric.groups:
+            quality.append((f"{one.name} by group", *(f"epoch_{one.metric.name}/{g}" for g in one.metric.groups)))
     quality += [(name, f"epoch_{name}") for name in others]
     progress = [("learning rate", "optimizer/learning_rate" if has_batches else "epoch_learning_rate")]
     if gradient_norm and has_batches:
@@ -46,11 +48,11 @@ def page(names: list[str], perplexities: list[PerplexityMetric], has_batches: bo
     return summary.pb(layout_pb2.Layout(category=categories))
 
 
-def _chart(layout_pb2, title, tag):
-    # Charts of lines are smoothed until somebody says otherwise, which draws a loss that falls too high. Charts of
+def _chart(layout_pb2, title, *tags):
+    # TensorBoard smooths charts of lines by default, which draws a loss that falls too high. Charts of
     # margins are not; this one's margin has no width.
-    line = layout_pb2.MarginChartContent.Series(value=tag, lower=tag, upper=tag)
-    return layout_pb2.Chart(title=title, margin=layout_pb2.MarginChartContent(series=[line]))
+    lines = [layout_pb2.MarginChartContent.Series(value=tag, lower=tag, upper=tag) for tag in tags]
+    return layout_pb2.Chart(title=title, margin=layout_pb2.MarginChartContent(series=lines))
 
 
 def settings(model: Any, params: dict[str, Any], more: Mapping[Any, Any]) -> dict[str, bool | float | str]:
@@ -93,7 +95,7 @@ def begun(settings: dict[str, Any]) -> Any:
 
 
 def has_settings(folder: str) -> bool:
-    """Whether a tuner or an earlier `fit` writes the settings of the run in this folder: the first to do so counts.
+    """Returns whether a tuner or an earlier `fit` writes the settings of the run in this folder; the first one counts.
 
     A file that is still empty may be that of a tuner that begins right now.
     """

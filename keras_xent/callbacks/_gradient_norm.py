@@ -80,7 +80,7 @@ class GradientNorm(keras.metrics.Metric):
         self._of_this_step = norm if scale is None else norm / scale
 
     def update_state(self, *arguments: Any, **named: Any) -> None:
-        """Does nothing: the optimizer brings the gradient."""
+        """Does nothing: the optimizer passes the gradient."""
 
     def result(self) -> dict[str, Any]:
         """No entries for the logs. Keras asks at the end of a step, inside the step."""

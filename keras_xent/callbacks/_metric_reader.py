@@ -109,7 +109,7 @@ class MetricReader:
         return values
 
     def _new_arrays(self, variables):
-        """What was added to sums since the last call of this."""
+        """Returns the increase of each sum since the last call."""
         now = [to_numpy(variable) for variable in variables]
         new = [array - self._arrays_before.get(id(v), 0) for v, array in zip(variables, now, strict=True)]
         self._arrays_before |= {id(v): array for v, array in zip(variables, now, strict=True)}

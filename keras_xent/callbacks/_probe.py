@@ -42,7 +42,7 @@ class Probe:
         self.x, self.y, self.sample_weight = (*batch, None)[:3]
         if isinstance(self.x, list) and not hasattr(self.x[0], "shape"):
             self.x = np.asarray(self.x)
-        self._decode, self.text = decode, TokenText(decode)
+        self.text = TokenText(decode)
 
     def loss(self, model: Any, metric: Perplexity) -> Loss:
         """The loss of each token, and what the model would have said, counted as the metric counts."""
@@ -57,6 +57,7 @@ class Probe:
 
     def worst_tokens(self, loss: Loss) -> str:
         """A Markdown table of the tokens with the largest loss."""
+        space = _space_between({self.text(label) for label in np.unique(loss.labels[loss.valid])})
         order = np.argsort(np.where(loss.valid, -loss.nll, np.inf), axis=None, kind="stable")
         lines = [
             "| loss (nats) | probability | context | token | prediction | sequence | position |",
@@ -64,13 +65,17 @@ class Probe:
         ]
         for index in order[: min(_WORST, int(loss.valid.sum()))]:
             row, position = np.unravel_index(index, loss.nll.shape)
-            space = " " if self._decode is None else ""
             context = space.join(map(self.text, loss.labels[row, max(0, position - _CONTEXT) : position].tolist()))
             nll = loss.nll[row, position]
             texts = (context, self.text(loss.labels[row, position]), self.text(loss.predicted[row, position]))
             cells = [f"{nll:.3f}", f"{np.exp(-nll):.2e}", *map(_cell, texts), str(row), str(position)]
             lines.append(f"| {' | '.join(cells)} |")
         return "\n".join(lines)
+
+
+def _space_between(texts):
+    """A space for words and numbers; nothing if the texts of the tokens have spaces, or signs for them, in them."""
+    return "" if any(set(text) & set(" \u2581\u0120") for text in texts) else " "
 
 
 def _cell(text):

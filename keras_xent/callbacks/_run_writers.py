@@ -1,4 +1,4 @@
-"""Writers for TensorBoard: each run is a folder, and the one above has what is of all runs."""
+"""Writers for TensorBoard: a folder for each run, and the parent folder for data of all runs."""
 
 import contextlib
 import os

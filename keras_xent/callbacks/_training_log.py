@@ -58,7 +58,7 @@ class TrainingLog(keras.callbacks.Callback):
     # What a subclass says.
 
     def read_marks(self) -> Iterable[Mark]:
-        """Where an earlier process that wrote into the same log has been."""
+        """Returns the marks of an earlier process that wrote into the same log."""
         return ()
 
     def write_begin(self, mark: Mark) -> None:

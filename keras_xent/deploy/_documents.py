@@ -63,7 +63,7 @@ def _shares(size, tokens):
 
 
 def summary(document: Document, log_likelihood: np.ndarray) -> dict[str, Any]:
-    """What is known of a text: numbers that JSON can hold, None in place of an infinite one.
+    """Returns the scores of a text as numbers that JSON can hold, None in place of an infinite one.
 
     Bits per byte are those of the bytes that the scored tokens stand for.
     """

@@ -31,8 +31,8 @@ def export_scorer(
 ) -> None:
     """Writes a SavedModel that serves predictions and scores examples wherever TensorFlow runs.
 
-    Neither this package nor Keras is needed to load it. A language model is scored without materializing its logits if
-    its head is a `LogitsDense` or `TiedLogits` (see `fuse_head`).
+    Neither this package nor Keras is needed to load it. A language model is scored without storing all its logits if
+    its output layer is a `LogitsDense` or `TiedLogits`, or the model was given to `keras_xent.fuse_head`.
 
     Signatures, of a language model with `V` tokens (batch and length may be any, if those of the model's input may):
 
@@ -53,7 +53,7 @@ def export_scorer(
         path: the folder to write. An earlier SavedModel in it is overwritten.
         endpoints: which of `"serve"`, `"score"`, `"rank"`, `"train_step"`, the default signature first.
         compiled: whether the kernels are compiled by XLA where the model runs: faster, if TensorFlow was built with XLA
-            there, and compiled anew for each shape of a batch. If not, the SavedModel asks for no XLA.
+            there, and compiled again for each shape of a batch. If False, the SavedModel does not need XLA.
         causal: whether the model predicts the next token. The default is True for a model from `[B, T]` to `[B, T, V]`,
             so that taggers and masked language models have to say False.
         ignore_class: the token that is padding. The default is that of the model's loss.
@@ -61,8 +61,11 @@ def export_scorer(
         start_token: the token that begins a text, if the model was trained with one.
         context: the most tokens that the model can be given, if there is a limit.
 
+    Returns:
+        None.
+
     Raises:
-        ValueError: a model or an argument that cannot be exported; JAX, where Keras should run on TensorFlow.
+        ValueError: a model or an argument that cannot be exported; Keras does not run on TensorFlow.
 
     Example:
 

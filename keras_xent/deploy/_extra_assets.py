@@ -1,4 +1,4 @@
-"""What lies beside an exported SavedModel: what `load_scorer` needs to know of the model, and its tokenizer."""
+"""Files beside an exported SavedModel: its tokenizer, and the settings that `load_scorer` reads."""
 
 import json
 from pathlib import Path
@@ -19,7 +19,7 @@ def write(folder: Path, metadata: dict[str, Any], tokenizer: str | None) -> None
 
 
 def read(folder: Path) -> tuple[dict[str, int | None], Path | None]:
-    """What is known of the model (nothing if it comes from elsewhere), and the path of the tokenizer or None."""
+    """Returns the settings (empty if the model was exported otherwise), and the path of the tokenizer or None."""
     path, tokenizer = (folder / EXTRA_ASSETS / name for name in (METADATA, TOKENIZER))
     metadata = _checked_metadata(path) if path.is_file() else {}
     return metadata, tokenizer if tokenizer.is_file() else None

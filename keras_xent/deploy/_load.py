@@ -1,4 +1,4 @@
-"""Loading what `export_scorer` has written."""
+"""Loading of exported scorers."""
 
 from pathlib import Path
 from typing import Any
@@ -7,10 +7,16 @@ from keras_xent.deploy._scorer import Scorer
 
 
 def load_scorer(path: Any) -> Scorer:
-    """The scorer that `export_scorer` has written to `path`.
+    """Loads a scorer that `export_scorer` has written.
 
-    A SavedModel is a program, and TensorFlow's loader and runtime are all that runs it: nothing is unpickled, and what
-    lies beside it is read as JSON. Load one from somebody you do not trust as you would run theirs.
+    A SavedModel is a program, which TensorFlow's runtime executes: load one only from a source whose programs you would
+    run. Nothing is unpickled, and the files beside it are read as JSON.
+
+    Args:
+        path: the folder that was given to `export_scorer`.
+
+    Returns:
+        A `Scorer`.
 
     Raises:
         ValueError: no SavedModel, one that TensorFlow cannot load, or one without our signature.

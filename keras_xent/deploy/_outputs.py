@@ -1,4 +1,4 @@
-"""Where a command writes: never over what it reads."""
+"""Output files of a command, which must not be its input files."""
 
 import contextlib
 import itertools
@@ -38,7 +38,7 @@ def opened(path: Any, stack: contextlib.ExitStack) -> Any:
 
 
 def discard_standard_output() -> None:
-    """Sends what is left nowhere: Python would write it once more at the end, and fail with a traceback."""
+    """Discards buffered output: Python would write it again at exit, and fail with a traceback."""
     # A stream that is not a file has no descriptor.
     with contextlib.suppress(OSError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -14,14 +14,24 @@ _DEFAULT_CONTEXT = 512
 
 
 class Scorer:
-    """A loaded SavedModel. Made by `load_scorer`.
+    """A loaded SavedModel that scores token ids, or examples with labels. Returned by `load_scorer`.
 
     Attributes:
-        causal: whether it scores tokens, given those before them.
-        num_classes, ignore_class, start_token, context: as it was exported; None where that is not known.
-        batch, length: how many texts, and how many tokens of each, the model takes; None if any number. Fewer are
-            padded.
+        causal: whether the model predicts each token from those before it.
+        num_classes, ignore_class, start_token, context: settings of the export; None where they are not known.
+        batch, length: the number of texts, and of tokens in each, that the model takes; None if any number. Smaller
+            batches and shorter texts are padded.
         tokenizer: the path of the tokenizer's file; None if there is none.
+
+    Example:
+
+    >>> import keras
+    >>> import keras_xent as kx
+    >>> model = keras.Sequential([keras.Input((None,)), keras.layers.Embedding(100, 8), kx.layers.LogitsDense(100)])
+    >>> kx.deploy.export_scorer(model, getfixture("tmp_path"))
+    >>> scorer = kx.deploy.load_scorer(getfixture("tmp_path"))
+    >>> scorer.score_document([3, 14, 15, 92, 65]).shape
+    (5,)
     """
 
     def __init__(self, loaded: Any, folder: Path) -> None:
@@ -74,7 +84,7 @@ class Scorer:
         return next(iter(served.values()))[:rows, :length]
 
     def has(self, signature: str) -> bool:
-        """Whether the SavedModel was exported with this signature."""
+        """Returns whether the SavedModel was exported with this signature."""
         return signature in self._signatures
 
     def rank(self, token_ids: Any, *, mask: Any = None) -> dict[str, np.ndarray]:
@@ -245,14 +255,14 @@ class Scorer:
 
 
 def _padding(sizes, shape):
-    """How much is added at the end of each axis for the sizes that the model takes; None stands for any."""
+    """Returns the padding at the end of each axis up to the sizes that the model takes; None stands for any size."""
     if any(size is not None and given > size for size, given in zip(sizes, shape, strict=True)):
         raise ValueError(f"The model takes token_ids of shape at most {tuple(sizes)}. Received: shape {shape}.")
     return [(0, 0 if size is None else size - given) for size, given in zip(sizes, shape, strict=True)]
 
 
 def _reason(error):
-    """What an error of a graph says, without where the graph was."""
+    """Returns the message of a graph's error, without the part that locates it in the graph."""
     others = ("Graph execution error", "Detected at", "<stack traces", "\t")
     lines = [line for line in str(error.message).splitlines() if line.strip() and not line.startswith(others)]
     return lines[0].partition(" [[")[0].rstrip(".") if lines else type(error).__name__

@@ -1,4 +1,4 @@
-"""What an exported SavedModel computes: the functions behind its signatures, and the inputs that each takes."""
+"""Functions behind the signatures of an exported SavedModel, and the inputs of each."""
 
 from collections.abc import Callable
 from typing import Any

@@ -193,5 +193,5 @@ class NextToken(OverTokens):
             return ops.argmax(ops.take_along_axis(predictions, last, axis=1)[:, 0], axis=-1)
         # Only the logits of the last token [B, V], from its hidden state [B, D].
         hidden = ops.take_along_axis(head.hidden, last, axis=1)[:, 0]
-        logits = matmul(hidden, head.kernel, transpose_b=head.transpose_kernel)
+        logits = matmul(hidden, head.merged_kernel(), transpose_b=head.transpose_kernel)
         return ops.argmax(logits if head.bias is None else logits + head.bias, axis=-1)

@@ -1,4 +1,4 @@
-"""How a document longer than the context of its model is cut."""
+"""Windows into a document that is longer than the context of its model."""
 
 from collections.abc import Iterator
 from typing import NamedTuple

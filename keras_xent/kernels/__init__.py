@@ -5,6 +5,7 @@ import keras
 from keras_xent.kernels.distillation import linear_distillation
 from keras_xent.kernels.linear import LossStatistics, linear_cross_entropy
 from keras_xent.kernels.sigmoid import sigmoid_cross_entropy
+from keras_xent.kernels.soft_targets import linear_softmax_cross_entropy
 from keras_xent.kernels.softmax import softmax_cross_entropy
 from keras_xent.kernels.sparse_softmax import sparse_softmax_cross_entropy
 from keras_xent.kernels.token_statistics import TokenStatistics, linear_token_statistics
@@ -15,6 +16,7 @@ __all__ = [
     "TokenStatistics",
     "linear_cross_entropy",
     "linear_distillation",
+    "linear_softmax_cross_entropy",
     "linear_token_statistics",
     "linear_top_k_distillation",
     "sigmoid_cross_entropy",

@@ -1,4 +1,4 @@
-"""What a compiled kernel is: a function of tensors and options that XLA compiles once for each set of shapes."""
+"""Compiled kernels: functions of tensors and options that XLA compiles once for each set of shapes."""
 
 import functools
 from collections.abc import Callable

@@ -22,13 +22,13 @@ NAMES = ("forward_kl", "reverse_kl", "jensen_shannon")
 
 @dataclass(frozen=True)
 class Softmax:
-    """How logits become log-probabilities: capped, and divided by a temperature."""
+    """Log-probabilities of logits that are capped, then divided by a temperature."""
 
     temperature: float
     softcap: float | None
 
     def normalize(self, logits: Tensor) -> "Normalizer":
-        """What turns single logits of these rows into log-probabilities."""
+        """Returns the numbers by which single logits of these rows become log-probabilities."""
         x = self._scaled(logits)
         max_logit = row.max_of_logits(x)
         below = row.max_minus_logit(x, max_logit, self._scaled_cap())
@@ -99,7 +99,7 @@ class Divergence:
     def _log_mixture(self, log_p, log_q):
         a, b = log_p + math.log(self.beta), log_q + math.log(1.0 - self.beta)
         largest = ops.maximum(a, b)
-        # Where both are 0 nobody looks, but -inf less -inf is NaN.
+        # Where both probabilities are 0 the term is dropped, but -inf - -inf would be NaN.
         largest_or_0 = ops.where(ops.isfinite(largest), largest, ops.zeros_like(largest))
         return largest_or_0 + ops.log(ops.exp(a - largest_or_0) + ops.exp(b - largest_or_0))
 

@@ -13,7 +13,7 @@ def dtype_of(tensor: Tensor) -> str:
 
 
 def is_float(tensor: Tensor) -> bool:
-    """Whether the tensor's dtype is a float type, bfloat16 included."""
+    """Returns whether the tensor's dtype is a float type, bfloat16 included."""
     return "float" in dtype_of(tensor)
 
 

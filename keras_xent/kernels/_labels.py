@@ -57,7 +57,7 @@ def class_indices(labels: Tensor, num_classes: Any, valid: Tensor) -> Tensor:
 
 
 def _are_all_classes(labels, num_classes):
-    """Whether integers on the CPU, where reading them costs least, are all indices of classes."""
+    """Returns whether integers are all indices of classes, computed on the CPU, where reading them costs least."""
     if is_float(labels) or on_accelerator():
         return False
     values = ops.convert_to_numpy(labels)
@@ -70,7 +70,7 @@ def in_range(labels: Tensor, num_classes: Any) -> Tensor:
 
 
 def _in_range(labels, num_classes):
-    """Where labels are indices of classes, and the labels as integers."""
+    """Returns which labels are indices of classes, and the labels as integers."""
     if not is_float(labels):
         integers = _widen(labels)
         return ops.logical_and(integers >= 0, integers < ops.cast(num_classes, integers.dtype)), integers
@@ -160,7 +160,7 @@ def check_binary(labels: Tensor, valid: Tensor) -> None:
             marker = 'float("nan")' if math.isnan(label) else label
             raise ValueError(
                 f"`{name}` must be numbers from 0 to 1. {received} If it marks a missing label, say so with "
-                f"`ignore_class={marker}`; if not, bring the labels to 0 and 1."
+                f"`ignore_class={marker}`; if not, convert the labels to 0 and 1."
             )
         return
     # Two numbers, which cost one reading of the labels each; the position would cost far more.

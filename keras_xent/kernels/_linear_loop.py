@@ -18,41 +18,34 @@ from keras_xent._types import Tensor
 from keras_xent.kernels._compiled import CompiledKernel
 from keras_xent.kernels._dtypes import accumulator_dtype, is_float
 from keras_xent.kernels._masking import where_or_zero
-from keras_xent.kernels._xla_cpu import accumulate_matmul, block_size, map_row_blocks
-
-# Bytes of one chunk of logits, and its fewest tokens: each chunk adds once to the kernel's gradient, which has to cost
-# little beside the matmuls of its tokens (docs/performance.md).
-CPU_CHUNK_BYTES = 2**26
-ACCELERATOR_CHUNK_BYTES = 2**29
-MIN_CHUNK_TOKENS = 512
-# The same where the gradient of the kernel is not computed: each chunk reads the kernel once.
-MIN_CHUNK_TOKENS_WITHOUT_KERNEL = 128
-# Tokens that are not active are left out by whole chunks: where there may be some, there should be a few chunks.
-MIN_CHUNKS_IF_MASKED = 4
+from keras_xent.kernels._token_chunks import active_first, chunk_sizes, gather_rows, in_order, restored, slice_rows
+from keras_xent.kernels._xla_cpu import accumulate_matmul, map_row_blocks
 
 
 class Result(NamedTuple):
-    """What one pass gives: arrays `[N, 1]`, and gradients of hidden, kernel and bias, None where not needed."""
+    """The results of one pass: arrays `[N, 1]`, and a gradient of each input, None where not needed."""
 
     columns: tuple[Tensor, ...]
-    gradients: tuple[Tensor, Tensor, Tensor]
+    gradients: tuple[Tensor, ...]
 
 
 class Carry(NamedTuple):
-    """What the loop carries from chunk to chunk; None for what is not needed."""
+    """The state that the loop carries from chunk to chunk; None for results that are not needed."""
 
     columns: tuple[Tensor, ...]
     d_hidden: Tensor = None
     d_kernel: Tensor = None
     d_bias: Tensor = None
+    d_projected: Tensor = None
+    d_factor: Tensor = None
 
     def present(self) -> dict[str, Any]:
-        """What is needed, by name."""
+        """The needed results, by name."""
         return {name: value for name, value in self._asdict().items() if value is not None}
 
 
 class Data(NamedTuple):
-    """What a rule needs beside the logits. None of it has a gradient."""
+    """The inputs of a rule beside the logits. None has a gradient."""
 
     # `[N, 1]`: which tokens count; None if all do. Others have columns and gradients of 0.
     is_active: Tensor
@@ -65,72 +58,91 @@ class Data(NamedTuple):
 def run(inputs: Any, upstream: Tensor, data: Data, **static: Any) -> Result:
     """The columns of a rule, and the needed gradients of `sum(upstream * columns)`.
 
-    `inputs` are hidden `[N, D]`, kernel and bias; `upstream` has a column for each of the rule's values, or is None
-    where no gradient is needed. Gradients are not yet rounded to 16 bits.
+    `inputs` are hidden `[N, D]`, kernel and bias, and of a kernel of low rank that is added to the kernel the hidden
+    states projected by one factor `[N, R]` and the other factor (both None without). `upstream` has a column for each
+    of the rule's values, or is None where no gradient is needed. Gradients are not yet rounded to 16 bits.
     """
-    hidden, kernel, bias = inputs
+    hidden, kernel, bias, projected, factor = inputs
     mesh = _backend.batch_mesh(hidden)
-    rows: Any = (hidden, upstream, data.is_active, *data.rows)
+    rows: Any = (hidden, projected, upstream, data.is_active, *data.rows)
     tokens = None
     if mesh is None:
         rows, tokens = _backend.pad_to_bucket(rows, kernel.shape[0 if static["transpose"] else 1])
         if tokens is not None and data.is_active is None:
             is_active = ops.arange(ops.shape(rows[0])[0], dtype="int32")[:, None] < tokens
-            rows = (*rows[:2], is_active, *rows[3:])
-    columns, gradients = _run(tuple(rows), (kernel, bias, *data.constants), mesh=mesh, **static)
-    d_hidden, *others = gradients
-    return Result(_backend.take_rows(columns, tokens), (_backend.take_rows(d_hidden, tokens), *others))
+            rows = (*rows[:3], is_active, *rows[4:])
+    columns, gradients = _run(tuple(rows), (kernel, bias, factor, *data.constants), mesh=mesh, **static)
+    of_rows = [_backend.take_rows(g, tokens) if has_rows else g for g, has_rows in zip(gradients, _ROWS, strict=True)]
+    return Result(_backend.take_rows(columns, tokens), tuple(of_rows))
+
+
+# Which of the gradients have a row for each token.
+_ROWS = (True, False, False, True, False)
 
 
 @CompiledKernel
 def _run(rows, replicated, *, mesh, **static):
     on_device = functools.partial(_run_on_device, mesh=mesh, **static)
-    return _backend.shard_map_rows(mesh, on_device, rows, replicated, has_rows=(True, (True, False, False)))
+    return _backend.shard_map_rows(mesh, on_device, rows, replicated, has_rows=(True, _ROWS))
 
 
 def _run_on_device(rows, replicated, *, mesh, needs_grad, transpose, rule, chunk_bytes):
-    hidden, upstream, is_active, *arrays = rows
-    kernel, bias, *constants = replicated
+    hidden, projected, upstream, is_active, *arrays = rows
+    kernel, bias, factor, *constants = replicated
     dtype = accumulator_dtype(hidden)
     if not on_accelerator():
         # A CPU multiplies 16-bit floats by way of float32 in any case.
         hidden = ops.cast(hidden, dtype)
     kernel = ops.cast(kernel, hidden.dtype)
     arrays, constants = rule.prepare(arrays, constants)
-    # What is not active may hold NaN, which 0 times it would bring into the kernel's gradient.
+    # Inactive tokens may hold NaN, and 0 * NaN would make the kernel's gradient NaN.
     hidden = where_or_zero(hidden, is_active)
+    if factor is not None:
+        projected, factor = where_or_zero(ops.cast(projected, hidden.dtype), is_active), ops.cast(factor, hidden.dtype)
     upstream = None if upstream is None else where_or_zero(upstream, is_active)
-    arrays = [where_or_zero(a, is_active) if is_float(a) else a for a in arrays]
-    needs_hidden, needs_kernel, needs_bias = needs_grad if upstream is not None else (False,) * 3
-    needs_bias = needs_bias and bias is not None
+    if not rule.leaves_rows:
+        arrays = [where_or_zero(a, is_active) if is_float(a) else a for a in arrays]
+    needs_hidden, needs_kernel, needs_bias, needs_projected, needs_factor = (
+        need and x is not None and upstream is not None
+        for need, x in zip(needs_grad, (hidden, kernel, bias, projected, factor), strict=True)
+    )
     tokens, features = ops.shape(hidden)
     num_classes = kernel.shape[0 if transpose else 1]
-    size, num_chunks = _chunk_sizes(
+    size, num_chunks = chunk_sizes(
         tokens,
         num_classes,
         is_masked=is_active is not None,
-        copies=rule.num_logits,
+        copies=rule.num_logits + (factor is not None),
         chunk_bytes=chunk_bytes,
         needs_kernel=needs_kernel,
     )
     is_single = isinstance(num_chunks, int) and num_chunks == 1
-    order = _active_first(None if is_single else is_active, size, num_chunks)
+    order = active_first(None if is_single else is_active, size, num_chunks)
     # Devices that share the classes go through the loop together, and all wait for the last at its end.
     steps = num_chunks if order.permutation is None else _backend.pmax(mesh, order.num_active_chunks)
-    in_order = functools.partial(_pad_rows, permutation=order.permutation, rows=size * num_chunks)
     # [size * num_chunks, ...], active tokens first.
-    hidden, upstream, arrays = in_order(hidden), in_order(upstream), [in_order(a) for a in arrays]
+    hidden, projected, upstream = (in_order(a, order, size * num_chunks) for a in (hidden, projected, upstream))
+    if not rule.leaves_rows:
+        arrays = [in_order(a, order, size * num_chunks) for a in arrays]
     # A product whose left factor is transposed is slow on XLA:CPU: transposed once, for all chunks.
     hidden_t = ops.transpose(hidden) if needs_kernel and not transpose and uses_xla_cpu() else None  # [D, tokens]
 
+    def rows_of_chunk(start):
+        if not rule.leaves_rows:
+            return [slice_rows(a, start, size) for a in arrays]
+        pieces = [gather_rows(a, order, start, size) for a in arrays]
+        active = None if is_active is None else gather_rows(is_active, order, start, size)
+        return [where_or_zero(a, active) if is_float(a) else a for a in pieces]
+
     def body(i, carry):
         start = i * size
-        chunk, *pieces = (_slice(a, start, size) for a in (hidden, *arrays))
-        d_columns = None if upstream is None else _slice(upstream, start, size)
+        chunk, low, d_columns = (slice_rows(a, start, size) for a in (hidden, projected, upstream))
         logits = matmul(chunk, kernel, transpose_b=transpose)  # [size, V]
+        if factor is not None:
+            logits = logits + matmul(low, factor, transpose_b=transpose)
         if bias is not None:
             logits = logits + ops.cast(bias, dtype)
-        d_logits, columns = _apply(rule, logits, rule.arrays(pieces, constants), constants, d_columns)
+        d_logits, columns = _apply(rule, logits, rule.arrays(rows_of_chunk(start), constants), constants, d_columns)
         carry = carry._replace(
             columns=tuple(update_rows(c, start, new) for c, new in zip(carry.columns, columns, strict=True))
         )
@@ -140,40 +152,58 @@ def _run_on_device(rows, replicated, *, mesh, needs_grad, transpose, rule, chunk
         if needs_hidden:
             d_chunk = matmul(d_logits, kernel, transpose_b=not transpose)  # [size, D]
             carry = carry._replace(d_hidden=update_rows(carry.d_hidden, start, d_chunk))
+        if needs_projected:
+            d_low = matmul(d_logits, factor, transpose_b=not transpose)  # [size, R]
+            carry = carry._replace(d_projected=update_rows(carry.d_projected, start, d_low))
         if needs_kernel:
-
-            def product(d_logits):
-                if transpose:
-                    return matmul(d_logits, chunk, transpose_a=True)  # [V, D]
-                if hidden_t is None:
-                    return matmul(chunk, d_logits, transpose_a=True)  # [D, V]
-                return matmul(ops.slice(hidden_t, (0, start), (features, size)), d_logits)  # [D, V]
-
-            total = accumulate_matmul(carry.d_kernel, product, d_logits, classes_first=transpose)
-            carry = carry._replace(d_kernel=total)
+            columns_t = None if hidden_t is None else ops.slice(hidden_t, (0, start), (features, size))  # [D, size]
+            carry = carry._replace(d_kernel=_add_product(carry.d_kernel, chunk, d_logits, transpose, columns_t))
+        if needs_factor:
+            carry = carry._replace(d_factor=_add_product(carry.d_factor, low, d_logits, transpose))
         if needs_bias:
             carry = carry._replace(d_bias=carry.d_bias + ops.sum(ops.cast(d_logits, dtype), axis=0))
         return carry
 
+    def zeros(needed, *shape):
+        return ops.zeros(shape, dtype) if needed else None
+
+    rows_of_loop = size * num_chunks
     carry = Carry(
-        columns=tuple(ops.zeros((size * num_chunks, 1), dtype) for _ in range(rule.num_columns)),
-        d_hidden=ops.zeros((size * num_chunks, features), dtype) if needs_hidden else None,
+        columns=tuple(ops.zeros((rows_of_loop, 1), dtype) for _ in range(rule.num_columns)),
+        d_hidden=zeros(needs_hidden, rows_of_loop, features),
         # With one chunk the product is the gradient.
-        d_kernel=ops.zeros(kernel.shape, dtype) if needs_kernel and not is_single else None,
-        d_bias=ops.zeros(bias.shape, dtype) if needs_bias else None,
+        d_kernel=zeros(needs_kernel and not is_single, *kernel.shape),
+        d_bias=zeros(needs_bias, num_classes),
+        d_projected=zeros(needs_projected, rows_of_loop, None if factor is None else projected.shape[1]),
+        d_factor=None if not needs_factor or is_single else ops.zeros(factor.shape, dtype),
     )
     if is_single:
         carry = body(0, carry)
     else:
         # TensorFlow's loop carries no None.
         carry = Carry(**fori_loop(steps, lambda i, state: body(i, Carry(**state)).present(), carry.present()))
-    restore = functools.partial(_scatter_rows, inverse=order.inverse, tokens=tokens, is_active=is_active)
-    gradients = restore(carry.d_hidden), _backend.psum(mesh, carry.d_kernel), _backend.psum(mesh, carry.d_bias)
+    restore = functools.partial(restored, order=order, tokens=tokens, is_active=is_active)
+    gradients = (
+        restore(carry.d_hidden),
+        _backend.psum(mesh, carry.d_kernel),
+        _backend.psum(mesh, carry.d_bias),
+        restore(carry.d_projected),
+        _backend.psum(mesh, carry.d_factor),
+    )
     return tuple(map(restore, carry.columns)), gradients
 
 
-def _slice(array, start, size):
-    return ops.slice(array, (start, 0), (size, array.shape[1]))
+def _add_product(total, rows, d_logits, transpose, rows_t=None):
+    """`total + transpose(rows) @ d_logits` `[D, V]`, or the transpose of that; `rows_t` may hold `transpose(rows)`."""
+
+    def product(d_logits):
+        if transpose:
+            return matmul(d_logits, rows, transpose_a=True)  # [V, D]
+        if rows_t is None:
+            return matmul(rows, d_logits, transpose_a=True)  # [D, V]
+        return matmul(rows_t, d_logits)  # [D, V]
+
+    return accumulate_matmul(total, product, d_logits, classes_first=transpose)
 
 
 def _apply(rule, logits, arrays, constants, upstream):
@@ -202,65 +232,3 @@ def _apply(rule, logits, arrays, constants, upstream):
 def _add_dependency(value, other):
     """`value`, made to depend on the other in a way that XLA does not see through."""
     return value + 0.0 * where_or_zero(other, ops.isfinite(other))
-
-
-def _chunk_sizes(tokens, num_classes, *, is_masked, copies=1, chunk_bytes=None, needs_kernel=True):
-    """Tokens of a chunk, and the number of chunks: as even as they can be, and a whole number of blocks each.
-
-    `copies` arrays of the size of the logits exist at once. With `chunk_bytes` a chunk takes no more, unless one token
-    does.
-    """
-    budget = chunk_bytes or (ACCELERATOR_CHUNK_BYTES if on_accelerator() else CPU_CHUNK_BYTES)
-    block = block_size((1, num_classes))
-    least = MIN_CHUNK_TOKENS if needs_kernel else min(MIN_CHUNK_TOKENS, MIN_CHUNK_TOKENS_WITHOUT_KERNEL)
-    most = max(1 if chunk_bytes else least, budget // (4 * num_classes * copies))
-    block = min(block, most)
-    if isinstance(tokens, int) and is_masked:
-        most = min(most, max(1, MIN_CHUNK_TOKENS // 2, -(-tokens // MIN_CHUNKS_IF_MASKED)))
-    num_chunks = -(-tokens // most)
-    if isinstance(tokens, int):
-        size = -(-tokens // max(num_chunks, 1))
-        return (size if size <= block else -(-size // block) * block), num_chunks
-    size = -(-tokens // ops.maximum(num_chunks, 1))
-    return ops.where(size <= block, size, -(-size // block) * block), num_chunks
-
-
-class _Order(NamedTuple):
-    """The tokens in the order of the loop, the place of each token in it, and how many chunks hold active ones."""
-
-    permutation: Tensor
-    inverse: Tensor
-    num_active_chunks: Any
-
-
-def _active_first(is_active, size, num_chunks):
-    if is_active is None:
-        return _Order(None, None, num_chunks)
-    is_active = ops.reshape(is_active, (-1,))  # [N]
-    active_so_far = ops.cumsum(ops.cast(is_active, "int32"))
-    index = ops.arange(ops.shape(is_active)[0], dtype="int32")
-    num_active = ops.sum(ops.cast(is_active, "int32"))
-    inverse = ops.where(is_active, active_so_far - 1, num_active + index - active_so_far)
-    # All keys are different, so that any sort is a stable one.
-    permutation = ops.argsort(inverse)
-    size = max(size, 1) if isinstance(size, int) else ops.maximum(size, 1)
-    return _Order(permutation, inverse, -(-num_active // size))
-
-
-def _pad_rows(array, *, permutation, rows):
-    """The array in the order of the loop, with rows of 0 at its end; None stays."""
-    if array is None:
-        return None
-    array = array if permutation is None else ops.take(array, permutation, axis=0)
-    missing = rows - ops.shape(array)[0]
-    if isinstance(missing, int) and missing == 0:
-        return array
-    return ops.concatenate([array, ops.zeros((missing, array.shape[1]), array.dtype)])
-
-
-def _scatter_rows(array, *, inverse, tokens, is_active):
-    """Rows of the loop back in the order of the tokens, 0 for tokens that are not active."""
-    if array is None:
-        return None
-    array = array[:tokens] if inverse is None else ops.take(array, inverse, axis=0)
-    return where_or_zero(array, is_active)

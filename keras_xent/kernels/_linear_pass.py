@@ -3,45 +3,64 @@
 The gradient of the values needs the upstream gradient of each, and is computed chunk by chunk in the backward pass. Of
 a weighted sum it can be formed in the forward pass, except for one factor.
 
-`inputs` are hidden `[N, D]`, kernel and bias (and the weights of the sum `[N, 1]`); `nondiff_args` are `is_active`
-`[N, 1]`, the rows and the constants of the rule.
+`inputs` are those of the loop (and the weights of the sum `[N, 1]`); `nondiff_args` are `is_active` `[N, 1]`, the rows
+and the constants of the rule.
 """
 
 from typing import Any, NamedTuple
 
 from keras import ops
 
+from keras_xent import _backend
 from keras_xent._backend import fused_gradient
 from keras_xent._types import Tensor
 from keras_xent.kernels import _linear_loop
 from keras_xent.kernels import reduction as _reduction
-from keras_xent.kernels._dtypes import accumulator_dtype, to_float_tensor
+from keras_xent.kernels._dtypes import accumulator_dtype, to_float_tensor, to_tensor
 from keras_xent.kernels._linear_loop import Data
 from keras_xent.kernels._masking import where_or_zero
 from keras_xent.kernels._rule import Rule
+from keras_xent.kernels._shapes import align_weights
 
-GRADIENTS = ("hidden", "kernel", "bias")
+GRADIENTS = ("hidden", "kernel", "bias", "low_rank")
 
 
 class Matrices(NamedTuple):
-    """What logits are made from: hidden `[..., D]`, kernel `[D, V]` or `[V, D]`, bias `[V]` or None."""
+    """The inputs of a head: hidden `[..., D]`, kernel `[D, V]` or `[V, D]`, bias `[V]` or None."""
 
     hidden: Tensor
     kernel: Tensor
     bias: Tensor
     transpose: bool
+    # Two factors whose product is added to the kernel, or None.
+    low_rank: tuple[Tensor, Tensor] | None = None
 
     @property
     def num_classes(self) -> int:
         """The number of classes."""
         return self.kernel.shape[0 if self.transpose else 1]
 
-    def rows(self) -> tuple[Tensor, Tensor, Tensor]:
-        """The matrices, the hidden states as `[N, D]`."""
-        return ops.reshape(self.hidden, (-1, self.hidden.shape[-1])), self.kernel, self.bias
+    def inputs(self) -> tuple[Tensor, ...]:
+        """The inputs of the loop."""
+        hidden = ops.reshape(self.hidden, (-1, self.hidden.shape[-1]))  # [N, D]
+        if self.low_rank is None:
+            return hidden, self.kernel, self.bias, None, None
+        first, second = self.low_rank
+        # The product of the factors would be of the size of the kernel, and so would its gradient.
+        outer = ops.transpose(second) if self.transpose else first  # [D, R]
+        inner = first if self.transpose else second
+        projected = ops.matmul(ops.cast(hidden, outer.dtype), outer)  # [N, R]
+        return hidden, self.kernel, self.bias, projected, inner
 
 
-def checked_matrices(hidden: Tensor, kernel: Tensor, bias: Tensor, transpose: bool, of: str = "") -> Matrices:
+def _needs_grad(gradients):
+    hidden, kernel, bias, low_rank = (name in gradients for name in GRADIENTS)
+    return hidden, kernel, bias, hidden or low_rank, low_rank
+
+
+def checked_matrices(
+    hidden: Tensor, kernel: Tensor, bias: Tensor, transpose: bool, *, low_rank: Any = None, of: str = ""
+) -> Matrices:
     """The matrices as tensors; a ValueError where they do not fit. `of` is a prefix of the arguments' names."""
     hidden, kernel = to_float_tensor(hidden), to_float_tensor(kernel)
     features = hidden.shape[-1] if len(hidden.shape) else None
@@ -62,16 +81,28 @@ def checked_matrices(hidden: Tensor, kernel: Tensor, bias: Tensor, transpose: bo
                 f"`{of}bias` must have shape ({num_classes},), one number for each class of the {of}kernel. "
                 f"Received: {of}bias of shape {tuple(bias.shape)}."
             )
-    return Matrices(hidden, kernel, bias, bool(transpose))
+    if low_rank is not None:
+        low_rank = _checked_factors(low_rank, kernel, accumulator_dtype(hidden))
+    return Matrices(hidden, kernel, bias, bool(transpose), low_rank)
+
+
+def _checked_factors(low_rank, kernel, dtype):
+    first, second = (ops.cast(to_float_tensor(one), dtype) for one in low_rank)
+    shapes = tuple(first.shape), tuple(second.shape)
+    if [len(shape) for shape in shapes] != [2, 2] or (shapes[0][0], shapes[1][1]) != tuple(kernel.shape):
+        raise ValueError(
+            "`low_rank` must hold two factors [rows, R] and [R, columns], with the rows and columns of the kernel. "
+            f"Received: factors of shapes {shapes[0]} and {shapes[1]}, and a kernel of shape {tuple(kernel.shape)}."
+        )
+    return first, second
 
 
 def values(
     rule: Rule, matrices: Matrices, data: Data, *, gradients: Any = GRADIENTS, chunk_bytes: int | None = None
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     """The values of the rule `[N, num_values]`, differentiable, and its other columns."""
-    needs_grad = tuple(name in gradients for name in GRADIENTS)
     static = {"rule": rule, "transpose": matrices.transpose, "chunk_bytes": chunk_bytes}
-    return _values(matrices.rows(), _flat(data), needs_grad, False, **static)
+    return _values(matrices.inputs(), _flat(data), _needs_grad(gradients), False, **static)
 
 
 def reduced(
@@ -111,10 +142,26 @@ def reduced(
         if weights is not None:
             loss = where_or_zero(loss, ops.not_equal(weights_of_losses, 0)) * weights_of_losses
         return loss, others
-    needs_grad = (*(name in gradients for name in GRADIENTS), True)
+    needs_grad = (*_needs_grad(gradients), True)
     static = {"rule": rule, "transpose": matrices.transpose, "chunk_bytes": chunk_bytes}
-    total, others = _total((*matrices.rows(), column), _flat(data), needs_grad, bool(training), **static)
+    total, others = _total((*matrices.inputs(), column), _flat(data), needs_grad, bool(training), **static)
     return _reduction.mean(total, denominator, reduction, normalizer), others
+
+
+def reduced_over_tokens(
+    rule: Rule, matrices: Matrices, data: Data, *, mask: Tensor, token_weights: Tensor, **options: Any
+) -> Tensor:
+    """The loss of a rule with one column, masked, weighted and reduced."""
+    shape = matrices.hidden.shape[:-1]
+    like = ops.zeros(ops.shape(matrices.hidden)[:-1], "bool")
+    valid = weights = None
+    if mask is not None:
+        valid = align_weights(ops.cast(to_tensor(mask), "bool"), shape, "mask", like=like)
+        valid = ops.logical_or(valid, like)
+    if token_weights is not None:
+        weights = ops.cast(to_tensor(token_weights), accumulator_dtype(matrices.hidden))
+        weights = align_weights(weights, shape, "token_weights", like=like)
+    return reduced(rule, matrices, data, valid=valid, weights=weights, **options)[0]
 
 
 def _flat(data):
@@ -128,7 +175,7 @@ def _data(nondiff_args, rule):
 
 def _forward_values(inputs, nondiff_args, needs_grad, *, rule, **static):
     data = _data(nondiff_args, rule)
-    columns = _linear_loop.run(inputs, None, data, needs_grad=(False,) * 3, rule=rule, **static).columns
+    columns = _linear_loop.run(inputs, None, data, needs_grad=(False,) * len(inputs), rule=rule, **static).columns
     number = rule.num_values
     value = columns[0] if number == 1 else ops.concatenate(columns[:number], axis=1)
     return value, tuple(columns[number:]), None
@@ -145,9 +192,9 @@ def _backward_values(upstream, residuals, inputs, nondiff_args, needs_grad, *, r
 
 def _forward_total(inputs, nondiff_args, needs_grad, *, rule, **static):
     *matrices, weights = inputs
-    upstream = weights if any(needs_grad[:3]) else None
+    upstream = weights if any(needs_grad[:-1]) else None
     data = _data(nondiff_args, rule)
-    result = _linear_loop.run(matrices, upstream, data, needs_grad=needs_grad[:3], rule=rule, **static)
+    result = _linear_loop.run(matrices, upstream, data, needs_grad=needs_grad[:-1], rule=rule, **static)
     losses, *others = result.columns
     total = _reduction.total(ops.where(ops.equal(weights, 0), 0.0, losses) * weights)
     return total, tuple(others), (result.gradients, losses)
@@ -160,7 +207,7 @@ def _backward_total(upstream, residuals, inputs, nondiff_args, needs_grad, *, ru
     if any(missing):
         # The forward pass did not know that a gradient would be requested.
         data, rule = _data(nondiff_args, rule), rule.values_only()
-        result = _linear_loop.run(matrices, weights, data, needs_grad=needs_grad[:3], rule=rule, **static)
+        result = _linear_loop.run(matrices, weights, data, needs_grad=needs_grad[:-1], rule=rule, **static)
         gradients = result.gradients
     scaled = [None if g is None else _scaled(upstream, g, x.dtype) for g, x in zip(gradients, matrices, strict=True)]
     return *scaled, upstream * losses
@@ -168,8 +215,7 @@ def _backward_total(upstream, residuals, inputs, nondiff_args, needs_grad, *, ru
 
 def _scaled(upstream, gradient, dtype):
     # With an upstream gradient of 0, a gradient of NaN leaves no trace.
-    is_used = ops.logical_or(ops.not_equal(upstream, 0.0), ops.isfinite(gradient))
-    return ops.cast(where_or_zero(upstream * gradient, is_used), dtype)
+    return ops.cast(_backend.multiply_no_nan(gradient, upstream), dtype)
 
 
 _values = fused_gradient(_forward_values, _backward_values)

@@ -9,7 +9,7 @@ from keras_xent import arguments
 
 @dataclass(frozen=True)
 class SoftmaxOptions:
-    """What the softmax cross-entropies have in common."""
+    """Options that the softmax cross-entropies share."""
 
     label_smoothing: float = 0.0
     focal_gamma: float = 0.0
@@ -27,7 +27,7 @@ class SoftmaxOptions:
 
 @dataclass(frozen=True)
 class SigmoidOptions:
-    """What the sigmoid cross-entropy computes; `ignore_class` is "nan" for nan, which is not equal to itself."""
+    """Options of the sigmoid cross-entropy; `ignore_class` is "nan" for nan, which is not equal to itself."""
 
     label_smoothing: float = 0.0
     focal_gamma: float = 0.0

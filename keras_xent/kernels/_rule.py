@@ -1,4 +1,4 @@
-"""What a linear kernel computes of the logits of its tokens."""
+"""The interface of the functions that a linear kernel computes from the logits of its tokens."""
 
 import abc
 from typing import Any
@@ -19,6 +19,9 @@ class Rule(abc.ABC):
     num_logits = 1
     # How many of the arrays that a rule needs have a row for each token; all tokens share the others, the constants.
     num_rows = 1
+    # Whether rows stay in the order of the tokens, and are gathered for one chunk after the other: for those that take
+    # as much memory as the logits.
+    leaves_rows = False
 
     @abc.abstractmethod
     def forward(self, logits: Tensor, arrays: Any, constants: Any) -> tuple[tuple[Tensor, ...], Any]:

@@ -55,7 +55,7 @@ def checked_axis(axis: Any, rank: int, name: str = "logits") -> int:
 
 
 def same_shape(one: Any, other: Any) -> bool:
-    """Whether two static shapes may be the same; None stands for any size."""
+    """Returns whether two static shapes may be the same; None stands for any size."""
     one, other = tuple(one), tuple(other)
     return len(one) == len(other) and all(a is None or b is None or a == b for a, b in zip(one, other, strict=True))
 
@@ -119,7 +119,10 @@ def _advice_on_shapes(labels, logits, predicted):
     if same_shape(labels, logits):
         return " For one-hot or soft targets use the categorical loss."
     other = [i for i in range(len(logits)) if same_shape(labels, logits[:i] + logits[i + 1 :])]
-    return f" They fit class axis {other[0]}: move that axis of `{predicted}` to the end." if other else ""
+    if not other:
+        return ""
+    axis = other[0]
+    return f" They fit class axis {axis}: move it to the end of `{predicted}`, or use a loss with `axis={axis}`."
 
 
 def align_weights(

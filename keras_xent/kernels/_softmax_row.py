@@ -1,4 +1,4 @@
-"""What the softmax cross-entropies compute of a row of logits.
+"""Formulas of the softmax cross-entropies for one row of logits.
 
 With logits `x` (after the soft cap), `p = softmax(x)`, `lse = log sum exp x`, smoothed and weighted targets `a_c` and
 `A = sum_c a_c`, each of these losses is `sum_c a_c (lse - x_c)` with gradient `A p - a`. Of each row two numbers are
@@ -222,7 +222,7 @@ def class_ids(logits: Tensor, dtype: str = "int32") -> Tensor:
 
 
 def rank_of_label(logits: Tensor, labels: Tensor) -> Tensor:
-    """How many classes are predicted before the label: those with larger logits, and equal ones that come before it.
+    """Returns the rank of the label: the number of classes with larger logits, or equal ones of a smaller index.
 
     NaN for labels below 0.
     """

@@ -34,13 +34,15 @@ _MIN_SLICES = 8
 _MIN_SLICED_ROW = 2048
 # Each slice is a part of the program, and hundreds of them take long to compile.
 _MAX_SLICED_ROW = 64 * _MAX_SLICE
-# Larger products are added to their accumulator strip by strip.
-_STRIP_BYTES = 2**26
+# Products of more than a few strips of this size are added to their accumulator strip by strip. For smaller ones that
+# would take longer: for each strip a part of the logits' gradient is copied.
+_STRIP_BYTES = 2**23
+_FEW_STRIPS = 4
 _inside_block = contextvars.ContextVar("_inside_block", default=False)
 
 
 def block_size(shape: Shape) -> int:
-    """How many rows of an array of this shape stay in the cache."""
+    """Returns the number of rows of an array of this shape that fit into the cache."""
     return max(1, _BLOCK_BYTES // max(1, 4 * math.prod(d or 1 for d in shape[1:])))
 
 
@@ -154,7 +156,7 @@ def accumulate_matmul(total: Tensor, product: Callable, gradient: Tensor, *, cla
     axis = 0 if classes_first else 1
     num_classes, features = total.shape[axis], total.shape[1 - axis]
     strips = -(-4 * num_classes * features // _STRIP_BYTES)
-    if not uses_xla_cpu() or strips == 1:
+    if not uses_xla_cpu() or strips <= _FEW_STRIPS:
         return total + product(gradient)
     width = num_classes // strips
 

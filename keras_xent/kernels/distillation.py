@@ -9,11 +9,11 @@ from keras_xent import arguments
 from keras_xent._backend import matmul, no_autograph, on_accelerator
 from keras_xent._types import Tensor
 from keras_xent.kernels._divergence import Divergence, Softmax
-from keras_xent.kernels._dtypes import accumulator_dtype, to_tensor
+from keras_xent.kernels._dtypes import accumulator_dtype
 from keras_xent.kernels._linear_loop import Data
-from keras_xent.kernels._linear_pass import GRADIENTS, Matrices, checked_matrices, reduced
+from keras_xent.kernels._linear_pass import GRADIENTS, checked_matrices, reduced_over_tokens
 from keras_xent.kernels._rule import Rule
-from keras_xent.kernels._shapes import align_weights, same_shape
+from keras_xent.kernels._shapes import same_shape
 
 
 @no_autograph
@@ -38,6 +38,7 @@ def linear_distillation(
     normalizer: float | None = None,
     training: bool = True,
     gradients: tuple[str, ...] = GRADIENTS,
+    low_rank: tuple[Tensor, Tensor] | None = None,
     chunk_bytes: int | None = None,
 ) -> Tensor:
     """Divergence of a student's predicted distributions from a teacher's, both given by their heads.
@@ -67,6 +68,8 @@ def linear_distillation(
         divergence: one of the three.
         beta: weight of the teacher in the mixture of Jensen and Shannon, between 0 and 1.
         transpose_kernel, transpose_teacher_kernel: whether the kernels have their classes first.
+        low_rank: two factors whose product is added to the kernel, and which get a gradient of their own: `[D, R]` and
+            `[R, V]` (`[V, R]` and `[R, D]` with `transpose_kernel`). Neither the product nor its gradient is formed.
         token_weights: weights of the shape of the tokens, or `[B]`, `[B, 1]` for tokens `[B, T]`.
         mask: booleans of the shape of the tokens, or `[B]`; False entries have loss and gradient 0.
         logit_softcap, teacher_logit_softcap: `c` of `c tanh(x / c)`.
@@ -96,7 +99,7 @@ def linear_distillation(
 
     References: arXiv:1503.02531; the three divergences, arXiv:2306.13649 (GKD).
     """
-    student = checked_matrices(hidden, kernel, bias, transpose_kernel)
+    student = checked_matrices(hidden, kernel, bias, transpose_kernel, low_rank=low_rank)
     teacher = checked_matrices(teacher_hidden, teacher_kernel, teacher_bias, transpose_teacher_kernel, of="teacher_")
     _check_same_tokens(student, teacher)
     temperature = arguments.above_zero("temperature", temperature)
@@ -106,11 +109,11 @@ def linear_distillation(
         Softmax(temperature, arguments.positive("teacher_logit_softcap", teacher_logit_softcap)),
         teacher.transpose,
     )
-    rows, *constants = teacher.rows()
+    rows, kernel, bias, *_ = teacher.inputs()
     return reduced_over_tokens(
         rule,
         student,
-        Data(None, (rows,), tuple(constants)),
+        Data(None, (rows,), (kernel, bias)),
         mask=mask,
         token_weights=token_weights,
         reduction=reduction,
@@ -119,22 +122,6 @@ def linear_distillation(
         gradients=gradients,
         chunk_bytes=chunk_bytes,
     )
-
-
-def reduced_over_tokens(
-    rule: Rule, matrices: Matrices, data: Data, *, mask: Tensor, token_weights: Tensor, **options: Any
-) -> Tensor:
-    """The loss of a rule with one column, masked, weighted and reduced."""
-    shape = matrices.hidden.shape[:-1]
-    like = ops.zeros(ops.shape(matrices.hidden)[:-1], "bool")
-    valid = weights = None
-    if mask is not None:
-        valid = align_weights(ops.cast(to_tensor(mask), "bool"), shape, "mask", like=like)
-        valid = ops.logical_or(valid, like)
-    if token_weights is not None:
-        weights = ops.cast(to_tensor(token_weights), accumulator_dtype(matrices.hidden))
-        weights = align_weights(weights, shape, "token_weights", like=like)
-    return reduced(rule, matrices, data, valid=valid, weights=weights, **options)[0]
 
 
 @dataclass(frozen=True)

@@ -24,16 +24,22 @@ from keras_xent.kernels._shapes import align_weights, same_shape
 
 
 class LossStatistics(NamedTuple):
-    """What a loss has computed of each token beside its loss; arrays of the shape of the labels, without gradients."""
+    """Values of each token that are computed beside its loss: arrays of the shape of the labels, without gradients.
 
-    # The cross-entropy without smoothing, class weights, focal factor and z-loss; 0 for tokens that are not valid.
+    Those that were not requested are None.
+
+    Attributes:
+        nll: cross-entropy without smoothing, class weights, focal factor and z-loss; 0 for tokens that are not valid.
+        rank: number of classes with larger logits than the label (equal ones before it included): 0 for `argmax`.
+        valid: booleans, by mask and `ignore_class`; None if all tokens are valid.
+        entropy: entropy of the predicted distribution, in nats.
+        logsumexp: logarithm of the sum of the exponentials of the logits.
+        confidence: largest predicted probability.
+    """
+
     nll: Tensor
-    # The following are None if not requested.
-    # How many classes are predicted before the label: 0 for the largest logit.
     rank: Tensor = None
-    # Whether the token is valid, by mask and `ignore_class`; None if all are.
     valid: Tensor = None
-    # Of the predicted distribution: its entropy, the log-sum-exp of its logits, its largest probability.
     entropy: Tensor = None
     logsumexp: Tensor = None
     confidence: Tensor = None
@@ -59,6 +65,7 @@ def linear_cross_entropy(
     normalizer: float | None = None,
     training: bool = True,
     gradients: tuple[str, ...] = GRADIENTS,
+    low_rank: tuple[Tensor, Tensor] | None = None,
     chunk_bytes: int | None = None,
     return_statistics: bool = False,
 ) -> Any:
@@ -83,6 +90,8 @@ def linear_cross_entropy(
         token_weights: weights of the shape of `labels`, or `[B]`, `[B, 1]` for labels `[B, T]`. They have a gradient;
             tokens of weight 0 are left out, and get none.
         transpose_kernel: whether the kernel is `[V, D]`.
+        low_rank: two factors whose product is added to the kernel, and which get a gradient of their own: `[D, R]` and
+            `[R, V]` (`[V, R]` and `[R, D]` with `transpose_kernel`). Neither the product nor its gradient is formed.
         mask: booleans of the shape of `labels`; False is not valid.
         ignore_class: the label of tokens that are not valid.
         label_smoothing: share `s` in [0, 1] of the target spread evenly over all classes.
@@ -95,7 +104,8 @@ def linear_cross_entropy(
         normalizer: a number in place of the reduction's denominator.
         training: whether a gradient will be requested. Read on TensorFlow only; a wrong value costs time and changes no
             result.
-        gradients: which of the inputs need a gradient. Read on TensorFlow only.
+        gradients: which of the inputs need a gradient: names among `hidden`, `kernel`, `bias` and `low_rank`. Read on
+            TensorFlow only.
         chunk_bytes: the most memory that a chunk of logits may take; None: chosen.
         return_statistics: whether to return `(loss, LossStatistics)`.
 
@@ -134,6 +144,7 @@ def linear_cross_entropy(
         normalizer=normalizer,
         training=training,
         gradients=gradients,
+        low_rank=low_rank,
         chunk_bytes=chunk_bytes,
     )
     return (loss, statistics) if return_statistics else loss
@@ -148,7 +159,7 @@ class CrossEntropyRule(Rule):
 
     @property
     def num_columns(self) -> int:  # type: ignore[override]
-        """How many columns there are."""
+        """The number of columns."""
         return 2 + len(self.statistics)
 
     def forward(self, logits: Tensor, arrays: Any, constants: Any) -> tuple[tuple[Tensor, ...], Any]:
@@ -199,10 +210,11 @@ def with_statistics(
     training: bool = True,
     gradients: tuple[str, ...] = GRADIENTS,
     statistics: Collection[str] = (),
+    low_rank: tuple[Tensor, Tensor] | None = None,
     chunk_bytes: int | None = None,
 ) -> tuple[Tensor, LossStatistics]:
     """The loss of `linear_cross_entropy`, and the statistics of each token: the nll, and those of these names."""
-    matrices = checked_matrices(hidden, kernel, bias, transpose_kernel)
+    matrices = checked_matrices(hidden, kernel, bias, transpose_kernel, low_rank=low_rank)
     labels = checked_labels(labels, matrices.hidden)
     valid = valid_mask(labels, None if mask is None else to_tensor(mask), ignore_class)
     dtype = accumulator_dtype(matrices.hidden)

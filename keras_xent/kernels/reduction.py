@@ -71,7 +71,7 @@ def _reduce_valid(losses, reduction, valid, normalizer):
     return mean(total(losses), count, reduction)
 
 
-def mean(total: Tensor, denominator: Any, reduction: str | None, normalizer: float | None = None) -> Tensor:
+def mean(total: Tensor, denominator: Any, reduction: str | None, normalizer: Any = None) -> Tensor:
     """The sum of the weighted losses divided by the denominator that `reduction_weights` gives.
 
     Each replica has the gradient of its own part of a mean or sum over all of them. The value is the same on all: Keras
@@ -80,8 +80,8 @@ def mean(total: Tensor, denominator: Any, reduction: str | None, normalizer: flo
     if isinstance(denominator, float):
         loss = total / denominator if denominator else total
     else:
-        loss = ops.divide_no_nan(total, denominator)
-    is_over_replicas = normalizer or reduction in ("sum", "token_mean", "sequence_mean")
+        loss = ops.divide_no_nan(total, ops.cast(denominator, dtype_of(total)))
+    is_over_replicas = normalizer is not None or reduction in ("sum", "token_mean", "sequence_mean")
     return _backend.with_value_of_all_replicas(loss) if is_over_replicas else loss
 
 
@@ -131,7 +131,7 @@ def _of_replica(count):
 
 
 def _count(losses, valid):
-    """How many losses are valid (None: all), as a float where the shape tells."""
+    """Returns the number of valid losses (None: all), a float where the shape is known."""
     if valid is not None:
         return total(_broadcast(ops.cast(valid, dtype_of(losses)), losses))
     return ops.cast(ops.size(losses), dtype_of(losses)) if None in losses.shape else float(math.prod(losses.shape))

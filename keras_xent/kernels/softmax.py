@@ -7,7 +7,7 @@ from keras import ops
 from keras_xent._backend import custom_gradient, no_autograph, with_rounded_rows
 from keras_xent._types import Tensor
 from keras_xent.kernels import _softmax_row as row
-from keras_xent.kernels._compiled import CompiledKernel, row_kernel
+from keras_xent.kernels._compiled import CompiledKernel, RowKernel
 from keras_xent.kernels._dtypes import accumulator_dtype, is_float, to_float_tensor, to_tensor, upcast
 from keras_xent.kernels._masking import multiply_no_nan, where_or_zero
 from keras_xent.kernels._options import SoftmaxOptions
@@ -113,8 +113,10 @@ def _target_sums(targets, logits, class_weight, smoothing):
     return sum_a, inverse_num_classes
 
 
-@row_kernel(num_outputs=5, is_blocked=lambda **options: True)
-def _dense_forward(logits, targets, class_weight=None, *, options):
+def forward(
+    logits: Tensor, targets: Tensor, class_weight: Tensor = None, *, options: SoftmaxOptions
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """`(losses, residuals)` of rows `[n, C]`, class weights `[1, C]`. Not compiled by itself."""
     smoothing, softcap = options.label_smoothing, options.logit_softcap
     sum_a, inverse_num_classes = _target_sums(targets, logits, class_weight, smoothing)
     max_logit = row.max_of_logits(logits)
@@ -140,8 +142,16 @@ def _dense_forward(logits, targets, class_weight=None, *, options):
     return loss, (max_logit, sum_exp_minus_one, sum_a, inverse_num_classes)
 
 
-@CompiledKernel
-def _dense_backward(upstream, residuals, logits, targets, class_weight=None, *, options):
+def backward(
+    upstream: Tensor,
+    residuals: tuple[Tensor, ...],
+    logits: Tensor,
+    targets: Tensor,
+    class_weight: Tensor = None,
+    *,
+    options: SoftmaxOptions,
+) -> Tensor:
+    """The gradient for the logits, `upstream` times that of each row's loss. Not compiled by itself."""
     dead_rows = row.is_dead_row(upstream, *residuals[:2])
     max_logit, sum_exp_minus_one, sum_a, inverse_num_classes, clean, targets = row.zero_rows(
         dead_rows, *residuals, logits, targets
@@ -150,6 +160,8 @@ def _dense_backward(upstream, residuals, logits, targets, class_weight=None, *, 
     return row.logits_gradient(upstream, dead_rows, clean, a, sum_a, max_logit, sum_exp_minus_one, options)
 
 
+_dense_forward = RowKernel(forward, num_outputs=5, is_blocked=lambda **options: True)
+_dense_backward = CompiledKernel(backward)
 _dense = custom_gradient(_dense_forward, _dense_backward, has_rows=(True, True, False))
 
 

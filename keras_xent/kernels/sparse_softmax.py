@@ -95,7 +95,7 @@ def sparse_softmax_cross_entropy(
 
 
 def label_ranks(labels: Tensor, logits: Tensor, *, axis: int = -1) -> Tensor:
-    """How many classes are predicted before each label: 0 where `argmax` is the label. Without gradient.
+    """Returns the rank of each label, 0 where `argmax` is the label. Without gradient.
 
     NaN for labels out of range.
     """

@@ -1,4 +1,4 @@
-"""What a language model's head says of each token, without its logits: log-probability, entropy, log-sum-exp, rank."""
+"""Log-probability, entropy, log-sum-exp and rank of each token, computed from a head without storing its logits."""
 
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -22,12 +22,20 @@ from keras_xent.kernels.linear import checked_labels
 
 
 class TokenStatistics(NamedTuple):
-    """Arrays of the shape of the labels, float32 (float64 for float64 hidden states); 0 where a token is not valid."""
+    """Statistics of each token: arrays of the shape of the labels, 0 where a token is not valid.
+
+    They are float32, or float64 for float64 hidden states.
+
+    Attributes:
+        log_prob: log-probability of the label, at most 0.
+        entropy: entropy of the predicted distribution, in nats.
+        logsumexp: logarithm of the sum of the exponentials of the logits.
+        rank: number of classes with larger logits than the label (equal ones before it included); without gradient.
+    """
 
     log_prob: Tensor
     entropy: Tensor
     logsumexp: Tensor
-    # How many classes are predicted before the label. Without gradient.
     rank: Tensor
 
 
@@ -43,6 +51,7 @@ def linear_token_statistics(
     mask: Tensor = None,
     ignore_class: int | None = None,
     logit_softcap: float | None = None,
+    low_rank: tuple[Tensor, Tensor] | None = None,
     chunk_bytes: int | None = None,
 ) -> TokenStatistics:
     """Log-probability of the label, entropy, log-sum-exp and the label's rank of each token, without the logits.
@@ -60,6 +69,8 @@ def linear_token_statistics(
         bias: `[V]`, or None.
         temperature: divides the logits, after the soft cap.
         transpose_kernel: whether the kernel is `[V, D]`.
+        low_rank: two factors whose product is added to the kernel, and which get a gradient of their own: `[D, R]` and
+            `[R, V]` (`[V, R]` and `[R, D]` with `transpose_kernel`). Neither the product nor its gradient is formed.
         mask: booleans of the shape of `labels`; False entries give 0 and gradient 0 whatever lies under them, and cost
             nothing.
         ignore_class: a label that is masked in the same way.
@@ -97,6 +108,7 @@ def linear_token_statistics(
         transpose_kernel=transpose_kernel,
         mask=mask,
         ignore_class=ignore_class,
+        low_rank=low_rank,
         chunk_bytes=chunk_bytes,
     )
     return TokenStatistics(*columns)
@@ -122,12 +134,12 @@ class StatisticsRule(Rule):
 
     @property
     def num_values(self) -> int:  # type: ignore[override]
-        """How many columns have a gradient."""
+        """The number of columns with a gradient."""
         return 3 if self.everything else 1
 
     @property
     def num_columns(self) -> int:  # type: ignore[override]
-        """How many columns there are."""
+        """The number of columns."""
         return self.num_values + self.has_rank
 
     def values_only(self) -> "StatisticsRule":
@@ -189,10 +201,11 @@ def token_columns(
     mask: Tensor,
     ignore_class: int | None = None,
     gradients: Any = GRADIENTS,
+    low_rank: tuple[Tensor, Tensor] | None = None,
     chunk_bytes: int | None = None,
 ) -> tuple[Tensor, ...]:
     """The columns of the rule, of the shape of the labels."""
-    matrices = checked_matrices(hidden, kernel, bias, transpose_kernel)
+    matrices = checked_matrices(hidden, kernel, bias, transpose_kernel, low_rank=low_rank)
     labels = checked_labels(labels, matrices.hidden)
     valid = valid_mask(labels, None if mask is None else to_tensor(mask), ignore_class)
     if valid is not None:

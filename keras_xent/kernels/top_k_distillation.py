@@ -12,11 +12,10 @@ from keras_xent._types import Tensor
 from keras_xent.kernels._divergence import Softmax
 from keras_xent.kernels._dtypes import accumulator_dtype, to_tensor
 from keras_xent.kernels._linear_loop import Data
-from keras_xent.kernels._linear_pass import GRADIENTS, checked_matrices
+from keras_xent.kernels._linear_pass import GRADIENTS, checked_matrices, reduced_over_tokens
 from keras_xent.kernels._masking import multiply_no_nan
 from keras_xent.kernels._rule import Rule
 from keras_xent.kernels._shapes import same_shape
-from keras_xent.kernels.distillation import reduced_over_tokens
 
 
 @no_autograph
@@ -36,6 +35,7 @@ def linear_top_k_distillation(
     normalizer: float | None = None,
     training: bool = True,
     gradients: tuple[str, ...] = GRADIENTS,
+    low_rank: tuple[Tensor, Tensor] | None = None,
     chunk_bytes: int | None = None,
 ) -> Tensor:
     """Forward KL of a student from a teacher that is known by its K likeliest classes: for teachers stored on disk.
@@ -50,6 +50,8 @@ def linear_top_k_distillation(
         log_probs: `[..., K]`, the teacher's log-probabilities at temperature `T`.
         temperature: divides the student's logits, after the soft cap.
         transpose_kernel: whether the kernel has its classes first.
+        low_rank: two factors whose product is added to the kernel, and which get a gradient of their own: `[D, R]` and
+            `[R, V]` (`[V, R]` and `[R, D]` with `transpose_kernel`). Neither the product nor its gradient is formed.
         token_weights: weights of the shape of the tokens, or `[B]`, `[B, 1]` for tokens `[B, T]`.
         mask: booleans of the shape of the tokens, or `[B]`; False entries have loss and gradient 0.
         logit_softcap: `c` of `c tanh(x / c)`, for the student's logits.
@@ -77,7 +79,7 @@ def linear_top_k_distillation(
 
     References: arXiv:2503.16870 (sparse logits for distillation).
     """
-    student = checked_matrices(hidden, kernel, bias, transpose_kernel)
+    student = checked_matrices(hidden, kernel, bias, transpose_kernel, low_rank=low_rank)
     ids, log_probs = to_tensor(ids), ops.cast(to_tensor(log_probs), accumulator_dtype(student.hidden))
     for name, one in (("ids", ids), ("log_probs", log_probs)):
         if not same_shape(one.shape[:-1], student.hidden.shape[:-1]) or not same_shape(one.shape, ids.shape):

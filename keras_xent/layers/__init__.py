@@ -1,4 +1,4 @@
-"""Output layers whose logits carry their provenance, so that a loss can do without materializing them."""
+"""Output layers whose logits a loss computes in chunks, so that all of them are never stored at once."""
 
 import keras
 

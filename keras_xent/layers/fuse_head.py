@@ -1,4 +1,4 @@
-"""Logits that carry their provenance, for models that exist."""
+"""Fused heads for existing models."""
 
 import warnings
 from typing import Any
@@ -17,13 +17,12 @@ _CALLS = {
 
 
 def fuse_head(model: Any, layer: Any = None) -> Any:
-    """Makes the logits of a model carry their provenance, as those of `LogitsDense` do, and returns the model.
+    """Lets losses compute the logits of an existing model in chunks, as those of `LogitsDense`, and returns the model.
 
-    For a model that exists: built, loaded, or a KerasHub `CausalLM`. After it, compile the model with a loss of this
-    package. The output layer has to be a `keras.layers.Dense` or a `keras.layers.ReversibleEmbedding`; a linear
-    `Activation` after it is looked through. It keeps its class, weights and configuration, and only this object is
-    called in another way: what the model saves is what the plain model saves, and what is loaded, copied or pickled is
-    the plain model, to be fused again.
+    For a model that was built or loaded, or a KerasHub `CausalLM`. Call it before `compile`, and compile with a loss of
+    this package. The output layer has to be a `keras.layers.Dense` or a `keras.layers.ReversibleEmbedding`, which a
+    linear `Activation` may follow. It keeps its class, weights and configuration: the model is saved as the plain model
+    that it was, and a loaded, copied or pickled model has to be fused again.
 
     Args:
         model: a Keras model.
@@ -73,7 +72,7 @@ def fuse_head(model: Any, layer: Any = None) -> Any:
 
 
 def is_fused(layer: Any) -> bool:
-    """Whether `fuse_head` has given this layer a `call` of its own."""
+    """Returns whether `fuse_head` has given this layer a `call` of its own."""
     call = getattr(vars(layer).get("call"), "__func__", None) if isinstance(layer, keras.Layer) else None
     return any(call is own for own, _ in _CALLS.values())
 

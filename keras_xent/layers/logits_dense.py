@@ -79,30 +79,44 @@ class LogitsDense(keras.layers.Dense):
 
 
 def call_dense(layer: Any, inputs: Any, training: bool | None = None) -> Any:
-    """What a `Dense` layer returns, with the provenance of its logits attached."""
-    kernel = snapshot(layer.kernel)
-    logits = ops.matmul(inputs, kernel)
-    bias = None
-    if layer.bias is not None:
-        bias = snapshot(layer.bias)
-        logits = ops.add(logits, bias)
-    matrices = [w for w in layer.trainable_weights if w is not layer.bias]
-    trained = {"hidden": True, "kernel": bool(matrices), "bias": layer.bias is not None and layer.bias.trainable}
-    head = provenance.Head(
-        hidden=inputs,
-        kernel=kernel,
-        bias=bias,
-        training=provenance.is_training(training),
-        gradients=tuple(name for name, is_trained in trained.items() if is_trained),
-        layer=layer.name,
-        chunk_bytes=getattr(layer, "chunk_bytes", None),
-    )
+    """Call a `Dense` layer, and attach the provenance of its logits."""
+    head = dense_head(layer, inputs, training)
+    # A compiled step that computes the loss from the head drops all of this.
+    logits = ops.matmul(inputs, head.kernel if head.low_rank is None else snapshot(layer.kernel))
+    if head.bias is not None:
+        logits = ops.add(logits, head.bias)
     provenance.attach(logits, head)
     return logits if layer.activation is None else layer.activation(logits)
 
 
+def dense_head(layer: Any, inputs: Any, training: Any = None) -> provenance.Head:
+    """Return the provenance of the logits of a `Dense` layer."""
+    kernel, low_rank, trained = layer.kernel, None, {"hidden": True}
+    if getattr(layer, "lora_enabled", False):
+        kernel, factors = layer._kernel, (layer.lora_kernel_a, layer.lora_kernel_b)
+        low_rank = scaled_factors(layer, factors)
+        trained["low_rank"] = any(factor.trainable for factor in factors)
+    trained |= {name: w is not None and w.trainable for name, w in (("kernel", kernel), ("bias", layer.bias))}
+    return provenance.Head(
+        hidden=inputs,
+        kernel=snapshot(kernel),
+        bias=None if layer.bias is None else snapshot(layer.bias),
+        training=provenance.is_training(training),
+        gradients=tuple(name for name, is_trained in trained.items() if is_trained),
+        layer=layer.name,
+        chunk_bytes=getattr(layer, "chunk_bytes", None),
+        low_rank=low_rank,
+    )
+
+
+def scaled_factors(layer: Any, factors: tuple[Any, Any]) -> tuple[Any, Any]:
+    """The factors of LoRA, whose product is what the layer adds to its weights."""
+    first, second = map(snapshot, factors)
+    return first * (layer.lora_alpha / layer.lora_rank), second
+
+
 def call_quantized_dense(layer: Any, inputs: Any, training: bool | None = None) -> Any:
-    """What a quantized `Dense` layer returns, marked as logits that a loss has to read."""
+    """Calls a quantized `Dense` layer, and marks its logits as those that a loss has to read."""
     logits = keras.layers.Dense.quantized_call(layer, inputs, training=training)
     provenance.mark_materialized(logits, layer.name, f"is quantized ({layer.quantization_mode})")
     return logits

@@ -9,6 +9,7 @@ from keras import ops
 from keras_xent import _keras, arguments, provenance
 from keras_xent._backend import snapshot
 from keras_xent.kernels._dtypes import is_float
+from keras_xent.layers.logits_dense import scaled_factors
 from keras_xent.layers.vocabulary_layout import must_divide
 
 
@@ -85,7 +86,7 @@ class TiedLogits(keras.layers.ReversibleEmbedding):
 
 
 def call_embedding(layer: Any, inputs: Any, reverse: bool = False) -> Any:
-    """What a `ReversibleEmbedding` returns, with the provenance of its logits attached."""
+    """Calls a `ReversibleEmbedding`, and attaches the provenance of its logits."""
     return _call(layer, inputs, reverse, _keras.is_training_step() if reverse else None)
 
 
@@ -93,26 +94,36 @@ def _call(layer, inputs, reverse, training):
     logits = keras.layers.ReversibleEmbedding.call(layer, inputs, reverse=reverse)
     if not reverse:
         return logits
+    provenance.attach(logits, embedding_head(layer, inputs, training))
+    return logits
+
+
+def embedding_head(layer: Any, inputs: Any, training: Any = None) -> provenance.Head:
+    """What the logits of a `ReversibleEmbedding` are made from."""
     weights = layer.embeddings if layer.tie_weights else layer.reverse_embeddings
-    kernel = snapshot(weights)
+    low_rank, trained = None, {"hidden": True}
+    if layer.tie_weights and getattr(layer, "lora_enabled", False):
+        weights, factors = layer._embeddings, (layer.lora_embeddings_a, layer.lora_embeddings_b)
+        low_rank = scaled_factors(layer, factors)
+        trained["low_rank"] = any(factor.trainable for factor in factors)
+    kernel, trained["kernel"] = snapshot(weights), weights.trainable
     if layer.reverse_dtype is not None:
         inputs, kernel = ops.cast(inputs, layer.reverse_dtype), ops.cast(kernel, layer.reverse_dtype)
-    head = provenance.Head(
+    return provenance.Head(
         hidden=inputs,
         kernel=kernel,
         transpose_kernel=layer.tie_weights,
         logit_softcap=layer.logit_soft_cap,
         training=provenance.is_training(training),
-        gradients=("hidden", "kernel") if layer.trainable_weights else ("hidden",),
+        gradients=tuple(name for name, is_trained in trained.items() if is_trained),
         layer=layer.name,
         chunk_bytes=getattr(layer, "chunk_bytes", None),
+        low_rank=low_rank,
     )
-    provenance.attach(logits, head)
-    return logits
 
 
 def call_quantized_embedding(layer: Any, inputs: Any, reverse: bool = False) -> Any:
-    """What a quantized `ReversibleEmbedding` returns, logits marked as such that a loss has to read."""
+    """Calls a quantized `ReversibleEmbedding`, and marks its logits as those that a loss has to read."""
     outputs = keras.layers.ReversibleEmbedding.quantized_call(layer, inputs, reverse=reverse)
     if reverse:
         provenance.mark_materialized(outputs, layer.name, f"is quantized ({layer.quantization_mode})")

@@ -1,4 +1,4 @@
-"""How a head's classes are spread over devices."""
+"""Layouts that shard the classes of a head over devices."""
 
 import re
 from typing import Any
@@ -10,7 +10,7 @@ def vocabulary_layout(name: str, axis: str = "model") -> dict[str, tuple[Any, ..
     """Entries of a `keras.distribution.LayoutMap` that spread the classes of a head over an axis of the mesh.
 
     Each device then holds a part of the classes of a `LogitsDense` or `TiedLogits` layer, of their gradient and of the
-    optimizer's state, and makes that part of the logits. What devices send each other are numbers per token (the
+    optimizer's state, and computes that part of the logits. Devices send each other a few numbers per token (the
     largest logit, the sum of exponentials, the label's logit) and the gradient of the hidden states. Needs the JAX
     backend, and a number of classes that the size of the axis divides.
 

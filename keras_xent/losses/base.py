@@ -1,4 +1,4 @@
-"""What every loss shares: labels left as they are, masks and weights, reduction, complete configuration."""
+"""The base class of the losses: labels that are not cast, masks and weights, reduction, complete configuration."""
 
 import abc
 import contextvars
@@ -8,14 +8,14 @@ from typing import Any, NamedTuple
 import keras
 from keras import ops
 
-from keras_xent import _endings, _keras, arguments, provenance
+from keras_xent import _accumulation, _endings, _keras, arguments, provenance
 from keras_xent._backend import is_eager, no_autograph
 from keras_xent._named_arguments import NamedArguments
 from keras_xent._types import DType, Tensor
 from keras_xent.kernels._dtypes import dtype_of, is_float, to_tensor
 from keras_xent.kernels._labels import is_soft_label
 from keras_xent.kernels._shapes import align_weights, checked_axis, ensure_shape, same_shape
-from keras_xent.kernels.reduction import checked_reduction, reduce
+from keras_xent.kernels.reduction import checked_reduction
 
 
 class Unreduced(NamedTuple):
@@ -49,7 +49,7 @@ class Alignment(NamedTuple):
 
 
 class _Given(NamedTuple):
-    """What the `call` of a user's subclass was given, as it was before the casts of Keras."""
+    """The arguments of a user's `call`, as they were before the casts of Keras."""
 
     y_true: Tensor
     y_pred: Tensor
@@ -96,6 +96,10 @@ class Crossentropy(NamedArguments, keras.losses.Loss):
             self._warn_of_class_weight(y_true, sample_weight)
         given = (y_true, y_pred, sample_weight)
         mask = _keras.mask_of(y_pred)
+        if _accumulation.is_counting():
+            # Targets have the shape of the logits, which a graph would compute for their shape alone.
+            y_true = y_true if len(y_true.shape) >= len(y_pred.shape) else ops.expand_dims(y_true, -1)
+            y_pred = ops.zeros_like(y_true, dtype="float32")
         with keras.name_scope(self.name), arguments.named("y_true", "y_pred"):
             y_true, logits = self._labels_and_logits(y_true, y_pred)
             aligned = self._align(logits, mask, sample_weight)
@@ -105,18 +109,13 @@ class Crossentropy(NamedArguments, keras.losses.Loss):
                 valid, weights = unreduced.has_label, unreduced.weights
             elif unreduced.has_label is not None:
                 valid = unreduced.has_label if valid is None else ops.logical_and(valid, unreduced.has_label)
-            self._publish_statistics(given, unreduced.losses, valid, logits)
+            if not _accumulation.is_counting():
+                self._publish_statistics(given, unreduced.losses, valid, logits)
             return self._reduce(unreduced.losses, valid, weights, unreduced.label_weights)
 
     def _reduce(self, losses: Tensor, valid: Tensor, weights: Tensor, label_weights: Tensor) -> Tensor:
-        loss = reduce(
-            losses,
-            reduction=self.reduction,
-            valid=valid,
-            weights=weights,
-            label_weights=label_weights,
-            normalizer=self.normalizer,
-        )
+        counting = {"valid": valid, "weights": weights, "label_weights": label_weights}
+        loss = _accumulation.reduce(losses, reduction=self.reduction, normalizer=self.normalizer, **counting)
         return ops.cast(loss, self.dtype)
 
     @no_autograph
@@ -137,7 +136,7 @@ class Crossentropy(NamedArguments, keras.losses.Loss):
         return getattr(self.call, "__func__", None) is not Crossentropy.call
 
     def _reduce_overridden(self, y_true: Tensor, y_pred: Tensor, sample_weight: Tensor) -> Tensor:
-        """What a user's `call` returns, with the masks, weights and reduction of this class around it."""
+        """Applies masks, weights and reduction to the losses that a user's `call` returns."""
         arguments.tensor("y_true", y_true)
         arguments.tensor("y_pred", y_pred)
         head = provenance.head_of(y_pred)
@@ -172,7 +171,7 @@ class Crossentropy(NamedArguments, keras.losses.Loss):
         return self._reduce(losses, valid, weights, label_weights)
 
     def _labels_of_losses(self, y_true: Tensor, y_pred: Tensor, losses: Tensor) -> tuple[Tensor, Tensor]:
-        """Which losses have a label, and the weight of its class, for losses that have one each; else None."""
+        """Returns which losses have a label, and the label's class weight; None where losses have several labels."""
         return None, None
 
     @abc.abstractmethod

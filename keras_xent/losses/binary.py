@@ -18,19 +18,23 @@ from keras_xent.losses.base import Alignment, Crossentropy, Unreduced
 class BinaryCrossentropy(Crossentropy):
     """Cross-entropy between labels in [0, 1] and predicted probabilities, the mean over an example's labels.
 
-    For yes-or-no answers and for multi-label classification. A drop-in for `keras.losses.BinaryCrossentropy`: same
-    arguments, defaults and values. The arguments after `dtype` are new.
+    For binary and multi-label classification. A drop-in for `keras.losses.BinaryCrossentropy`: same arguments, defaults
+    and values. The arguments after `dtype` are new.
 
-    Equivalent to `mean(kernels.sigmoid_cross_entropy(y_true, logits, axis=-1, ...))`, which has the formula.
+    Formula of a label, with `y' = y (1 - s) + s / 2` for smoothing `s`, positive weight `w` and probability `p`:
+    `-w y' log p - (1 - y') log(1 - p)`; if focal, times `u^gamma` with `u = y' (1 - p) + (1 - y') p`, and times
+    `alpha y' + (1 - alpha) (1 - y')`. Equivalent to
+    `mean(kernels.sigmoid_cross_entropy(y_true, logits, axis=-1, ...))`.
 
     Args:
         from_logits: whether `y_pred` holds logits. If not, the logits before a sigmoid are used where they are known
             (also through the casts of mixed precision), else the log-odds of the probabilities.
         label_smoothing: share in [0, 1] by which labels move to 1/2.
         axis: the axis of an example's labels; the loss is their mean.
-        reduction: `"sum_over_batch_size"` (or `"mean"`), `"mean_with_sample_weight"`, `"sum"`, `None` (or `"none"`) as
-            in Keras; `"token_mean"`, `"sequence_mean"`: the mean over valid examples, over all replicas, and the mean
-            over examples of each one's mean.
+        reduction: `"sum_over_batch_size"` or `"mean"`: the sum over the number of valid examples;
+            `"mean_with_sample_weight"`: over the sum of their sample weights; `"token_mean"`: the same over all
+            replicas; `"sequence_mean"`: the mean over examples of each one's mean; `"sum"`; `None`
+            or `"none"`: one loss for each example.
         name: name of the loss.
         dtype: dtype of the result (default float32). Sums are in float32 whatever it is; with `"float64"` the whole
             computation is in float64.
@@ -63,7 +67,7 @@ class BinaryCrossentropy(Crossentropy):
     >>> model = keras.Sequential([keras.layers.Dense(1)])
     >>> model.compile("adam", kx.losses.BinaryCrossentropy(from_logits=True, pos_weight=5.0))
 
-    References: `keras.losses.BinaryCrossentropy` and `BinaryFocalCrossentropy`; the references of the kernel.
+    References: `keras.losses.BinaryCrossentropy` and `BinaryFocalCrossentropy`; focal loss, arXiv:1708.02002.
     """
 
     _activation = "sigmoid"

@@ -9,21 +9,23 @@ from keras_xent.losses.binary import BinaryCrossentropy
 
 @keras.saving.register_keras_serializable(package="keras_xent")
 class BinaryFocalCrossentropy(BinaryCrossentropy):
-    """Binary cross-entropy that weighs easy labels down, the mean over an example's labels.
+    """Binary cross-entropy that gives easy labels less weight, the mean over an example's labels.
 
-    For yes-or-no answers of which one is rare. A drop-in for `keras.losses.BinaryFocalCrossentropy`: same arguments,
+    For binary labels of which one value is rare. A drop-in for `keras.losses.BinaryFocalCrossentropy`: same arguments,
     defaults and values. `BinaryCrossentropy` with `focal_gamma` and `focal_alpha` is the same loss, and takes more.
 
     Formula: `(1 - p_t)^gamma ce` with `p_t = y p + (1 - y) (1 - p)`; times `alpha y + (1 - alpha) (1 - y)` if balanced.
 
     Args:
-        apply_class_balancing: whether positive labels weigh `alpha`, and negative ones `1 - alpha`.
+        apply_class_balancing: whether positive labels have weight `alpha`, and negative ones `1 - alpha`.
         alpha: the weight of positive labels in [0, 1].
         gamma: exponent of the focal factor; 0 for plain cross-entropy.
         from_logits: whether `y_pred` holds logits rather than probabilities.
         label_smoothing: share in [0, 1] by which labels move to 1/2.
         axis: the axis of an example's labels; the loss is their mean.
-        reduction: `"sum_over_batch_size"` and the other names of Keras, `"token_mean"` or `"sequence_mean"`.
+        reduction: `"sum_over_batch_size"`, `"mean"`, `"mean_with_sample_weight"`, `"sum"`, `"none"`,
+            `"token_mean"` (the weighted mean over valid examples on all replicas) or
+            `"sequence_mean"` (the mean over examples of each one's mean).
         name: name of the loss.
         dtype: dtype of the result (default float32).
 

@@ -6,13 +6,14 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_xent import _keras, arguments
-from keras_xent._backend import is_eager
+from keras_xent import _accumulation, _keras, arguments
+from keras_xent._backend import is_eager, no_autograph
 from keras_xent._types import DType, Reduction, Tensor
-from keras_xent.kernels import softmax_cross_entropy
-from keras_xent.kernels._dtypes import accumulator_dtype
+from keras_xent.kernels import linear_softmax_cross_entropy, softmax_cross_entropy
+from keras_xent.kernels._dtypes import accumulator_dtype, to_tensor
 from keras_xent.kernels._labels import class_weights
 from keras_xent.kernels._shapes import checked_axis, same_shape
+from keras_xent.losses._fused import head_for, mask_and_weights, options_of
 from keras_xent.losses.base import Alignment, Crossentropy, Unreduced
 
 _TOO_LARGE_A_SUM = 100.0
@@ -20,21 +21,24 @@ _TOO_LARGE_A_SUM = 100.0
 
 @keras.saving.register_keras_serializable(package="keras_xent")
 class CategoricalCrossentropy(Crossentropy):
-    """Cross-entropy between target distributions (one-hot, mixed up, or from a teacher) and predicted ones.
+    """Cross-entropy between target distributions (one-hot, mixup, or from a teacher) and predicted ones.
 
     A drop-in for `keras.losses.CategoricalCrossentropy`: same arguments, defaults and values. The arguments after
     `dtype` are new. For integer labels use `SparseCategoricalCrossentropy`, which never makes one-hot rows.
 
-    Equivalent to `mean(kernels.softmax_cross_entropy(y_true, logits, ...))`, which has the formula.
+    Formula, with `q' = q (1 - s) + s / C` for smoothing `s`, class weights `w` and probabilities `p` of `C` classes:
+    `-sum_c w_c q'_c (1 - p_c)^gamma log p_c + z_loss (log sum exp x)^2` for logits `x`. Equivalent to
+    `mean(kernels.softmax_cross_entropy(y_true, logits, ...))`.
 
     Args:
         from_logits: whether `y_pred` holds logits. If not, the logits before a softmax are used where they are known
             (also through the casts of mixed precision), else the logarithm of the probabilities.
         label_smoothing: share `s` in [0, 1]: targets become `q (1 - s) + s / C`. An all-zero row stays one.
         axis: the class axis.
-        reduction: `"sum_over_batch_size"` (or `"mean"`), `"mean_with_sample_weight"`, `"sum"`, `None` (or `"none"`) as
-            in Keras; `"token_mean"`, `"sequence_mean"`: the mean over valid examples, over all replicas, and the mean
-            over examples of each one's mean.
+        reduction: `"sum_over_batch_size"` or `"mean"`: the sum over the number of valid examples;
+            `"mean_with_sample_weight"`: over the sum of their sample weights; `"token_mean"`: the same over all
+            replicas, with class weights; `"sequence_mean"`: the mean over examples of each one's mean; `"sum"`; `None`
+            or `"none"`: one loss for each example.
         name: name of the loss.
         dtype: dtype of the result (default float32). Sums are in float32 whatever it is; with `"float64"` the whole
             computation is in float64.
@@ -63,7 +67,8 @@ class CategoricalCrossentropy(Crossentropy):
     >>> model = keras.Sequential([keras.layers.Dense(3)])
     >>> model.compile("adam", kx.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=0.1))
 
-    References: `keras.losses.CategoricalCrossentropy`; the references of the kernel.
+    References: `keras.losses.CategoricalCrossentropy`; label smoothing, arXiv:1512.00567; focal loss, arXiv:1708.02002;
+    z-loss, arXiv:2204.02311 (PaLM).
     """
 
     def __init__(
@@ -88,7 +93,31 @@ class CategoricalCrossentropy(Crossentropy):
         self.z_loss = arguments.not_negative("z_loss", z_loss)
         self.logit_softcap = arguments.positive("logit_softcap", logit_softcap)
 
-    def _unreduced(self, y_true: Tensor, logits: Tensor, aligned: Alignment) -> Unreduced:
+    @no_autograph
+    def __call__(self, y_true: Tensor, y_pred: Tensor, sample_weight: Tensor = None) -> Tensor:
+        """The reduced loss; without the logits, where their head is known."""
+        is_own = not self._overrides_call() and type(self)._unreduced is CategoricalCrossentropy._unreduced
+        reads_logits = not is_own or _accumulation.is_counting()
+        head = None if reads_logits else head_for(self, arguments.tensor("y_pred", y_pred))
+        if head is None:
+            return super().__call__(y_true, y_pred, sample_weight)
+        with keras.name_scope(self.name), arguments.named("y_true", "y_pred"):
+            targets = to_tensor(arguments.tensor("y_true", y_true))
+            self._check(targets, y_pred, Alignment())
+            mask, weights = mask_and_weights(y_pred, sample_weight, targets[..., 0])
+            loss = linear_softmax_cross_entropy(
+                targets=targets,
+                token_weights=weights,
+                mask=mask,
+                label_smoothing=self.label_smoothing,
+                focal_gamma=self.focal_gamma,
+                z_loss=self.z_loss,
+                logit_softcap=head.logit_softcap or self.logit_softcap,
+                **options_of(self, head),
+            )
+            return ops.cast(loss, self.dtype)
+
+    def _check(self, y_true: Tensor, logits: Tensor, aligned: Alignment) -> None:
         if not same_shape(y_true.shape, logits.shape):
             raise ValueError(
                 "`y_true` and `y_pred` must have the same shape, a distribution over the classes each. Received: "
@@ -102,6 +131,9 @@ class CategoricalCrossentropy(Crossentropy):
                 "answer use BinaryCrossentropy.",
                 SyntaxWarning,
             )
+
+    def _unreduced(self, y_true: Tensor, logits: Tensor, aligned: Alignment) -> Unreduced:
+        self._check(y_true, logits, aligned)
         losses = softmax_cross_entropy(
             y_true,
             logits,

@@ -13,7 +13,7 @@ from keras_xent.losses.categorical import CategoricalCrossentropy
 
 @keras.saving.register_keras_serializable(package="keras_xent")
 class CategoricalFocalCrossentropy(CategoricalCrossentropy):
-    """Categorical cross-entropy that weighs easy classes down.
+    """Categorical cross-entropy that gives easy examples less weight.
 
     For one-hot or soft labels of unbalanced classes. A drop-in for `keras.losses.CategoricalFocalCrossentropy`: same
     arguments, defaults and values. For integer labels use `SparseCategoricalCrossentropy(focal_gamma=...)`.
@@ -26,7 +26,9 @@ class CategoricalFocalCrossentropy(CategoricalCrossentropy):
         from_logits: whether `y_pred` holds logits rather than probabilities.
         label_smoothing: share in [0, 1] of the target spread evenly over all classes.
         axis: the class axis.
-        reduction: `"sum_over_batch_size"` and the other names of Keras, `"token_mean"` or `"sequence_mean"`.
+        reduction: `"sum_over_batch_size"`, `"mean"`, `"mean_with_sample_weight"`, `"sum"`, `"none"`,
+            `"token_mean"` (the weighted mean over valid examples on all replicas) or
+            `"sequence_mean"` (the mean over examples of each one's mean).
         name: name of the loss.
         dtype: dtype of the result (default float32).
 

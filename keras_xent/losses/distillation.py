@@ -5,7 +5,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_xent import _keras, arguments, provenance
+from keras_xent import _accumulation, _keras, arguments, provenance
 from keras_xent._backend import is_eager, no_autograph
 from keras_xent._types import DType, Reduction, Tensor
 from keras_xent.kernels import linear_distillation
@@ -98,7 +98,7 @@ class Distillation(keras.losses.Loss):
             of_teacher, of_student = (None if is_eager(one) else provenance.head_of(one) for one in (teacher, student))
             if getattr(self.call, "__func__", None) is not Distillation.call:
                 loss = self._overridden(teacher, student, valid, weights, of_student)
-            elif of_teacher is None or of_student is None:
+            elif of_teacher is None or of_student is None or _accumulation.is_counting():
                 loss = self._dense(teacher, student, valid, weights)
             else:
                 loss = self._fused(of_teacher, of_student, valid, weights)
@@ -137,7 +137,7 @@ class Distillation(keras.losses.Loss):
             student.hidden,
             student.kernel,
             ops.stop_gradient(teacher.hidden),
-            teacher.kernel,
+            teacher.merged_kernel(),
             student.bias,
             teacher.bias,
             temperature=self.temperature,
@@ -150,14 +150,19 @@ class Distillation(keras.losses.Loss):
             logit_softcap=student.logit_softcap,
             teacher_logit_softcap=teacher.logit_softcap,
             reduction=self.reduction,
+            normalizer=_accumulation.divisor(None),
             training=student.training,
             gradients=student.gradients,
+            low_rank=student.low_rank,
             chunk_bytes=student.chunk_bytes,
         )
 
     def _dense(self, teacher, student, valid, weights):
+        if _accumulation.is_counting():
+            # A graph would compute the predictions for their shape alone.
+            student = ops.zeros_like(teacher)
         losses = self._losses(teacher, student, valid)
-        return _reduction.reduce(losses, reduction=self.reduction, valid=valid, weights=weights)
+        return _accumulation.reduce(losses, reduction=self.reduction, valid=valid, weights=weights)
 
     def _losses(self, teacher, student, valid):
         """The divergence of each token, from the logits."""

@@ -24,7 +24,7 @@ def _losses(kind: Any, y_true: Tensor, y_pred: Tensor, **options: Any) -> Tensor
     return _loss(kind, **options).call(y_true, y_pred)
 
 
-# One object for each set of options: it remembers what it has warned of.
+# One object for each set of options, so that it warns once.
 @functools.lru_cache(maxsize=128)
 def _loss(kind, **options):
     return kind(**options)
@@ -34,7 +34,26 @@ def _loss(kind, **options):
 def binary_crossentropy(
     y_true: Tensor, y_pred: Tensor, from_logits: bool = False, label_smoothing: float = 0.0, axis: int = -1
 ) -> Tensor:
-    """`BinaryCrossentropy` of each example, the mean over its labels: `[..., L]` to `[...]`.
+    """Cross-entropy of binary labels for each example, the mean over its labels.
+
+    A drop-in for `keras.losses.binary_crossentropy`, and the function of `keras_xent.losses.BinaryCrossentropy`.
+
+    Formula of a label: `-y log p - (1 - y) log(1 - p)`.
+
+    Args:
+        y_true: labels in [0, 1], `[..., L]`.
+        y_pred: probabilities or logits, of the shape of `y_true`.
+        from_logits: whether `y_pred` holds logits.
+        label_smoothing: share in [0, 1] by which labels move to 1/2.
+        axis: the axis of an example's labels.
+
+    Returns:
+        Losses `[...]`, float32.
+
+    Raises:
+        ValueError: shapes that differ; an argument out of its range; in eager mode, a label outside [0, 1].
+
+    Example:
 
     >>> import keras_xent as kx
     >>> loss = kx.losses.binary_crossentropy([[0, 1], [0, 0]], [[0.6, 0.4], [0.4, 0.6]])
@@ -56,7 +75,31 @@ def binary_focal_crossentropy(
     label_smoothing: float = 0.0,
     axis: int = -1,
 ) -> Tensor:
-    """`BinaryFocalCrossentropy` of each example, the mean over its labels: `[..., L]` to `[...]`.
+    """Focal cross-entropy of binary labels for each example, the mean over its labels.
+
+    A drop-in for `keras.losses.binary_focal_crossentropy`, and the function of
+    `keras_xent.losses.BinaryFocalCrossentropy`.
+
+    Formula of a label, with `p_t = y p + (1 - y) (1 - p)`: `(1 - p_t)^gamma (-y log p - (1 - y) log(1 - p))`, times
+    `alpha y + (1 - alpha) (1 - y)` if balanced.
+
+    Args:
+        y_true: labels in [0, 1], `[..., L]`.
+        y_pred: probabilities or logits, of the shape of `y_true`.
+        apply_class_balancing: whether positive labels have weight `alpha`, and negative ones `1 - alpha`.
+        alpha: the weight of positive labels in [0, 1].
+        gamma: exponent of the focal factor.
+        from_logits: whether `y_pred` holds logits.
+        label_smoothing: share in [0, 1] by which labels move to 1/2.
+        axis: the axis of an example's labels.
+
+    Returns:
+        Losses `[...]`, float32.
+
+    Raises:
+        ValueError: shapes that differ; an argument out of its range; in eager mode, a label outside [0, 1].
+
+    Example:
 
     >>> import keras_xent as kx
     >>> loss = kx.losses.binary_focal_crossentropy([[0, 1], [0, 0]], [[0.6, 0.4], [0.4, 0.6]])
@@ -72,7 +115,27 @@ def binary_focal_crossentropy(
 def categorical_crossentropy(
     y_true: Tensor, y_pred: Tensor, from_logits: bool = False, label_smoothing: float = 0.0, axis: int = -1
 ) -> Tensor:
-    """`CategoricalCrossentropy` of each example: `[..., C]` to `[...]`.
+    """Cross-entropy of target distributions (one-hot or soft labels) for each example.
+
+    A drop-in for `keras.losses.categorical_crossentropy`, and the function of
+    `keras_xent.losses.CategoricalCrossentropy`.
+
+    Formula: `-sum_c y_c log p_c`.
+
+    Args:
+        y_true: target distributions over `C` classes, `[..., C]`.
+        y_pred: probabilities or logits, of the shape of `y_true`.
+        from_logits: whether `y_pred` holds logits.
+        label_smoothing: share in [0, 1] of the target spread evenly over all classes.
+        axis: the class axis.
+
+    Returns:
+        Losses `[...]`, float32.
+
+    Raises:
+        ValueError: shapes that differ; an argument out of its range.
+
+    Example:
 
     >>> import keras_xent as kx
     >>> loss = kx.losses.categorical_crossentropy([[0, 1, 0], [0, 0, 1]], [[0.05, 0.95, 0.0], [0.1, 0.8, 0.1]])
@@ -93,7 +156,29 @@ def categorical_focal_crossentropy(
     label_smoothing: float = 0.0,
     axis: int = -1,
 ) -> Tensor:
-    """`CategoricalFocalCrossentropy` of each example: `[..., C]` to `[...]`.
+    """Focal cross-entropy of target distributions (one-hot or soft labels) for each example.
+
+    A drop-in for `keras.losses.categorical_focal_crossentropy`, and the function of
+    `keras_xent.losses.CategoricalFocalCrossentropy`.
+
+    Formula: `-sum_c alpha_c (1 - p_c)^gamma y_c log p_c`.
+
+    Args:
+        y_true: target distributions over `C` classes, `[..., C]`.
+        y_pred: probabilities or logits, of the shape of `y_true`.
+        alpha: one weight for all classes, or a list with one for each.
+        gamma: exponent of the focal factor.
+        from_logits: whether `y_pred` holds logits.
+        label_smoothing: share in [0, 1] of the target spread evenly over all classes.
+        axis: the class axis.
+
+    Returns:
+        Losses `[...]`, float32.
+
+    Raises:
+        ValueError: shapes that differ; an argument out of its range.
+
+    Example:
 
     >>> import keras_xent as kx
     >>> loss = kx.losses.categorical_focal_crossentropy([[0, 1, 0], [0, 0, 1]], [[0.05, 0.9, 0.05], [0.1, 0.85, 0.05]])
@@ -106,7 +191,23 @@ def categorical_focal_crossentropy(
 
 @keras.saving.register_keras_serializable(package="keras_xent")
 def kl_divergence(y_true: Tensor, y_pred: Tensor) -> Tensor:
-    """`KLDivergence` of each example: `[..., C]` probabilities to `[...]`.
+    """Kullback-Leibler divergence of predicted probabilities from target probabilities for each example.
+
+    A drop-in for `keras.losses.kl_divergence`, and the function of `keras_xent.losses.KLDivergence`.
+
+    Formula: `sum_c y_c log(y_c / p_c)`, with probabilities below `keras.config.epsilon()` raised to it.
+
+    Args:
+        y_true: target probabilities of `C` classes, `[..., C]`.
+        y_pred: predicted probabilities, of the shape of `y_true`.
+
+    Returns:
+        Divergences `[...]`, float32.
+
+    Raises:
+        ValueError: shapes that differ.
+
+    Example:
 
     >>> import keras_xent as kx
     >>> [round(float(x), 4) for x in kx.losses.kl_divergence([[0.5, 0.5]], [[0.25, 0.75]])]
@@ -119,7 +220,27 @@ def kl_divergence(y_true: Tensor, y_pred: Tensor) -> Tensor:
 def sparse_categorical_crossentropy(
     y_true: Tensor, y_pred: Tensor, from_logits: bool = False, ignore_class: int | None = None, axis: int = -1
 ) -> Tensor:
-    """`SparseCategoricalCrossentropy` of each label: `[..., C]` to `[...]`, 0 for ignored ones, which get a Keras mask.
+    """Cross-entropy of integer labels, one loss for each label.
+
+    A drop-in for `keras.losses.sparse_categorical_crossentropy`, and the function of
+    `keras_xent.losses.SparseCategoricalCrossentropy`.
+
+    Formula for label `k`: `-log p_k`.
+
+    Args:
+        y_true: integers, `[...]` or `[..., 1]`.
+        y_pred: probabilities or logits of `C` classes, `[..., C]`.
+        from_logits: whether `y_pred` holds logits.
+        ignore_class: a label whose loss is 0, or None. The result then carries a Keras mask of the other labels.
+        axis: the class axis.
+
+    Returns:
+        Losses `[...]`, float32.
+
+    Raises:
+        ValueError: shapes that do not fit; an argument out of its range; in eager mode, a label out of range.
+
+    Example:
 
     >>> import keras_xent as kx
     >>> loss = kx.losses.sparse_categorical_crossentropy([1, 2], [[0.05, 0.95, 0.0], [0.1, 0.8, 0.1]])
@@ -129,7 +250,7 @@ def sparse_categorical_crossentropy(
     options = {"from_logits": from_logits, "ignore_class": ignore_class, "axis": axis}
     losses = _losses(SparseCategoricalCrossentropy, y_true, y_pred, **options)
     if ignore_class is not None:
-        # The mean over what counts is made by the wrapper of Keras, which reads the mask.
+        # Keras' wrapper of functions reads the mask, and takes the mean over valid labels.
         labels = ops.reshape(to_tensor(y_true), ops.shape(losses))
         _keras.set_mask(losses, valid_mask(labels, None, ignore_class))
     return losses

@@ -15,15 +15,17 @@ from keras_xent.losses.base import Alignment, Crossentropy, Unreduced
 class KLDivergence(Crossentropy):
     """Kullback-Leibler divergence of predicted probabilities from target probabilities.
 
-    For soft labels, such as those of several annotators: 0 where the prediction is right, which
-    `CategoricalCrossentropy` with soft labels is not. A drop-in for `keras.losses.KLDivergence`: same arguments,
+    For soft labels, such as those of several annotators. Unlike `CategoricalCrossentropy`, it is 0 where the prediction
+    equals the target. A drop-in for `keras.losses.KLDivergence`: same arguments,
     defaults and values. Where the logits before a softmax are known, they are used, and nothing is clipped.
 
-    Formula: `sum_c y_c log (y_c / p_c)`; like Keras, probabilities below `keras.config.epsilon()` count as that. The
-    gradient is `-y / p` of the clipped `p` also where it was clipped.
+    Formula: `sum_c y_c log (y_c / p_c)`, where probabilities below `keras.config.epsilon()` are raised to it, as in
+    Keras. The gradient is `-y / p` with the raised `p`, also where Keras has 0.
 
     Args:
-        reduction: `"sum_over_batch_size"` and the other names of Keras, `"token_mean"` or `"sequence_mean"`.
+        reduction: `"sum_over_batch_size"`, `"mean"`, `"mean_with_sample_weight"`, `"sum"`, `"none"`,
+            `"token_mean"` (the weighted mean over valid examples on all replicas) or
+            `"sequence_mean"` (the mean over examples of each one's mean).
         name: name of the loss.
         dtype: dtype of the result (default float32).
 

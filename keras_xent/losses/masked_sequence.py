@@ -11,7 +11,7 @@ from keras_xent.losses.sparse_categorical import SparseCategoricalCrossentropy
 
 @keras.saving.register_keras_serializable(package="keras_xent")
 class MaskedSequenceCrossentropy(SparseCategoricalCrossentropy):
-    """Cross-entropy of the tokens of sequences: each valid token counts the same, padding is left out.
+    """Cross-entropy of the tokens of sequences, the mean over all valid tokens of the batch.
 
     For language models, translation and tagging. A token is valid if the Keras mask (for instance from
     `Embedding(mask_zero=True)`) and `ignore_class` both allow it. The exponential of this loss, without smoothing and
@@ -39,8 +39,9 @@ class MaskedSequenceCrossentropy(SparseCategoricalCrossentropy):
             `fit` here**: Keras makes a wrong weight per sequence of it; the loss then warns.
         z_loss: weight of the squared log-sum-exp of the logits.
         logit_softcap: `c` of `c tanh(x / c)`, applied to the logits.
-        normalizer: a number that takes the place of the denominator.
-        reduction: `"token_mean"`, `"sequence_mean"`, or one of Keras' names.
+        normalizer: a number to divide by, in place of the sum of weights.
+        reduction: `"token_mean"`, `"sequence_mean"`, `"sum"`, `"none"`, or those that divide by the number of valid
+            tokens (`"sum_over_batch_size"`, `"mean"`) or the sum of their sample weights (`"mean_with_sample_weight"`).
         name: name of the loss.
         dtype: dtype of the result (default float32).
 
@@ -59,7 +60,7 @@ class MaskedSequenceCrossentropy(SparseCategoricalCrossentropy):
     >>> round(float(loss(np.array([[1, 0, -1]]), logits)), 4)  # the mean of -ln 0.7 and -ln 0.2
     0.9831
 
-    In a model, with the head that does not materialize the logits:
+    In a model, whose output layer lets the loss compute the logits in chunks:
 
     >>> import keras
     >>> model = keras.Sequential([keras.layers.Embedding(100, 8), kx.layers.LogitsDense(100)])

@@ -5,14 +5,15 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_xent import _keras, _loss_statistics, arguments, provenance
+from keras_xent import _accumulation, _keras, _loss_statistics, arguments, provenance
 from keras_xent._backend import is_eager, no_autograph
 from keras_xent._types import DType, Reduction, Tensor
 from keras_xent.kernels import linear, sparse_softmax, sparse_softmax_cross_entropy
 from keras_xent.kernels._dtypes import accumulator_dtype, to_tensor
 from keras_xent.kernels._labels import class_weights, gather_class_weights, in_range, valid_mask
 from keras_xent.kernels._options import SoftmaxOptions
-from keras_xent.kernels._shapes import align_weights, checked_axis, same_shape, squeeze_class_axis
+from keras_xent.kernels._shapes import checked_axis, same_shape, squeeze_class_axis
+from keras_xent.losses._fused import head_for, mask_and_weights, options_of
 from keras_xent.losses.base import Alignment, Crossentropy, Unreduced
 
 
@@ -24,22 +25,26 @@ class SparseCategoricalCrossentropy(Crossentropy):
     `keras.losses.SparseCategoricalCrossentropy`: same arguments, defaults and values, and any class axis on every
     backend. The arguments after `dtype` are new.
 
-    Equivalent to `mean(kernels.sparse_softmax_cross_entropy(y_true, logits, ...))`, which has the formula.
+    Formula for label `k`, with `nll_c = -log p_c`, smoothing `s` and class weights `w` of `C` classes:
+    `(1 - s) w_k nll_k + (s / C) sum_c w_c nll_c`, each `nll_c` times `(1 - p_c)^gamma` if focal, plus
+    `z_loss (log sum exp x)^2` for logits `x`. Equivalent to
+    `mean(kernels.sparse_softmax_cross_entropy(y_true, logits, ...))`.
 
     Args:
         from_logits: whether `y_pred` holds logits. If not, the logits before a softmax are used where they are known
             (also through the casts of mixed precision), else the logarithm of the probabilities.
         ignore_class: a label that is ignored, whatever is predicted for it.
-        reduction: `"sum_over_batch_size"` (or `"mean"`), `"mean_with_sample_weight"`, `"sum"`, `None` (or `"none"`) as
-            in Keras; `"token_mean"`, `"sequence_mean"`: the mean over valid labels by their weights, over all replicas,
-            and the mean over examples of each one's mean.
+        reduction: `"sum_over_batch_size"` or `"mean"`: the sum over the number of valid labels;
+            `"mean_with_sample_weight"`: over the sum of their sample weights; `"token_mean"`: the same over all
+            replicas, with class weights; `"sequence_mean"`: the mean over examples of each one's mean; `"sum"`; `None`
+            or `"none"`: one loss for each label.
         axis: the class axis.
         name: name of the loss.
-        dtype: dtype of the result (default float32). Sums are made in float32 whatever it is, labels are never cast to
+        dtype: dtype of the result (default float32). Sums are in float32 whatever it is, labels are never cast to
             it; with `"float64"` the whole computation is in float64.
         label_smoothing: share in [0, 1] of the target spread evenly over all classes.
-        class_weight: one weight per class: `[C]`, or a dict from class to weight. **Never use that of `fit` with labels
-            `[B, T]`**: Keras makes a wrong weight per example of it; the loss then warns.
+        class_weight: one weight per class: `[C]`, or a dict from class to weight. **Never use the
+            `class_weight` of `fit` with labels `[B, T]`**: Keras makes a wrong weight per example of it.
         focal_gamma: exponent of the focal factor `(1 - p)^gamma`.
         z_loss: weight of the squared log-sum-exp of the logits.
         logit_softcap: `c` of `c tanh(x / c)`, applied to the logits.
@@ -65,7 +70,8 @@ class SparseCategoricalCrossentropy(Crossentropy):
     >>> model = keras.Sequential([keras.layers.Dense(3)])
     >>> model.compile("adam", kx.losses.SparseCategoricalCrossentropy(from_logits=True), metrics=["accuracy"])
 
-    References: `keras.losses.SparseCategoricalCrossentropy`; the references of the kernel.
+    References: `keras.losses.SparseCategoricalCrossentropy`; label smoothing, arXiv:1512.00567; focal loss,
+    arXiv:1708.02002; z-loss, arXiv:2204.02311 (PaLM).
     """
 
     def __init__(
@@ -98,71 +104,54 @@ class SparseCategoricalCrossentropy(Crossentropy):
     @no_autograph
     def __call__(self, y_true: Tensor, y_pred: Tensor, sample_weight: Tensor = None) -> Tensor:
         """The reduced loss; without the logits, where their head is known."""
-        head = None if self._overrides_call() else self._head(arguments.tensor("y_pred", y_pred))
+        if _accumulation.is_counting() and not self._overrides_call():
+            return self._count(y_true, y_pred, sample_weight)
+        if not is_eager(y_pred):
+            self._warn_of_accumulation(y_pred, sample_weight)
+        head = None if self._overrides_call() else head_for(self, arguments.tensor("y_pred", y_pred))
         if head is None:
             return super().__call__(y_true, y_pred, sample_weight)
         self._warn_of_class_weight(y_true, sample_weight)
         with keras.name_scope(self.name), arguments.named("y_true", "y_pred"):
             return ops.cast(self._fused(head, y_true, y_pred, sample_weight), self.dtype)
 
-    def _head(self, y_pred: Tensor) -> provenance.Head | None:
-        logits = provenance.fusible_logits(y_pred, axis=self.axis, from_logits=self.from_logits)
-        if logits is None:
-            return None
-        head = provenance.head_of(logits)
-        if head is None and (reason := provenance.materialized_because(logits)):
-            self._warn_once(
-                "provenance",
-                f"{type(self).__name__} materializes the logits, since {reason}: it reads them as they are.",
-            )
-            return None
-        if head is None and (detached := provenance.detached_head(logits)) is not None:
-            self._warn_once(
-                "provenance",
-                f"{type(self).__name__} materializes the logits of layer '{detached}': what comes after the "
-                "layer returns a new tensor, which carries no provenance. End the model in that layer. The loss reads "
-                "16-bit logits as they are, so that a float32 Activation after it is not needed.",
-            )
-        if head is not None and (readers := _metrics_that_read_logits()):
-            self._warn_once(
-                "readers",
-                f"The logits of layer '{head.layer}' are materialized, since the metric '{readers[0]}' reads them; "
-                f"{type(self).__name__} alone does not. Nor do keras_xent.metrics.TokenAccuracy and Perplexity.",
-            )
-        # Two caps, one after the other, are not one cap.
-        return None if head is not None and head.logit_softcap and self.logit_softcap else head
+    def _warn_of_accumulation(self, y_pred: Tensor, sample_weight: Tensor) -> None:
+        """Says that the optimizer takes the mean of means over unequal numbers of tokens."""
+        may_differ = self.ignore_class is not None or sample_weight is not None or _keras.mask_of(y_pred) is not None
+        if self.reduction == "token_mean" and self.normalizer is None and may_differ:
+            optimizer = getattr(_keras.model_of_step(), "optimizer", None)
+            if getattr(getattr(optimizer, "inner_optimizer", optimizer), "gradient_accumulation_steps", None):
+                self._warn_once(
+                    "accumulation",
+                    f"{type(self).__name__} is a mean over the tokens of each micro-batch, and the optimizer's "
+                    "`gradient_accumulation_steps` takes the mean of these means: tokens of short micro-batches weigh "
+                    "more. Use keras_xent.accumulate_gradients(model, steps) on whole batches, or `normalizer`.",
+                )
 
     def _fused(self, head: provenance.Head, y_true: Tensor, y_pred: Tensor, sample_weight: Tensor) -> Tensor:
         labels = to_tensor(arguments.tensor("y_true", y_true))
         labels = squeeze_class_axis(labels, y_pred, -1, hidden=head.hidden)
-        shape, mask, weights = labels.shape, _keras.mask_of(y_pred), None
-        if mask is not None:
-            mask = align_weights(ops.cast(mask, "bool"), shape, "mask")
-            mask = ops.broadcast_to(mask, ops.shape(labels))
-        if sample_weight is not None:
-            weights = align_weights(to_tensor(arguments.tensor("sample_weight", sample_weight)), shape)
-        # The kernel computes in the dtype of the hidden states.
-        hidden = ops.cast(head.hidden, "float64") if self.dtype == "float64" else head.hidden
+        mask, weights = mask_and_weights(y_pred, sample_weight, labels)
         loss, statistics = linear.with_statistics(
-            hidden,
-            head.kernel,
-            labels,
-            head.bias,
+            labels=labels,
             options=self._options(head.logit_softcap or self.logit_softcap),
             token_weights=weights,
-            transpose_kernel=head.transpose_kernel,
             mask=mask,
             ignore_class=self.ignore_class,
-            class_weight=self.class_weight,
-            reduction=self.reduction,
-            normalizer=self.normalizer,
-            training=head.training,
-            gradients=head.gradients,
             statistics=_loss_statistics.needed_statistics(),
-            chunk_bytes=head.chunk_bytes,
+            **options_of(self, head),
         )
         _loss_statistics.publish(self._record(statistics, y_true, y_pred, sample_weight))
         return loss
+
+    def _count(self, y_true: Tensor, y_pred: Tensor, sample_weight: Tensor) -> Tensor:
+        """The call of a loss that only counts: from the labels, so that nothing is computed of the predictions."""
+        with arguments.named("y_true", "y_pred"):
+            labels = squeeze_class_axis(to_tensor(y_true), y_pred, self.axis, asserts=False)
+            mask, weights = mask_and_weights(y_pred, sample_weight, labels)
+            losses = ops.zeros_like(labels, dtype="float64" if self.dtype == "float64" else "float32")
+            label_weights = self._label_weights(labels, y_pred)
+            return self._reduce(losses, valid_mask(labels, mask, self.ignore_class), weights, label_weights)
 
     def _unreduced(self, y_true: Tensor, logits: Tensor, aligned: Alignment) -> Unreduced:
         axis = checked_axis(self.axis, len(logits.shape))
@@ -234,16 +223,3 @@ class SparseCategoricalCrossentropy(Crossentropy):
         weights = class_weights(self.class_weight, num_classes, accumulator_dtype(logits), 2)
         # A label out of range either is not valid, or has made the loss NaN.
         return gather_class_weights(weights, ops.clip(ops.cast(labels, "int32"), 0, num_classes - 1))
-
-
-def _metrics_that_read_logits() -> list[str]:
-    """Names of the metrics that read the logits of the model whose step calls the loss, by what it was compiled with.
-
-    Of a model with several outputs it is not known which metrics belong to which.
-    """
-    model = _keras.model_of_step()
-    if model is None or len(getattr(model, "outputs", None) or [None]) > 1:
-        return []
-    # Those that were given to `compile` are inside one of the model's metrics.
-    compiled = [metric for one in model.metrics for metric in getattr(one, "metrics", ())]
-    return [metric.name for metric in compiled if not getattr(metric, "reuses_loss_statistics", False)]

@@ -20,7 +20,7 @@ from keras_xent.metrics._exact_sums import ExactSums
 
 
 class Totals(NamedTuple):
-    """What a metric has summed up, exact to 2^48."""
+    """The sums of a metric, exact to 2^48."""
 
     # Weighted sum of the tokens' values (nats, hits), and its denominator (weights, bytes).
     total: Any
@@ -52,6 +52,8 @@ class TokenMean(NamedArguments, keras.metrics.Metric):
     # Tells the losses that this metric does not make a step materialize the logits.
     reuses_loss_statistics = True
     logit_softcap: float | None = None
+    # How many sums a metric has behind its first ones.
+    _more_sums = 0
     # False for what is the same of logits and of probabilities, capped or not: their order.
     _depends_on_logits = True
 
@@ -63,6 +65,7 @@ class TokenMean(NamedArguments, keras.metrics.Metric):
         self.ignore_class = arguments.class_or_none("ignore_class", ignore_class)
         self.axis = arguments.axis(axis)
         # In the order of `Totals`.
+        num_sums += self._more_sums
         self._sums = ExactSums(self, "sums", num_sums)
         self._mailbox = _loss_statistics.Mailbox(self, num_sums)
         # Whether updates have weights, once there was one: Keras runs the step symbolically before JAX traces it.
@@ -114,7 +117,7 @@ class TokenMean(NamedArguments, keras.metrics.Metric):
 
     def totals(self) -> Totals:
         """The sums since the last reset. Waits for the device."""
-        return Totals(*map(float, self._sums.exact()))
+        return Totals(*map(float, self._sums.exact()[: len(Totals._fields)]))
 
     def receive(self, record: _loss_statistics.LossRecord) -> None:
         """Keeps the sums of a loss's record, for the update with the same labels, with or without its weights.
@@ -138,7 +141,7 @@ class TokenMean(NamedArguments, keras.metrics.Metric):
         self._disagreements.append((weakref.ref(record.y_true), self._disagreement(record, record.y_pred, weight)))
 
     def is_updated_in(self, scope: Any) -> bool:
-        """Whether this metric is part of the step whose variables are in a stateless scope of Keras."""
+        """Returns whether this metric is part of the step whose variables are in a stateless scope of Keras."""
         return scope.get_current_value(self.variables[0]) is not None
 
     def _token_values(self, y_true: Tensor, y_pred: Tensor, sample_weight: Tensor) -> TokenValues:
@@ -172,7 +175,7 @@ class TokenMean(NamedArguments, keras.metrics.Metric):
         return _loss_statistics.Settings(type(self).__name__, reading, axis, self.ignore_class, self.logit_softcap)
 
     def _fits(self, record: _loss_statistics.LossRecord) -> bool:
-        """Whether the record's statistics are of the same quantity."""
+        """Returns whether the record's statistics are of the same quantity."""
         own, other = self._settings(record.y_pred), record.settings
         return other is not None and other._replace(owner="", ignore_class=None) == own._replace(
             owner="", ignore_class=None
@@ -228,7 +231,7 @@ class TokenMean(NamedArguments, keras.metrics.Metric):
         return TokenValues(self._values_from_statistics(statistics), weights, labels)
 
     def _sum(self, tokens: TokenValues) -> Tensor:
-        """`[4]` float32, in the order of `Totals`."""
+        """`[num_sums]` float32, in the order of `Totals`."""
         is_active = ops.not_equal(tokens.weights, 0)
         values = ops.where(is_active, ops.cast(tokens.values, "float32"), 0.0)
         denominators = self._denominators(tokens.weights, tokens.labels)
@@ -236,12 +239,12 @@ class TokenMean(NamedArguments, keras.metrics.Metric):
         return ops.stack([*map(reduction.total, parts), ops.cast(ops.size(tokens.weights), "float32")])
 
     def _denominators(self, weights: Tensor, labels: Tensor) -> Tensor:
-        """What each token adds to the denominator."""
+        """Returns each token's contribution to the denominator."""
         return weights
 
     def _mean(self) -> Tensor:
         """The mean over all tokens; nan without a valid token."""
-        sums = Totals(*ops.unstack(self._sums.values()))
+        sums = Totals(*ops.unstack(self._sums.values()[: len(Totals._fields)]))
         is_defined = ops.not_equal(sums.denominator, 0)
         mean = sums.total / ops.where(is_defined, sums.denominator, ops.ones_like(sums.denominator))
         return ops.where(is_defined, mean, ops.full_like(mean, float("nan")))

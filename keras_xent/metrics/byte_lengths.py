@@ -1,4 +1,4 @@
-"""How many bytes of text the tokens of a tokenizer's vocabulary stand for."""
+"""Lengths in bytes of the texts of a tokenizer's tokens."""
 
 import re
 from collections.abc import Callable, Iterable
@@ -16,7 +16,7 @@ _PIECE_BYTE = re.compile("<0x[0-9A-Fa-f]{2}>")
 def bytes_of_tokens(
     vocabulary: Any, special: Iterable[str] = (), *, alphabet: Alphabet = "auto", added: Iterable[str] = ()
 ) -> list[int]:
-    """How many bytes of text each entry of a tokenizer's vocabulary stands for.
+    """Returns the number of bytes of text that each entry of a tokenizer's vocabulary stands for.
 
     Use it for the `bytes_per_token` of `BitsPerByte`. Each token is read by itself in the `alphabet`, which is how the
     tokenizer writes text into its vocabulary:

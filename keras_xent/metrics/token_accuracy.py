@@ -1,4 +1,4 @@
-"""How often the most probable token is the right one."""
+"""Accuracy of the most probable token."""
 
 from typing import Any
 
@@ -20,9 +20,9 @@ class TokenAccuracy(TokenMean):
     Counts tokens as `Perplexity` does: masks, `ignore_class` and sample weights. With a fused head the labels are
     ranked where the loss is computed, without materializing the logits, as Keras' `"accuracy"` would.
 
-    Formula: `sum_n t_n [r_n < top_k] / sum_n t_n` over valid tokens `n` with sample weights `t_n`, where `r_n` classes
-    are predicted before the label: those with larger logits, and with equal ones those that come first, as in `argmax`.
-    Without a valid token: nan.
+    Formula: `sum_n t_n [r_n < top_k] / sum_n t_n` over valid tokens `n` with sample weights `t_n`, where `r_n` is the
+    rank of the label: the number of classes with larger logits, or equal ones of a smaller index. Without a valid
+    token: nan.
 
     Equivalent to `mean(argmax(y_pred, axis=-1) == y_true)` over one batch that holds every token and no padding.
 

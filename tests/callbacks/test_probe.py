@@ -36,6 +36,14 @@ def test_the_table_has_the_worst_first_and_none_that_do_not_count():
     assert len(table) == 2 + 5
 
 
+@pytest.mark.parametrize(
+    "texts, context", [(["the", "cat", "sat"], "the\u2423cat"), (["the", " cat", " sat"], "the\u2423cat")]
+)
+def test_words_of_a_context_are_apart(texts, context):
+    table = Probe(data(), texts).worst_tokens(loss([[0.1, 0.2, 3.0]])).splitlines()
+    assert table[2].split(" | ")[2] == context
+
+
 @pytest.mark.parametrize("text", ["a|b", "[x](http://e)", "\r\n`*_", "<b>&amp;", " the", "\udc80\x00\u65e5"])
 def test_any_text_stays_in_its_cell_and_means_nothing(text):
     probe = Probe(data(), [text])

@@ -5,7 +5,7 @@ import pytest
 from keras import ops
 
 import keras_xent as kx
-from keras_xent.kernels import _linear_loop, _xla_cpu, linear_token_statistics
+from keras_xent.kernels import _token_chunks, _xla_cpu, linear_token_statistics
 from tests.backend import BACKEND, DTYPES, MODES, TWO_MODES, tensor, to_numpy
 
 TOKENS, FEATURES, CLASSES = 29, 6, 23
@@ -21,8 +21,8 @@ UPSTREAM = RNG.standard_normal((3, TOKENS)).astype("float32")
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch):
     """Chunks of 8 tokens made of blocks of 2: nothing divides anything."""
-    monkeypatch.setattr(_linear_loop, "MIN_CHUNK_TOKENS", 1)
-    monkeypatch.setattr(_linear_loop, "CPU_CHUNK_BYTES", 4 * CLASSES * 8)
+    monkeypatch.setattr(_token_chunks, "MIN_CHUNK_TOKENS", 1)
+    monkeypatch.setattr(_token_chunks, "CPU_CHUNK_BYTES", 4 * CLASSES * 8)
     monkeypatch.setattr(_xla_cpu, "_BLOCK_BYTES", 4 * CLASSES * 2)
 
 

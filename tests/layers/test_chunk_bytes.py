@@ -5,20 +5,20 @@ import numpy as np
 import pytest
 
 import keras_xent as kx
-from keras_xent.kernels import _linear_loop
+from keras_xent.kernels import _token_chunks
 from tests.backend import to_numpy
 
 TOKENS = np.random.default_rng(0).integers(0, 50, (4, 30))
 
 
 def test_a_budget_is_kept_to():
-    assert _linear_loop._chunk_sizes(1000, 50, is_masked=False) == (1000, 1)
-    size, chunks = _linear_loop._chunk_sizes(1000, 50, is_masked=False, chunk_bytes=4 * 50 * 64)
+    assert _token_chunks.chunk_sizes(1000, 50, is_masked=False) == (1000, 1)
+    size, chunks = _token_chunks.chunk_sizes(1000, 50, is_masked=False, chunk_bytes=4 * 50 * 64)
     assert size <= 64 and size * chunks >= 1000
-    size, _ = _linear_loop._chunk_sizes(1000, 50, is_masked=False, copies=2, chunk_bytes=4 * 50 * 64)
+    size, _ = _token_chunks.chunk_sizes(1000, 50, is_masked=False, copies=2, chunk_bytes=4 * 50 * 64)
     assert size <= 32
     # One token at least.
-    assert _linear_loop._chunk_sizes(1000, 50, is_masked=False, chunk_bytes=1)[0] == 1
+    assert _token_chunks.chunk_sizes(1000, 50, is_masked=False, chunk_bytes=1)[0] == 1
 
 
 def tied(chunk_bytes):

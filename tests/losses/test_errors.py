@@ -124,7 +124,7 @@ def test_labels_of_the_wrong_rank_are_refused(name):
         "needed.{fix}"
     )
     soft = " For one-hot or soft targets use the categorical loss."
-    other = " They fit class axis 1: move that axis of `y_pred` to the end."
+    other = " They fit class axis 1: move it to the end of `y_pred`, or use a loss with `axis=1`."
     for given, fix in (((4,), ""), ((2, 3), ""), ((4, 3, 5), soft), ((4, 5), other)):
         with pytest.raises(ValueError, match=exactly(sentence.format(given=given, fix=fix))):
             make(name, from_logits=True)(np.zeros(given, "int32"), logits)
@@ -257,7 +257,7 @@ def test_warnings_point_at_the_line_of_the_user():
 
 # Labels of the binary loss
 
-MARKED = "If it marks a missing label, say so with `ignore_class={marker}`; if not, bring the labels to 0 and 1."
+MARKED = "If it marks a missing label, say so with `ignore_class={marker}`; if not, convert the labels to 0 and 1."
 
 
 def _binary(label, dtype):

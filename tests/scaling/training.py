@@ -33,6 +33,8 @@ class Case(NamedTuple):
     sample_weight: bool = False
     # Rows of the last batch, if it is not a whole one.
     last: int = BATCH
+    # In how many micro-batches a batch is computed.
+    micro_batches: int = 1
 
 
 ALL_OPTIONS = {
@@ -53,6 +55,8 @@ CASES = {
     "dense, bfloat16": Case("Dense", policy="mixed_bfloat16", options=ALL_OPTIONS, sample_weight=True),
     "fused, last batch": Case(last=2),
     "dense, last batch": Case("Dense", last=2),
+    "fused, accumulated": Case(options=ALL_OPTIONS, sample_weight=True, micro_batches=2),
+    "dense, accumulated, last batch": Case("Dense", last=3, micro_batches=2),
 }
 
 
@@ -82,7 +86,11 @@ def model_of(case):
         logits = head(CLASSES, name="logits", dtype=case.policy)(hidden)
     model = keras.Model(inputs, logits)
     softcap = case.options.get("logit_softcap")
-    metrics = [kx.metrics.Perplexity(ignore_class=0, logit_softcap=softcap), kx.metrics.TokenAccuracy(ignore_class=0)]
+    groups = {"groups": ["low", "high"], "group_of": lambda labels: labels > CLASSES // 2}
+    metrics = [
+        kx.metrics.Perplexity(ignore_class=0, logit_softcap=softcap, **groups),
+        kx.metrics.TokenAccuracy(ignore_class=0),
+    ]
     loss = kx.losses.MaskedSequenceCrossentropy(ignore_class=0, **case.options)
     model.compile(keras.optimizers.SGD(0.5), loss, metrics=metrics)
     return model
@@ -90,7 +98,7 @@ def model_of(case):
 
 def trained(case):
     """History, evaluation and weights after the training."""
-    model = model_of(case)
+    model = kx.accumulate_gradients(model_of(case), case.micro_batches)
     tokens, labels, weights = data(case.last)
     # JAX gives each device as many rows as the others: there what is missing has to be padding.
     missing = -len(tokens) % BATCH if keras.distribution.distribution() else 0

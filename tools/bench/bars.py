@@ -1,4 +1,4 @@
-"""What the figures were to show, and whether they do."""
+"""Targets of the benchmarks, and whether the figures meet them."""
 
 from collections.abc import Callable
 from statistics import median
@@ -16,7 +16,7 @@ class Bar(NamedTuple):
     number: Callable[[dict], float | None]
 
     def met(self, number: float | None) -> str:
-        """Whether the number, as it is shown, keeps the bound. Where the bound is 1, 3 % beyond it are a tie."""
+        """Returns whether the number, as shown, meets the bound. Where the bound is 1, up to 3 % beyond it is a tie."""
         if number is None:
             return "not measured"
         limit, shown = float(self.bound[2:]), round(number, 2)
@@ -26,7 +26,7 @@ class Bar(NamedTuple):
 
 
 def _times(row, over, under, **case):
-    """How many times `over` is `under`, in the one record of the case."""
+    """Returns the ratio of `over` to `under` in the only record of the case."""
 
     def number(results):
         records = find(results, row, **case)

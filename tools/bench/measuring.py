@@ -1,4 +1,4 @@
-"""How it is measured: the same work, compared first, then in turn in one state of the machine."""
+"""Measurement: results are compared first, then the libraries are timed in turn."""
 
 import functools
 import tempfile
@@ -20,7 +20,7 @@ NAP, NAPS = 0.002, 25
 
 
 def record(work: Work, workers: Workers, rounds: int, warm_up: int = WARM_UP) -> dict:
-    """What was found out: a list of numbers by peer, and for peers that are missing the reason."""
+    """Results: a list of numbers by peer, and for missing peers the reason."""
     found = {"row": work.row, "case": work.case, "unit": work.unit, "peers": list(work.peers)}
     if work.case["question"] == "import":
         return found | processes.imports(work, rounds)

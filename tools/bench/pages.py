@@ -27,7 +27,7 @@ def filled(page: str, results: dict) -> str:
 
 
 def block(name: str, results: dict) -> str:
-    """What is between two marks: one of the named blocks, or the table of a row."""
+    """Returns the text between two marks: one of the named blocks, or the table of a row."""
     return BLOCKS[name](results) if name in BLOCKS else tables.table(results, name)
 
 

@@ -1,4 +1,4 @@
-"""What is measured by processes that start: the time of an import, and how often XLA compiles."""
+"""Measurements that start processes: the time of an import, and the number of compilations of XLA."""
 
 import os
 import subprocess

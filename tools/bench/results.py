@@ -35,7 +35,7 @@ def add(results: dict, record: dict) -> None:
 
 
 def has(results: dict, row: str, case: dict, unit: str, rounds: int) -> bool:
-    """Whether there is a record of this case, and of times one with at least as many rounds."""
+    """Returns whether there is a record of this case; for times, one with at least as many rounds."""
     wanted = _key({"row": row, "case": case, "unit": unit})
     least = rounds if unit == "milliseconds" else 1
     return any(_key(record) == wanted and record["rounds"] >= least for record in results["rows"])
@@ -65,7 +65,7 @@ def find(results: dict, row: str, **case) -> list[dict]:
 
 
 def ratio(record: dict, over: str, under: str) -> float | None:
-    """How many times the one is the other: the median of the rounds' ratios, None where one is missing."""
+    """Returns the ratio of the two: the median of the rounds' ratios, None where one is missing."""
     values = record["values"]
     if not values.get(over) or not values.get(under):
         return None

@@ -1,4 +1,4 @@
-"""What is measured: every row, its cases and its peers."""
+"""The measured rows, with their cases and peers."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -133,14 +133,14 @@ def fits() -> Iterator[Work]:
 
 
 def metrics() -> Iterator[Work]:
-    """What metrics add to a step with a fused head."""
+    """The time that metrics add to a step with a fused head."""
     peers = ("ours, head", "ours, head, Perplexity", "ours, head, Perplexity, TokenAccuracy")
     for library in "tensorflow", "jax":
         yield Work("metrics", _model("train", "metrics", backend=library), dict.fromkeys(peers, library))
 
 
 def callbacks() -> Iterator[Work]:
-    """What callbacks add to a step of a small model, so small that it is seen."""
+    """The time that callbacks add to a step of a model small enough for it to show."""
     case = {
         "question": "callbacks",
         "batch": 8,
@@ -165,7 +165,7 @@ def first_steps() -> Iterator[Work]:
 
 
 def compilations() -> Iterator[Work]:
-    """How often something is compiled in 50 steps of varying length."""
+    """The number of compilations in 50 steps of varying length."""
     lengths = list(range(32, 193, 32))
     case = {"question": "lengths", "loss": "sparse", "classes": 1000, "dtype": "float32"}
     yield Work("compilations", {**case, "rows": "varying", "lengths": lengths, "steps": 50}, IN_STEPS, "compilations")

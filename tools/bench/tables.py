@@ -56,7 +56,7 @@ def _lines(records, peers):
 
 
 def about(case: dict) -> dict[str, str]:
-    """What describes a case, by the heading of its column."""
+    """Returns the description of a case, by the heading of its column."""
     facts = {}
     if case.get("question") == "linear":
         facts["[tokens, features, classes]"] = f"[{case['rows']}, {case['features']}, {case['classes']}]"
@@ -90,7 +90,7 @@ def cell(record: dict, name: str) -> str:
 
 
 def is_tie(record: dict, name: str) -> bool:
-    """Whether a peer is neither faster nor slower: the median is within 3 %, or the quartiles hold 1."""
+    """Returns whether a peer is neither faster nor slower: the median is within 3 %, or 1 between the quartiles."""
     first = record["values"][record["peers"][0]]
     ratios = [other / ours for other, ours in zip(record["values"][name], first, strict=True)]
     if abs(median(ratios) - 1) < 0.03:
@@ -122,7 +122,7 @@ def line(record: dict) -> str:
 
 
 def faster(results: dict) -> str:
-    """Where another is faster than ours, a tie left out: every such case, the largest first."""
+    """Returns every case in which another is faster than ours, without ties, the largest ratio first."""
     lines = []
     for record in results["rows"]:
         ours, *others = record["peers"]

@@ -1,4 +1,4 @@
-"""What each workaround for XLA:CPU gains: `python -m tools.bench.workarounds`.
+"""The gain of each workaround for XLA:CPU: `python -m tools.bench.workarounds`.
 
 Each is switched off by itself. A line has the milliseconds of a loss with its gradient without it and with it, the
 fastest of several calls each, and their ratio. TensorFlow or JAX, as `KERAS_BACKEND` says.

@@ -16,7 +16,7 @@ from tools.bench import peak
 
 
 class Worker:
-    """What can be asked for, by the name of the request."""
+    """The requests that a worker answers, by name."""
 
     def __init__(self, module: str) -> None:
         self._library = importlib.import_module(module)

@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 
 
 class Library(NamedTuple):
-    """Where the peers of a library are, and what they run in."""
+    """The module of a library's peers, and the Python that runs it."""
 
     module: str
     backend: str = "tensorflow"
@@ -79,7 +79,7 @@ class Worker:
         return answer["answer"]
 
     def ended(self) -> bool:
-        """Whether the process is no more."""
+        """Returns whether the process has ended."""
         return self._process.poll() is not None
 
     def processor_seconds(self) -> float:

@@ -1,4 +1,4 @@
-"""What is called: a module for each library.
+"""The measured functions: a module for each library.
 
 Each has `peer(name, case, folder)`, which returns a function that makes one call and returns its results, by name, when
 they are there; `arrays(results)`, the same as NumPy arrays; `versions()`; and `forget()`. A peer that cannot do what is

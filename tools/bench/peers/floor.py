@@ -1,4 +1,4 @@
-"""What the memory or the matmuls alone cost: programs that do what must be done, and no more.
+"""The cost of the memory traffic or the matmuls alone: programs that do only the necessary work.
 
 Two programs are called, as by a loss. For arrays that stay in the caches that is most of the time: there the floor is
 the cost of the calls, and not of the memory.

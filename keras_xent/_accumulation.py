@@ -1,0 +1,66 @@
+"""Micro-batches of one batch: what its losses are divided by is counted before the first of them is computed.
+
+The gradient of a batch is the sum of its micro-batches' gradients, each times its share of the rows. For that a loss
+divides the sum over the micro-batch by the share of what it would divide that of the whole batch by. Means over rows,
+such as a regularizer, then need nothing.
+"""
+
+import contextlib
+import contextvars
+from collections.abc import Iterator
+from typing import Any
+
+from keras import ops
+
+from keras_xent._types import Tensor
+from keras_xent.kernels import reduction as _reduction
+
+_counted: contextvars.ContextVar[list | None] = contextvars.ContextVar("_counted", default=None)
+_micro_batch: contextvars.ContextVar[Iterator | None] = contextvars.ContextVar("_micro_batch", default=None)
+
+
+@contextlib.contextmanager
+def counting() -> Iterator[list]:
+    """Inside, each call of a loss adds its denominator to the list, and computes nothing else."""
+    found: list[Any] = []
+    token = _counted.set(found)
+    try:
+        yield found
+    finally:
+        _counted.reset(token)
+
+
+@contextlib.contextmanager
+def micro_batch(denominators: list, share: Any) -> Iterator[None]:
+    """Inside, the losses, in the order of the count, are those of a part of a batch with this share of its rows."""
+    token = _micro_batch.set(iter([(one, share) for one in denominators]))
+    try:
+        yield
+    finally:
+        _micro_batch.reset(token)
+
+
+def is_counting() -> bool:
+    """Whether the loss that is called only counts."""
+    return _counted.get() is not None
+
+
+def divisor(normalizer: float | None) -> Any:
+    """What takes the place of the denominator of this call of a loss: the normalizer, unless it is a micro-batch's."""
+    calls = _micro_batch.get()
+    denominator, share = next(calls, (None, None)) if calls is not None else (None, None)
+    if share is None:
+        # None of the losses that were counted: a metric, for instance.
+        return normalizer
+    return (normalizer or 1.0) * share if denominator is None else denominator * share
+
+
+def reduce(losses: Tensor, *, reduction: str | None, normalizer: float | None = None, **counting: Any) -> Tensor:
+    """`kernels.reduction.reduce`, of a micro-batch by the denominator of the whole batch."""
+    found = _counted.get()
+    if found is None:
+        return _reduction.reduce(losses, reduction=reduction, normalizer=divisor(normalizer), **counting)
+    # Sums, and what is divided by a number, need no count.
+    is_fixed = normalizer is not None or reduction in ("sum", "none", None)
+    found.append(None if is_fixed else _reduction.reduction_weights(losses, reduction=reduction, **counting)[1])
+    return ops.zeros((), losses.dtype)

@@ -1,0 +1,116 @@
+"""The tokens of a linear kernel, divided into chunks: how many to a chunk, in which order, and back again."""
+
+from typing import Any, NamedTuple
+
+from keras import ops
+
+from keras_xent._backend import on_accelerator
+from keras_xent._types import Tensor
+from keras_xent.kernels._masking import where_or_zero
+from keras_xent.kernels._xla_cpu import block_size
+
+# Bytes of one chunk of logits, at most, and its fewest tokens: each chunk adds once to the kernel's gradient, which has
+# to cost little beside the matmuls of its tokens (docs/performance.md).
+CPU_CHUNK_BYTES = 2**26
+ACCELERATOR_CHUNK_BYTES = 2**29
+MIN_CHUNK_TOKENS = 512
+# The same where the gradient of the kernel is not computed: each chunk reads the kernel once.
+MIN_CHUNK_TOKENS_WITHOUT_KERNEL = 128
+# Of few tokens a chunk is a share, so that what it takes stays small beside the logits it saves: half of the fewest
+# tokens, unless the chunk has less than a share of its bytes.
+MIN_CHUNKS = 8
+SMALL_SHARE = 4
+# Tokens that are not active are left out by whole chunks: where there may be some, there should be a few chunks.
+MIN_CHUNKS_IF_MASKED = 4
+
+
+def chunk_sizes(
+    tokens: Any,
+    num_classes: int,
+    *,
+    is_masked: bool,
+    copies: int = 1,
+    chunk_bytes: int | None = None,
+    needs_kernel: bool = True,
+) -> tuple[Any, Any]:
+    """Tokens of a chunk, and the number of chunks: as even as they can be, and a whole number of blocks each.
+
+    `copies` arrays of the size of the logits exist at once. With `chunk_bytes` a chunk takes no more, unless one token
+    does.
+    """
+    budget = chunk_bytes or (ACCELERATOR_CHUNK_BYTES if on_accelerator() else CPU_CHUNK_BYTES)
+    bytes_of_token = 4 * num_classes * copies
+    block = block_size((1, num_classes))
+    fewest = MIN_CHUNK_TOKENS if needs_kernel else min(MIN_CHUNK_TOKENS, MIN_CHUNK_TOKENS_WITHOUT_KERNEL)
+    most = max(1 if chunk_bytes else fewest, budget // bytes_of_token)
+    block = min(block, most)
+    if isinstance(tokens, int):
+        half = max(1, MIN_CHUNK_TOKENS // 2)
+        if is_masked:
+            most = min(most, max(half, -(-tokens // MIN_CHUNKS_IF_MASKED)))
+        if not chunk_bytes:
+            most = min(most, max(half, -(-tokens // MIN_CHUNKS), budget // SMALL_SHARE // bytes_of_token))
+    num_chunks = -(-tokens // most)
+    if isinstance(tokens, int):
+        size = -(-tokens // max(num_chunks, 1))
+        return (size if size <= block else -(-size // block) * block), num_chunks
+    size = -(-tokens // ops.maximum(num_chunks, 1))
+    return ops.where(size <= block, size, -(-size // block) * block), num_chunks
+
+
+class Order(NamedTuple):
+    """The tokens in the order of the loop, the place of each token in it, and how many chunks hold active ones."""
+
+    permutation: Tensor
+    inverse: Tensor
+    num_active_chunks: Any
+
+
+def active_first(is_active: Tensor, size: Any, num_chunks: Any) -> Order:
+    """The order that has the active tokens first; that of the tokens themselves if all are (None)."""
+    if is_active is None:
+        return Order(None, None, num_chunks)
+    is_active = ops.reshape(is_active, (-1,))  # [N]
+    active_so_far = ops.cumsum(ops.cast(is_active, "int32"))
+    index = ops.arange(ops.shape(is_active)[0], dtype="int32")
+    num_active = ops.sum(ops.cast(is_active, "int32"))
+    inverse = ops.where(is_active, active_so_far - 1, num_active + index - active_so_far)
+    # All keys are different, so that any sort is a stable one.
+    permutation = ops.argsort(inverse)
+    size = max(size, 1) if isinstance(size, int) else ops.maximum(size, 1)
+    return Order(permutation, inverse, -(-num_active // size))
+
+
+def in_order(array: Tensor, order: Order, rows: Any) -> Tensor:
+    """The array in the order of the loop, with rows of 0 at its end up to `rows`; None stays."""
+    if array is None:
+        return None
+    array = array if order.permutation is None else ops.take(array, order.permutation, axis=0)
+    missing = rows - ops.shape(array)[0]
+    if isinstance(missing, int) and missing == 0:
+        return array
+    return ops.concatenate([array, ops.zeros((missing, array.shape[1]), array.dtype)])
+
+
+def restored(array: Tensor, order: Order, tokens: Any, is_active: Tensor) -> Tensor:
+    """Rows of the loop back in the order of the tokens, 0 for tokens that are not active; None stays."""
+    if array is None:
+        return None
+    array = array[:tokens] if order.inverse is None else ops.take(array, order.inverse, axis=0)
+    return where_or_zero(array, is_active)
+
+
+def slice_rows(array: Tensor, start: Any, size: Any) -> Tensor:
+    """The rows of a chunk; None stays."""
+    return None if array is None else ops.slice(array, (start, 0), (size, array.shape[1]))
+
+
+def gather_rows(array: Tensor, order: Order, start: Any, size: Any) -> Tensor:
+    """The rows of a chunk, of an array in the order of the tokens, of which no copy in another order is made.
+
+    Beyond the last token rows repeat: their gradient is 0, and what is computed of them is dropped.
+    """
+    indices = ops.minimum(start + ops.arange(size, dtype="int32"), ops.shape(array)[0] - 1)
+    if order.permutation is not None:
+        indices = ops.take(order.permutation, indices)
+    return ops.take(array, indices, axis=0)

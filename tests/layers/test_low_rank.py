@@ -1,0 +1,139 @@
+"""LoRA on a head: the factors train as those of Keras' own layer, and the kernel's gradient is never formed."""
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+import keras_xent as kx
+from keras_xent.kernels import _linear_loop
+from tests.backend import BACKEND, to_numpy
+
+TOKENS = np.random.default_rng(0).integers(1, 20, (4, 6))
+RNG = np.random.default_rng(1)
+
+
+def gradients(function, *arrays):
+    """The gradients of a scalar function for each of the arrays."""
+    if BACKEND == "tensorflow":
+        import tensorflow as tf
+
+        with tf.GradientTape() as tape:
+            tape.watch(arrays)
+            value = function(*arrays)
+        return tape.gradient(value, arrays)
+    import jax
+
+    return jax.grad(function, tuple(range(len(arrays))))(*arrays)
+
+
+def dense():
+    model = keras.Sequential([keras.layers.Embedding(20, 5), kx.layers.LogitsDense(20)])
+    model.build((None, 6))
+    return model, model.layers[-1]
+
+
+def tied():
+    embedding = kx.layers.TiedLogits(20, 5)
+    tokens = keras.Input((6,), dtype="int32")
+    return keras.Model(tokens, embedding(embedding(tokens), reverse=True)), embedding
+
+
+def with_lora(build):
+    """A model whose head has LoRA, with factors that are not zero."""
+    keras.utils.set_random_seed(0)
+    model, head = build()
+    head.enable_lora(2, lora_alpha=3)
+    for weight in head.trainable_weights:
+        weight.assign(RNG.standard_normal(weight.shape))
+    return model, head
+
+
+@pytest.fixture
+def formed(monkeypatch):
+    """The names of the gradients that the loop has formed."""
+    found, run = set(), _linear_loop.run
+
+    def counted(*args, **static):
+        result = run(*args, **static)
+        names = ("hidden", "kernel", "bias", "projected", "factor")
+        found.update(name for name, one in zip(names, result.gradients, strict=True) if one is not None)
+        return result
+
+    monkeypatch.setattr(_linear_loop, "run", counted)
+    return found
+
+
+@pytest.mark.parametrize("build", [dense, tied])
+def test_factors_train_as_those_of_keras_and_no_gradient_of_the_kernel_is_formed(build, formed):
+    after = []
+    for loss in (
+        kx.losses.SparseCategoricalCrossentropy(from_logits=True),
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+    ):
+        model, head = with_lora(build)
+        for weight, seed in zip(head.trainable_weights, range(9), strict=False):
+            weight.assign(np.random.default_rng(seed).standard_normal(weight.shape))
+        model.compile(keras.optimizers.SGD(0.1), loss)
+        history = model.fit(TOKENS, TOKENS, epochs=2, verbose=0, batch_size=4).history
+        after.append([*history["loss"], *map(to_numpy, model.weights)])
+    for ours, theirs in zip(*after, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=2e-6)
+    assert "factor" in formed and "kernel" not in formed
+
+
+@pytest.mark.parametrize("build", [dense, tied])
+def test_a_frozen_head_forms_no_gradient_of_its_kernel(build, formed):
+    model, head = build()
+    if build is tied:
+        # The embedding is the one layer there is.
+        hidden = keras.layers.Dense(5)
+        model = keras.Model(model.inputs, head(hidden(head(model.inputs[0])), reverse=True))
+    head.trainable = False
+    model.compile("sgd", kx.losses.SparseCategoricalCrossentropy(from_logits=True))
+    before = [to_numpy(w) for w in head.weights]
+    model.fit(TOKENS, TOKENS, verbose=0)
+    assert formed == {"hidden"}
+    for old, new in zip(before, head.weights, strict=True):
+        np.testing.assert_array_equal(old, to_numpy(new))
+    # Log-probabilities that a policy is trained by are no exception.
+    formed.clear()
+    step = model.layers[-2].weights[0]
+    if BACKEND == "tensorflow":
+        import tensorflow as tf
+
+        with tf.GradientTape() as tape:
+            value = ops.sum(kx.token_log_probs(model, TOKENS, TOKENS))
+        assert tape.gradient(value, step.value) is not None
+        assert formed == {"hidden"}
+
+
+@pytest.mark.parametrize("transpose", [False, True])
+def test_the_kernel_is_that_of_the_merged_kernel(transpose):
+    hidden, labels = RNG.standard_normal((7, 5)), RNG.integers(0, 20, 7)
+    kernel, first, second = (RNG.standard_normal(s) for s in ((5, 20), (5, 2), (2, 20)))
+    if transpose:
+        kernel, first, second = kernel.T, second.T, first.T
+    dtype, rtol = ("float64", 1e-9) if BACKEND == "tensorflow" else ("float32", 2e-5)
+    arrays = tuple(ops.convert_to_tensor(a, dtype=dtype) for a in (hidden, kernel, first, second))
+    options = {"transpose_kernel": transpose, "mask": np.arange(7) != 3}
+
+    def loss(low_rank):
+        def of(hidden, kernel, first, second):
+            if low_rank:
+                factors = {"low_rank": (first, second)}
+            else:
+                factors, kernel = {}, kernel + ops.matmul(first, second)
+            nll = kx.kernels.linear_cross_entropy(hidden, kernel, labels, **options, **factors, reduction="token_mean")
+            found = kx.kernels.linear_token_statistics(hidden, kernel, labels, **options, **factors)
+            return nll + ops.sum(found.entropy * found.log_prob)
+
+        return of
+
+    for ours, merged in zip(gradients(loss(True), *arrays), gradients(loss(False), *arrays), strict=True):
+        np.testing.assert_allclose(to_numpy(ours), to_numpy(merged), rtol=rtol, atol=rtol)
+
+
+def test_factors_that_do_not_fit():
+    with pytest.raises(ValueError, match=r"`low_rank` must hold two factors .* Received: factors of shapes \(5, 2\)"):
+        kx.kernels.linear_cross_entropy(np.ones((1, 5)), np.ones((5, 9)), [0], low_rank=(np.ones((5, 2)),) * 2)

@@ -1,0 +1,122 @@
+"""Perplexity by group: against float64 arithmetic, in `fit` and by hand."""
+
+import keras
+import numpy as np
+import pytest
+
+import keras_xent as kx
+from tests.backend import to_numpy
+from tests.tiers import sample
+
+CLASSES, ROWS, LENGTH, GROUPS = 23, 10, 16, ["code", "prose", "chat"]
+MODES = {"auto": {}, "compiled": {"jit_compile": True}, "eager": {"run_eagerly": True}}
+
+
+def data():
+    """Padded tokens, labels, the domain of each row (one of them in no group), and weights."""
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(2, LENGTH + 1, (ROWS, 1))
+    tokens = rng.integers(1, CLASSES, (ROWS, LENGTH)) * (np.arange(LENGTH) < lengths)
+    return tokens, rng.integers(0, CLASSES, tokens.shape), np.arange(ROWS) % 4, rng.uniform(0.1, 2, ROWS)
+
+
+def expected(name, logits, labels, weights, groups):
+    """Perplexities of all tokens and of those of each group, in float64."""
+    logits = logits.astype("float64")
+    log_sum_exp = np.log(np.exp(logits).sum(-1))
+    nll = log_sum_exp - np.take_along_axis(logits, labels[..., None], axis=-1)[..., 0]
+    chosen = {name: weights} | {f"{name}/{g}": weights * (groups == i) for i, g in enumerate(GROUPS)}
+    return {name: np.exp((w * nll).sum() / w.sum()) for name, w in chosen.items() if w.any()}
+
+
+CASES = [(head, mode) for head in (kx.layers.LogitsDense, keras.layers.Dense) for mode in MODES]
+
+
+@pytest.mark.parametrize("head, mode", sample(CASES, [(kx.layers.LogitsDense, "auto")]))
+def test_a_group_of_each_example_in_fit(head, mode):
+    tokens, labels, domains, weights = data()
+    keras.utils.set_random_seed(1)
+    inputs = keras.Input((None,), name="tokens", dtype="int32")
+    model = keras.Model([inputs], head(CLASSES)(keras.layers.Embedding(CLASSES, 8, mask_zero=True)(inputs)))
+    of_domain = {"groups": GROUPS, "group_of": "domain"}
+    model.compile(
+        keras.optimizers.SGD(0.0),
+        kx.losses.MaskedSequenceCrossentropy(),
+        metrics=[kx.metrics.Perplexity(**of_domain)],
+        weighted_metrics=[kx.metrics.Perplexity(name="weighted", **of_domain)],
+        **MODES[mode],
+    )
+    x = {"tokens": tokens, "domain": domains}
+    validation = ({"tokens": tokens[:6], "domain": domains[:6]}, labels[:6], weights[:6])
+    logged = model.fit(x, labels, 4, sample_weight=weights, verbose=0, validation_data=validation).history
+    logits, valid = model.predict(tokens, verbose=0), tokens > 0
+    for prefix, rows in (("", slice(None)), ("val_", slice(6))):
+        of_rows = logits[rows], labels[rows]
+        groups = domains[rows, None]
+        right = expected("perplexity", *of_rows, valid[rows], groups)
+        right |= expected("weighted", *of_rows, valid[rows] * weights[rows, None], groups)
+        for name, value in right.items():
+            np.testing.assert_allclose(logged[prefix + name], value, rtol=1e-6, err_msg=prefix + name)
+
+
+def test_a_group_of_each_token_by_a_function_of_the_labels():
+    _, labels, _, weights = data()
+    logits = np.random.default_rng(3).standard_normal((*labels.shape, CLASSES)).astype("float32")
+    metric = kx.metrics.Perplexity(ignore_class=5, groups=GROUPS, group_of=lambda labels: labels % 5)
+    for rows in (slice(0, 3), slice(3, ROWS)):
+        metric.update_state(labels[rows], logits[rows], weights[rows])
+    result = {name: float(to_numpy(value)) for name, value in metric.result().items()}
+    right = expected("perplexity", logits, labels, (labels != 5) * weights[:, None], labels % 5)
+    assert list(result) == list(right)
+    np.testing.assert_allclose(list(result.values()), list(right.values()), rtol=1e-6)
+    assert float(metric.nll()) == pytest.approx(np.log(right["perplexity"]), rel=1e-6)
+    assert metric.totals().tokens == (labels != 5).sum()
+
+
+def test_a_group_without_a_token_is_nan():
+    metric = kx.metrics.Perplexity(groups=["some", "none"], group_of=lambda labels: labels * 0)
+    metric.update_state(np.array([[0, 1]]), np.zeros((1, 2, 2), "float32"))
+    result = metric.result()
+    assert float(result["perplexity/some"]) == pytest.approx(2.0)
+    assert np.isnan(to_numpy(result["perplexity/none"]))
+    metric.reset_state()
+    assert all(np.isnan(to_numpy(value)) for value in metric.result().values())
+
+
+def test_rounding_does_not_grow_with_the_number_of_tokens():
+    rng = np.random.default_rng(4)
+    labels = rng.integers(0, 2, (1, 300_001))
+    logits = rng.standard_normal((*labels.shape, 2)).astype("float32")
+    metric = kx.metrics.Perplexity(groups=GROUPS, group_of=lambda labels: labels)
+    metric.update_state(labels, logits)
+    right = expected("perplexity", logits, labels, np.ones(labels.shape), labels)
+    for name in right:
+        assert float(metric.result()[name]) == pytest.approx(right[name], rel=1e-6)
+
+
+@keras.saving.register_keras_serializable(package="tests")
+def is_odd(labels):
+    return labels % 2
+
+
+@pytest.mark.parametrize("group_of", ["domain", is_odd], ids=["an entry", "a function"])
+def test_the_configuration_has_the_groups(group_of):
+    metric = kx.metrics.Perplexity(groups=GROUPS, group_of=group_of)
+    copy = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(metric))
+    assert copy.groups == GROUPS
+    assert copy.group_of == group_of
+
+
+def test_errors_say_what_is_missing():
+    for wrong in ({"groups": GROUPS}, {"group_of": is_odd}, {"groups": GROUPS, "group_of": 3}):
+        with pytest.raises(ValueError, match="must be given together"):
+            kx.metrics.Perplexity(**wrong)
+    for wrong in ([], "ab", ["a", "a"], 2):
+        with pytest.raises(ValueError, match="`groups` must be None or a list of different names"):
+            kx.metrics.Perplexity(groups=wrong, group_of=is_odd)
+    metric = kx.metrics.Perplexity(groups=GROUPS, group_of="domain")
+    with pytest.raises(ValueError, match=r"must name an entry of `x`.*give `group_of` as a function"):
+        metric.update_state(np.zeros((1, 2), "int32"), np.zeros((1, 2, 3), "float32"))
+    metric = kx.metrics.Perplexity(groups=GROUPS, group_of=lambda labels: np.zeros((1, 3)))
+    with pytest.raises(ValueError, match="`group_of` must line up"):
+        metric.update_state(np.zeros((1, 2), "int32"), np.zeros((1, 2, 3), "float32"))
