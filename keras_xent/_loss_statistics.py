@@ -116,7 +116,7 @@ def _metrics_of_step():
     model = _keras.model_of_step()
     if model is None:
         return None
-    found = set()
+    found: set[int] = set()
     for metric in model.metrics:
         # One of these holds those that `compile` was given, once it is built.
         if not getattr(metric, "built", True):
