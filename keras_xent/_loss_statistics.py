@@ -63,6 +63,11 @@ def register(consumer: Consumer) -> None:
     _consumers.add(consumer)
 
 
+def has_consumers() -> bool:
+    """Whether there is a metric that could look up what a loss publishes."""
+    return bool(_consumers_of_step())
+
+
 def needed_statistics() -> frozenset[str]:
     """The names of the statistics that a metric needs beside the nll, which cost a pass over the logits.
 
