@@ -1,4 +1,4 @@
-"""Statistics of each token, passed from the loss to the metrics of the same step.
+"""What a loss has computed of each token, handed to the metrics of the same step.
 
 A loss calls `publish`, a metric `lookup`. TensorFlow hands the same predictions to the loss and to the metrics: there
 the record is attached to them. On JAX the loss runs inside a gradient and the metrics outside, so that only the
@@ -21,7 +21,7 @@ _MAILBOX_ROWS = 8
 
 
 class LossRecord(NamedTuple):
-    """Statistics, and the inputs of the loss. `statistics` is None where the loss did not compute any."""
+    """Statistics, and what they were computed with. `statistics` is None where the loss has computed other things."""
 
     statistics: LossStatistics | None
     y_true: Tensor
@@ -32,7 +32,7 @@ class LossRecord(NamedTuple):
 
 
 class Settings(NamedTuple):
-    """The options under which a loss or a metric reads predictions and labels."""
+    """What a loss or a metric takes predictions and labels for."""
 
     # The class, for a message.
     owner: str
@@ -52,7 +52,7 @@ class Consumer(Protocol):
         """Called on JAX while the loss is computed, inside the stateless scope of the metric's variables."""
 
     def is_updated_in(self, scope: Any) -> bool:
-        """Returns whether the variables of the metric are in a stateless scope."""
+        """Whether the variables of the metric are in a stateless scope."""
 
 
 _consumers: weakref.WeakSet = weakref.WeakSet()
@@ -63,15 +63,10 @@ def register(consumer: Consumer) -> None:
     _consumers.add(consumer)
 
 
-def has_consumers() -> bool:
-    """Whether there is a metric that could look up what a loss publishes."""
-    return bool(_consumers_of_step())
-
-
 def needed_statistics() -> frozenset[str]:
     """The names of the statistics that a metric needs beside the nll, which cost a pass over the logits.
 
-    A metric of this very step; where TensorFlow does not say whose step it is, any that is alive.
+    On JAX a metric of this very step. TensorFlow does not say which these are: there any that is alive.
     """
     return frozenset().union(*(consumer.needs_statistics for consumer in _consumers_of_step()))
 
@@ -110,24 +105,9 @@ def lookup(y_true: Tensor, y_pred: Tensor) -> LossRecord | None:
 
 def _consumers_of_step():
     if _backend.METRICS_SEE_PREDICTIONS_OF_LOSS:
-        of_step = _metrics_of_step()
-        return [one for one in list(_consumers) if of_step is None or id(one) in of_step]
+        return list(_consumers)
     scope = _keras.stateless_scope()
     return [] if scope is None else [one for one in list(_consumers) if one.is_updated_in(scope)]
-
-
-def _metrics_of_step():
-    """The identities of the metrics of the model whose `fit` or `evaluate` calls this; None where they are unknown."""
-    model = _keras.model_of_step()
-    if model is None:
-        return None
-    found: set[int] = set()
-    for metric in model.metrics:
-        # One of these holds those that `compile` was given, once it is built.
-        if not getattr(metric, "built", True):
-            return None
-        found.update(map(id, (metric, *getattr(metric, "metrics", ()))))
-    return found
 
 
 class Mailbox:
