@@ -66,13 +66,14 @@ def evaluate(seed, epochs):
     for row, logits in zip(ROWS, (plain, weighted, weighted - np.log(weight)), strict=True):
         p = 1 / (1 + np.exp(-logits))
         alarm = p > (1 / (1 + weight) if row == ROWS[2] else 1 / 2)
-        said, happened = reliability(p, labels)
+        calibration_error = kx.metrics.CalibrationError(bins=8)
+        calibration_error.update_state(labels, logits)
         found[row] = {
             "probabilities": p,
             "labels": labels,
             "found": alarm[labels == 1].mean(),
             "false alarms": alarm[labels == 0].mean(),
-            "calibration error": np.abs(said - happened).mean(),
+            "calibration error": float(calibration_error.result()),
         }
     return found
 

@@ -41,12 +41,17 @@ def micro_batch(denominators: list, share: Any) -> Iterator[None]:
 
 
 def is_counting() -> bool:
-    """Whether the loss that is called only counts."""
+    """Returns whether the called loss only counts its denominator."""
     return _counted.get() is not None
 
 
+def is_active() -> bool:
+    """Whether the loss that is called counts, or is one of a micro-batch."""
+    return is_counting() or _micro_batch.get() is not None
+
+
 def divisor(normalizer: float | None) -> Any:
-    """What takes the place of the denominator of this call of a loss: the normalizer, unless it is a micro-batch's."""
+    """Returns the divisor of this call of a loss: the normalizer, or for a micro-batch that of the whole batch."""
     calls = _micro_batch.get()
     denominator, share = next(calls, (None, None)) if calls is not None else (None, None)
     if share is None:

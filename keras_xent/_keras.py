@@ -85,7 +85,7 @@ def symbolic_output(predictions: Tensor) -> Any:
 
 
 def is_building() -> bool:
-    """Whether Keras computes shapes, before the first step, by which it builds losses and metrics."""
+    """Returns whether Keras computes shapes, before the first step, by which it builds losses and metrics."""
     return any(_frame_of(module, "compute_output_spec") for module in _CORES)
 
 

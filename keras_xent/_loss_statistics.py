@@ -1,4 +1,4 @@
-"""What a loss has computed of each token, handed to the metrics of the same step.
+"""Statistics of each token, passed from the loss to the metrics of the same step.
 
 A loss calls `publish`, a metric `lookup`. TensorFlow hands the same predictions to the loss and to the metrics: there
 the record is attached to them. On JAX the loss runs inside a gradient and the metrics outside, so that only the
@@ -21,7 +21,7 @@ _MAILBOX_ROWS = 8
 
 
 class LossRecord(NamedTuple):
-    """Statistics, and what they were computed with. `statistics` is None where the loss has computed other things."""
+    """Statistics, and the inputs of the loss. `statistics` is None where the loss did not compute any."""
 
     statistics: LossStatistics | None
     y_true: Tensor
@@ -32,7 +32,7 @@ class LossRecord(NamedTuple):
 
 
 class Settings(NamedTuple):
-    """What a loss or a metric takes predictions and labels for."""
+    """The options under which a loss or a metric reads predictions and labels."""
 
     # The class, for a message.
     owner: str
@@ -52,7 +52,7 @@ class Consumer(Protocol):
         """Called on JAX while the loss is computed, inside the stateless scope of the metric's variables."""
 
     def is_updated_in(self, scope: Any) -> bool:
-        """Whether the variables of the metric are in a stateless scope."""
+        """Returns whether the variables of the metric are in a stateless scope."""
 
 
 _consumers: weakref.WeakSet = weakref.WeakSet()
@@ -61,6 +61,11 @@ _consumers: weakref.WeakSet = weakref.WeakSet()
 def register(consumer: Consumer) -> None:
     """Makes a metric known to the losses for as long as it lives."""
     _consumers.add(consumer)
+
+
+def has_consumers() -> bool:
+    """Whether there is a metric that could look up what a loss publishes."""
+    return bool(_consumers_of_step())
 
 
 def needed_statistics() -> frozenset[str]:

@@ -93,5 +93,5 @@ def _check(model: Any) -> None:
 
 
 def _counts(loss: Any) -> bool:
-    """Whether a loss divides by what was counted of the whole batch."""
+    """Returns whether a loss divides by the denominator of the whole batch."""
     return isinstance(loss, keras.losses.Loss) and type(loss).__module__.startswith("keras_xent.")

@@ -1,4 +1,4 @@
-"""Where predictions came from: the output layer and its inputs, the Keras mask, the logits before an activation.
+"""The origin of predictions: the output layer and its inputs, the Keras mask, the logits before an activation.
 
 Keras leaves the logits of an activation on its output. That is lost when the output is cast, and it does not say which
 activation it was; in a TensorFlow graph both can be read from the operation that made the tensor.

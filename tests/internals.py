@@ -61,6 +61,7 @@ def set_sizes(
         (_token_chunks, "ACCELERATOR_CHUNK_BYTES"): accelerator_chunk_bytes,
         (_token_chunks, "MIN_CHUNK_TOKENS"): fewest_rows,
         (_xla_cpu, "_STRIP_BYTES"): strip_bytes,
+        (_xla_cpu, "_FEW_STRIPS"): None if strip_bytes is None else 1,
         (_xla_cpu, "_BLOCK_BYTES"): block_bytes,
     }
     for (module, name), size in sizes.items():

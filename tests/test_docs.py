@@ -123,6 +123,7 @@ def test_every_number_of_the_theory_is_one_that_its_code_is_given_or_prints():
     assert numbers(prose) - numbers(sessions(THEORY)) == set()
 
 
+@pytest.mark.whole
 def test_the_pictures_of_the_theory_are_those_that_the_tool_draws(tmp_path):
     runpy.run_path(str(ROOT / "tools" / "theory.py"))["main"](tmp_path)
     drawn = {picture.name for picture in tmp_path.glob("*.png")}

@@ -13,6 +13,8 @@ RETIRED = {
     r"\bwhat came\b(?! (before|after))": "received",
     r"[Nn]obody asks|[Ss]omebody asks|who asks( for it)?\b|where nobody looks": "requested, needed",
     r"for want of": "ran out of",
+    r"[Aa]ble to say\b|\banother number\b|\bwhat is wanted\b": "reports, a different value, the task",
+    r"[Nn]obody (looks|reads|asks)": "is not used",
     r"[Ss]ays so once|is told once": "warns once",
     r"\b(is|are|be|was|were) told\b": "must be specified, receives",
     r"made in memory|makes the logits|logits are never made": "materialized",

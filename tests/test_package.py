@@ -25,7 +25,7 @@ LAYERS = [
     {"_accumulation", "_endings", "_loss_statistics", "provenance"},
     {"layers", "losses", "metrics", "preference"},
     {"_without_logits"},
-    {"accumulation", "callbacks", "deploy", "calibration", "distillation", "log_probs"},
+    {"accumulation", "callbacks", "deploy", "calibration", "distillation", "log_probs", "packing"},
     {"__init__"},
 ]
 RULE = (
@@ -218,6 +218,7 @@ print(time.thread_time() - start)
 """
 
 
+@pytest.mark.whole
 def test_importing_the_package_adds_at_most_50_ms_to_importing_keras():
     def seconds():
         command = [sys.executable, "-c", TIMED]
@@ -229,6 +230,7 @@ def test_importing_the_package_adds_at_most_50_ms_to_importing_keras():
     assert any(seconds() < 0.050 for _ in range(10))
 
 
+@pytest.mark.whole
 def test_an_unsupported_backend_is_refused_in_one_sentence():
     """Keras itself cannot be imported without its backend, so here it only says that it runs on it."""
     program = "import keras; keras.backend.backend = lambda: 'torch'; import keras_xent"

@@ -7,6 +7,7 @@ import keras
 
 from keras_xent._backend._attributes import get_attribute as get_attribute
 from keras_xent._backend._attributes import set_attribute as set_attribute
+from keras_xent._backend._segments import weights_of_runs as weights_of_runs
 from keras_xent._backend._xla import set_uses_xla as set_uses_xla
 from keras_xent._backend._xla import uses_xla as uses_xla
 from keras_xent._backend._xla import without_xla as without_xla
@@ -31,6 +32,10 @@ no_autograph = _module.no_autograph
 jit = _module.jit
 custom_gradient = _module.custom_gradient
 fused_gradient = _module.fused_gradient
+with_gradient_of_sum = _module.with_gradient_of_sum
+one_program = _module.one_program
+starts_programs = _module.starts_programs
+is_concrete = _module.is_concrete
 pad_to_bucket = _module.pad_to_bucket
 take_rows = _module.take_rows
 with_rounded_rows = _module.with_rounded_rows

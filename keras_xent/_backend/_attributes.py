@@ -23,21 +23,3 @@ def get_attribute(tensor: Tensor, name: str) -> Any:
     if id(tensor) in _table:
         return _table[id(tensor)].get(name)
     return getattr(tensor, name, None)
-
-
-class replaced:
-    """Gives an object an attribute for a while, past the tracking of Keras."""
-
-    def __init__(self, owner: Any, name: str, value: Any) -> None:
-        self._owner, self._name, self._value = owner, name, value
-
-    def __enter__(self) -> Any:
-        self._before = vars(self._owner).get(self._name)
-        object.__setattr__(self._owner, self._name, self._value)
-        return self._value
-
-    def __exit__(self, *exception: Any) -> None:
-        if self._before is None:
-            object.__delattr__(self._owner, self._name)
-        else:
-            object.__setattr__(self._owner, self._name, self._before)

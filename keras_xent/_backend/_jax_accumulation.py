@@ -1,12 +1,11 @@
 """A training step that computes its batch in micro-batches, on JAX."""
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import keras
-
-from keras_xent._backend._attributes import replaced
 
 
 def accumulating_step(model: Any, train_step: Callable, steps: int, counting: Callable, micro_batch: Callable) -> Any:
@@ -35,7 +34,7 @@ def accumulating_step(model: Any, train_step: Callable, steps: int, counting: Ca
                 found.extend(gradients)
                 return trainable_variables, optimizer_variables
 
-            with micro_batch(denominators, share), replaced(model.optimizer, "stateless_apply", capture):
+            with micro_batch(denominators, share), _applying(model.optimizer, capture):
                 logs, state = train_step((weights, others, optimizer_variables, metrics), part)
             sums = [s + share * g.astype(s.dtype) for s, g in zip(sums, found, strict=True)]
             return logs, sums, state[1], state[3]
@@ -63,3 +62,17 @@ def accumulating_step(model: Any, train_step: Callable, steps: int, counting: Ca
 
 def _map(function, data):
     return keras.tree.map_structure(lambda t: None if t is None else function(jax.numpy.asarray(t)), data)
+
+
+@contextlib.contextmanager
+def _applying(optimizer, function):
+    """Gives an optimizer another `stateless_apply` for a while, past the tracking of Keras."""
+    before = vars(optimizer).get("stateless_apply")
+    object.__setattr__(optimizer, "stateless_apply", function)
+    try:
+        yield
+    finally:
+        if before is None:
+            object.__delattr__(optimizer, "stateless_apply")
+        else:
+            object.__setattr__(optimizer, "stateless_apply", before)

@@ -9,15 +9,18 @@ import numpy
 
 from keras_xent._backend._finite import where_finite
 from keras_xent._backend._jax_rows import append_zeros, pad_inputs, take_rows
+from keras_xent._backend._xla import uses_xla
 from keras_xent._types import Tensor
 
 
 def is_eager(tensor: Tensor) -> bool:
     """Returns whether the values of `tensor` can be read now: not in a traced program, even if it is closed over."""
-    if isinstance(tensor, jax.core.Tracer):
-        return False
-    # Under `jit`, operations on concrete arrays are part of the program; under `grad` alone they are not.
-    return not isinstance(jax.lax.neg(numpy.float32(0)), jax.core.Tracer)
+    return not isinstance(tensor, jax.core.Tracer) and not is_traced()
+
+
+def is_traced() -> bool:
+    """Whether operations are part of a program now, as under `jit`; under `grad` alone they are not."""
+    return isinstance(jax.lax.neg(numpy.float32(0)), jax.core.Tracer)
 
 
 def jit(function: Callable) -> Callable:
@@ -25,34 +28,49 @@ def jit(function: Callable) -> Callable:
     return jax.jit(function)
 
 
-def custom_gradient(forward: Callable, backward: Callable, *, has_rows: tuple[bool, ...] = ()) -> Callable:
+def custom_gradient(
+    forward: Callable,
+    backward: Callable,
+    *,
+    has_rows: tuple[bool, ...] = (),
+    keep: Callable = lambda *_, **__: None,
+    keeps: Callable[[Tensor], bool] = lambda x: False,
+) -> Callable:
     """Joins `forward` and `backward` into a function that is differentiated in its first argument.
 
-    See the function of this name for TensorFlow, which has the same parts.
+    See the function of this name for TensorFlow, which has the same parts. Here forward and backward pass of a step are
+    parts of one program: where `keeps(x)`, the forward pass runs without blocks, and what it then has in memory,
+    `keep(residuals, x, *nondiff_args, **options)`, is one more residual.
     """
 
     def kernel(x: Tensor, *nondiff_args: Tensor, **options: Any) -> Tensor:
+        is_kept = uses_xla() and is_traced() and keeps(x)
+
         @jax.custom_vjp
         def value(*inputs):
             padded, num_rows = pad_inputs(inputs, has_rows)
             return take_rows(forward(*padded, **options)[0], num_rows)
 
+        unblocked = functools.partial(getattr(forward, "unblocked", forward), **options)
+
         @jax.custom_jvp
         def residuals(*inputs):
-            return forward(*inputs, **options)
+            result, saved = unblocked(*inputs) if is_kept else forward(*inputs, **options)
+            return result, saved
 
         @residuals.defjvp
         def residuals_jvp(inputs, tangents):
             result, saved = residuals(*inputs)
-            tangents = [t if t.dtype == jax.dtypes.float0 else where_finite(saved, [t])[0] for t in tangents]
-            recomputed = functools.partial(getattr(forward, "unblocked", forward), **options)
-            _, tangents = jax.jvp(recomputed, where_finite(saved, inputs), tuple(tangents))
+            _, tangents = jax.jvp(unblocked, where_finite(saved, inputs), _where_finite_tangents(saved, tangents))
             return (result, saved), tangents
+
+        kept = _kept(keep, options)
 
         def forward_rule(*inputs):
             # What is saved keeps the rows that were added.
             padded, num_rows = pad_inputs(inputs, has_rows)
             result, saved = residuals(*padded) if num_rows is None else forward(*padded, **options)
+            saved = (*saved, kept(saved, padded)) if is_kept else saved
             return take_rows(result, num_rows), (saved, padded)
 
         def vjp(saved_and_inputs, upstream):
@@ -66,6 +84,26 @@ def custom_gradient(forward: Callable, backward: Callable, *, has_rows: tuple[bo
         return value(x, *nondiff_args)
 
     return kernel
+
+
+def _kept(keep, options):
+    @jax.custom_jvp
+    def kept(saved, inputs):
+        return keep(saved, *inputs, **options)
+
+    @kept.defjvp
+    def kept_jvp(given, tangents):
+        # As of residuals: rows that are not finite have no derivative.
+        saved = given[0]
+        clean = tuple(where_finite(saved, arrays) for arrays in given)
+        tangents = tuple(_where_finite_tangents(saved, arrays) for arrays in tangents)
+        return kept(*given), jax.jvp(lambda saved, inputs: keep(saved, *inputs, **options), clean, tangents)[1]
+
+    return kept
+
+
+def _where_finite_tangents(saved, tangents):
+    return tuple(t if t.dtype == jax.dtypes.float0 else where_finite(saved, [t])[0] for t in tangents)
 
 
 def fused_gradient(forward: Callable, backward: Callable) -> Callable:
@@ -101,6 +139,13 @@ def fused_gradient(forward: Callable, backward: Callable) -> Callable:
         return value(tuple(inputs), tuple(nondiff_args))
 
     return kernel
+
+
+def with_gradient_of_sum(total: Callable) -> Callable:
+    """`total(values)`, a sum in some order, differentiated as a sum: without the order's slices and paddings."""
+    result = jax.custom_jvp(total)
+    result.defjvp(lambda values, tangents: (result(*values), jax.numpy.sum(tangents[0])))
+    return result
 
 
 def clear_programs() -> None:

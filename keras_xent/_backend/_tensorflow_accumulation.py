@@ -1,12 +1,13 @@
 """A training step that computes its batch in micro-batches, on TensorFlow."""
 
+import contextlib
+import contextvars
+import itertools
 from collections.abc import Callable
 from typing import Any
 
 import keras
 import tensorflow as tf
-
-from keras_xent._backend._attributes import replaced
 
 
 def accumulating_step(model: Any, train_step: Callable, steps: int, counting: Callable, micro_batch: Callable) -> Any:
@@ -63,11 +64,15 @@ def _unrolled(run, data, steps, sums):
     """One micro-batch after the other, where replicas have to meet within each: inside of loops they cannot."""
     rows = _rows(data)
     size = _at_least_1((rows + steps - 1) // steps)
-    for i in range(steps):
-        first, end = tf.minimum(i * size, rows), tf.minimum((i + 1) * size, rows)
+    ends = [tf.minimum(i * size, rows) for i in range(steps + 1)]
+    # Of the rows of all replicas, some of which may have fewer than others, or none.
+    sizes = tf.cast(tf.stack([end - first for first, end in itertools.pairwise(ends)]), "float32")
+    sizes = tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, sizes)
+    shares = tf.unstack(sizes / tf.reduce_sum(sizes))
+    for i, (first, end) in enumerate(itertools.pairwise(ends)):
         with tf.control_dependencies(sums if i else []):
             part = _map(lambda t, first=first, end=end: tf.identity(t[first:end]), data)
-        logs, sums, known = run(part, _share(end - first, rows), sums)
+        logs, sums, known = run(part, shares[i], sums)
     return logs, sums, known
 
 
@@ -80,23 +85,45 @@ def _denominators(model, data, counting):
     return found
 
 
-class _captured(replaced):
-    """Yields the gradients and variables that an optimizer is given, in place of applying them."""
+class _Apply:
+    """The `apply` of an optimizer while gradients are captured. Replicas take turns, each in a thread of its own."""
 
     def __init__(self, optimizer):
-        self._found: list[tuple[Any, Any]] = []
+        self.optimizer, self.original, self.users = optimizer, optimizer.apply, 0
+        # What stood in its place on this object, such as that of a callback that watches the gradients.
+        self.before = vars(optimizer).get("apply")
 
-        def apply(gradients, trainable_variables=None):
-            if self._found:
-                raise NotImplementedError("A training step that calls its optimizer twice cannot be accumulated.")
-            variables = optimizer._trainable_variables if trainable_variables is None else trainable_variables
-            self._found += zip(gradients, variables, strict=True)
+    def __call__(self, gradients, trainable_variables=None):
+        found = _gradients.get()
+        if found is None:
+            return self.original(gradients, trainable_variables)
+        if found:
+            raise NotImplementedError("A training step that calls its optimizer twice cannot be accumulated.")
+        variables = self.optimizer._trainable_variables if trainable_variables is None else trainable_variables
+        found.extend(zip(gradients, variables, strict=True))
 
-        super().__init__(optimizer, "apply", apply)
 
-    def __enter__(self):
-        super().__enter__()
-        return self._found
+_gradients: contextvars.ContextVar[list[tuple[Any, Any]] | None] = contextvars.ContextVar("_gradients", default=None)
+
+
+@contextlib.contextmanager
+def _captured(optimizer):
+    """Yields the gradients and variables that the optimizer is given, in place of applying them."""
+    apply = optimizer.apply if isinstance(optimizer.apply, _Apply) else _Apply(optimizer)
+    if apply.users == 0:
+        object.__setattr__(optimizer, "apply", apply)
+    apply.users += 1
+    found: list[tuple[Any, Any]] = []
+    token = _gradients.set(found)
+    try:
+        yield found
+    finally:
+        _gradients.reset(token)
+        apply.users -= 1
+        if apply.users == 0 and apply.before is None:
+            object.__delattr__(optimizer, "apply")
+        elif apply.users == 0:
+            object.__setattr__(optimizer, "apply", apply.before)
 
 
 def _added(total, gradient, share):
@@ -128,7 +155,6 @@ def _at_least_1(number):
 
 
 def _share(part, rows):
-    # Of no rows at all, as a replica may have, there is no share; 1 keeps it a number.
     if isinstance(part, int) and isinstance(rows, int):
-        return max(part, 1) / max(rows, 1)
-    return tf.cast(_at_least_1(part), "float32") / tf.cast(_at_least_1(rows), "float32")
+        return part / rows
+    return tf.cast(part, "float32") / tf.cast(rows, "float32")

@@ -27,7 +27,9 @@ def jit(function: Callable) -> Callable:
     return traced
 
 
-def custom_gradient(forward: Callable, backward: Callable, *, has_rows: tuple[bool, ...] = ()) -> Callable:
+def custom_gradient(
+    forward: Callable, backward: Callable, *, has_rows: tuple[bool, ...] = (), **of_jax: Any
+) -> Callable:
     """Joins `forward` and `backward` into a function that is differentiated in its first argument.
 
     `forward(x, *nondiff_args, **options)` returns `(value, residuals)`: the residuals are the few numbers per row that
@@ -39,7 +41,7 @@ def custom_gradient(forward: Callable, backward: Callable, *, has_rows: tuple[bo
         residuals  d residuals / d inputs   = derivative of `forward` without its loops over blocks, computed again
 
     `has_rows` says which arguments have rows, whose number is rounded up to a bucket (`_buckets.py`); nothing is
-    rounded for functions that are not compiled, where it is empty.
+    rounded for functions that are not compiled, where it is empty. What JAX keeps is not kept.
     """
 
     def kernel(x: Tensor, *nondiff_args: Tensor, **options: Any) -> Tensor:
@@ -59,7 +61,7 @@ def custom_gradient(forward: Callable, backward: Callable, *, has_rows: tuple[bo
                 if num_rows is not None:
                     upstream, x, nondiff_args = append_rows(upstream, padded[0]), append_rows(x, padded[0]), padded[1:]
                 connected = residuals(x, *nondiff_args) if saved else saved
-                inputs = _captured((x, *nondiff_args))
+                inputs = captured((x, *nondiff_args))
                 gradient = backward(upstream, connected, *inputs, **options)
                 return take_rows(gradient, num_rows), *[None] * len(nondiff_args)
 
@@ -71,7 +73,7 @@ def custom_gradient(forward: Callable, backward: Callable, *, has_rows: tuple[bo
             def vjp(*upstream):
                 is_program = uses_xla() and not in_branch_of_xla()
                 program = _residuals_vjp(forward, tuple(sorted(options.items())), is_program)
-                gradients = iter(program(upstream, *_captured((saved, inputs))))
+                gradients = iter(program(upstream, *captured((saved, inputs))))
                 return [next(gradients) if i.dtype.is_floating else None for i in inputs]
 
             return tuple(map(tf.identity, saved)), vjp
@@ -82,7 +84,7 @@ def custom_gradient(forward: Callable, backward: Callable, *, has_rows: tuple[bo
     return lambda x, *nondiff_args, **options: (kernel if is_eager(x) else rounded)(x, *nondiff_args, **options)
 
 
-def _captured(structure):
+def captured(structure: Any) -> Any:
     """Tensors of other graphs, captured now: of what is captured inside of XLA, `tf.cond` does not find the source.
 
     The gradient of a condition has its intermediate results captured in one of two ways, by whether XLA compiles the
@@ -90,11 +92,11 @@ def _captured(structure):
     """
     graph = tf.compat.v1.get_default_graph()
 
-    def captured(tensor):
+    def of_this_graph(tensor):
         is_other = tf.is_symbolic_tensor(tensor) and tensor.graph is not graph
         return tf.identity(tensor) if is_other else tensor
 
-    return tf.nest.map_structure(captured, structure)
+    return tf.nest.map_structure(of_this_graph, structure)
 
 
 @functools.cache
@@ -143,7 +145,7 @@ def fused_gradient(forward: Callable, backward: Callable) -> Callable:
                     "use `sparse_softmax_cross_entropy`."
                 )
 
-            arrays = _captured((residuals, stopped, nondiff_args))
+            arrays = captured((residuals, stopped, nondiff_args))
             gradients = backward(upstream, *arrays, needs_grad, **options)
             return [
                 tf.zeros_like(present[n]) if gradients[i] is None else gradients[i] for n, i in enumerate(given)
@@ -152,6 +154,16 @@ def fused_gradient(forward: Callable, backward: Callable) -> Callable:
         return value(*(inputs[i] for i in given)), aux
 
     return kernel
+
+
+def with_gradient_of_sum(total: Callable) -> Callable:
+    """`total(values)`, a sum in some order, differentiated as a sum: without the order's slices and paddings."""
+
+    @tf.custom_gradient
+    def result(values):
+        return total(values), lambda upstream: tf.broadcast_to(upstream, tf.shape(values))
+
+    return result
 
 
 def clear_programs() -> None:

@@ -42,17 +42,20 @@ def on_accelerator() -> bool:
     return any(device.device_type != "CPU" for device in tf.config.list_logical_devices())
 
 
-def assert_in_graph(condition: Tensor, data: Callable[[], list], tensor: Tensor = None) -> Tensor:
+def assert_in_graph(condition: Tensor, data: list | Callable[[], list], tensor: Tensor = None) -> Tensor:
     """`tensor`, which a graph on the CPU computes only after it has asserted the condition; `data` is its message.
+
+    A message that is a function is computed only where it is raised.
 
     On an accelerator nothing is asserted: it would cost a transfer at every step. XLA drops assertions.
     """
     if on_accelerator() or in_xla():
         return tensor
     # What is exported runs without XLA: not every runtime has branches that assert.
-    assertion = (
-        _assert(condition, data()) if not uses_xla() else tf.cond(condition, lambda: True, lambda: _fail(data()))
-    )
+    if isinstance(data, list) or not uses_xla():
+        assertion = _assert(condition, data if isinstance(data, list) else data())
+    else:
+        assertion = tf.cond(condition, lambda: True, lambda: _fail(data()))
     return tensor if tensor is None or assertion is None else _after(assertion, tensor)
 
 
@@ -65,7 +68,8 @@ def _fail(message):
 def _assert(condition, message):
     # The error begins with the name of the node, and its message comes after two pages of stack.
     with tf.name_scope(re.sub(r"[^A-Za-z0-9]+", "_", message[0]).strip("_")):
-        return tf.debugging.Assert(condition, message, summarize=1)
+        # Not `tf.debugging.Assert`, which makes a function of it, called in every step.
+        return tf.raw_ops.Assert(condition=condition, data=list(map(tf.convert_to_tensor, message)), summarize=1)
 
 
 def _after(assertion, tensor):

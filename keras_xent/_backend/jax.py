@@ -13,6 +13,10 @@ from keras_xent._backend._jax_gradients import custom_gradient as custom_gradien
 from keras_xent._backend._jax_gradients import fused_gradient as fused_gradient
 from keras_xent._backend._jax_gradients import is_eager as is_eager
 from keras_xent._backend._jax_gradients import jit as jit
+from keras_xent._backend._jax_gradients import with_gradient_of_sum as with_gradient_of_sum
+from keras_xent._backend._jax_program import is_concrete as is_concrete
+from keras_xent._backend._jax_program import one_program as one_program
+from keras_xent._backend._jax_program import starts_programs as starts_programs
 from keras_xent._backend._jax_rows import pad_to_bucket as pad_to_bucket
 from keras_xent._backend._jax_rows import take_rows as take_rows
 from keras_xent._backend._jax_rows import with_rounded_rows as with_rounded_rows
@@ -40,7 +44,7 @@ def widest_int() -> str:
     return str(jax.dtypes.canonicalize_dtype("int64"))
 
 
-def assert_in_graph(condition: Tensor, data: Callable[[], list], tensor: Tensor = None) -> Tensor:
+def assert_in_graph(condition: Tensor, data: list | Callable[[], list], tensor: Tensor = None) -> Tensor:
     """`tensor`: a program of JAX cannot raise."""
     return tensor
 

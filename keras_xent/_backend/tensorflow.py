@@ -12,10 +12,14 @@ from keras_xent._backend._tensorflow_gradients import custom_gradient as custom_
 from keras_xent._backend._tensorflow_gradients import fused_gradient as fused_gradient
 from keras_xent._backend._tensorflow_gradients import is_eager as is_eager
 from keras_xent._backend._tensorflow_gradients import jit as jit
+from keras_xent._backend._tensorflow_gradients import with_gradient_of_sum as with_gradient_of_sum
 from keras_xent._backend._tensorflow_graph import assert_in_graph as assert_in_graph
 from keras_xent._backend._tensorflow_graph import in_branch_of_xla as in_branch_of_xla
 from keras_xent._backend._tensorflow_graph import on_accelerator as on_accelerator
 from keras_xent._backend._tensorflow_graph import sums_pairwise as sums_pairwise
+from keras_xent._backend._tensorflow_program import is_concrete as is_concrete
+from keras_xent._backend._tensorflow_program import one_program as one_program
+from keras_xent._backend._tensorflow_program import starts_programs as starts_programs
 from keras_xent._backend._tensorflow_rows import pad_to_bucket as pad_to_bucket
 from keras_xent._backend._tensorflow_rows import take_rows as take_rows
 from keras_xent._backend._tensorflow_rows import with_rounded_rows as with_rounded_rows

@@ -52,7 +52,7 @@ class BatchLoss(keras.metrics.Metric):
 
     @property
     def knows_tokens(self) -> bool:
-        """Whether the loss has one value for each token."""
+        """True if the loss has one value for each token."""
         return self._tokens[0] is not None
 
     @classmethod

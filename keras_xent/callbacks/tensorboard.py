@@ -40,8 +40,10 @@ class TensorBoard(TrainingLog, keras.callbacks.TensorBoard):
     over valid tokens `n` with weights `t_n`, `perplexity = exp(nll)`.
 
     Args:
-        log_dir, histogram_freq, write_graph, write_images, write_steps_per_second, update_freq, profile_batch,
-            embeddings_freq, embeddings_metadata: those of `keras.callbacks.TensorBoard`, with its defaults.
+        log_dir: the folder of the logs.
+        update_freq: `"epoch"`, `"batch"`, or after how many batches values are written.
+        histogram_freq, write_graph, write_images, write_steps_per_second, profile_batch, embeddings_freq,
+            embeddings_metadata: arguments of `keras.callbacks.TensorBoard`, with its defaults.
         gradient_norm: whether to write the norm of the gradient of the last step; needs a recompilation.
         probe: a fixed batch `(x, y)` or `(x, y, sample_weight)`, labels `[sequences, length]`, whose tokens are looked
             at after each epoch, in the run `probe`: a histogram of their losses, a picture of the tokens on a ground

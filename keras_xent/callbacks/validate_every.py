@@ -36,7 +36,7 @@ class ValidateEvery(keras.callbacks.Callback):
         validation_steps: how many batches of a dataset or generator; None is all.
         callbacks: callbacks to which a validation is the end of an epoch, with its number as that of the epoch:
             `EarlyStopping`, `ModelCheckpoint`, `ReduceLROnPlateau`.
-        verbose: that of `evaluate`.
+        verbose: 0 for no output, 1 for a progress bar, 2 for a line after each validation.
 
     Raises:
         ValueError: `steps` that is no number of batches; no `validation_data`.

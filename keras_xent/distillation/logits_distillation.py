@@ -11,13 +11,16 @@ from keras_xent.losses import Distillation
 
 @keras.saving.register_keras_serializable(package="keras_xent")
 class LogitsDistillation(keras.distillation.DistillationLoss):
-    """Distillation of the teacher's logits: a `keras.distillation.LogitsDistillation` that is right.
+    """Distillation of the teacher's logits, in place of `keras.distillation.LogitsDistillation`.
 
-    Keras' own, with its default loss, compares logits that are clipped like probabilities, and has gradient 0 where it
-    does so. This one compares distributions, leaves masked tokens out, and in a compiled step needs no logits where
-    both models end in a `LogitsDense` or `TiedLogits`.
+    Keras' own, with its default loss, clips logits as if they were probabilities, and has gradient 0 where it clips.
+    This one compares distributions, leaves masked tokens out, and in a compiled step does not store the logits where
+    both models end in a `LogitsDense` or `TiedLogits`. Outputs in a list or dict are compared one by one, and their
+    losses added.
 
-    Formula: that of `losses.Distillation`. Outputs in a list or dict are compared one by one, and the losses added.
+    Formula, with `p = softmax(teacher / T)`, `q = softmax(student / T)` and `m = beta p + (1 - beta) q`: `"forward_kl"`
+    is `T^2 KL(p || q)`, `"reverse_kl"` is `T^2 KL(q || p)`, `"jensen_shannon"` is
+    `T^2 (beta KL(p || m) + (1 - beta) KL(q || m))`.
 
     Args:
         temperature: divides the logits of both models.

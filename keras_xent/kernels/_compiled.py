@@ -12,7 +12,7 @@ from keras_xent._types import Tensor
 from keras_xent.kernels._dtypes import accumulator_dtype, narrow_float
 from keras_xent.kernels._xla_cpu import bits_of, from_bits, map_row_blocks
 
-_kernels: list["CompiledKernel"] = []
+_when_cleared: list[Callable[[], None]] = []
 
 
 class CompiledKernel:
@@ -24,7 +24,7 @@ class CompiledKernel:
     def __init__(self, function: Callable) -> None:
         self._function = function
         self._program = functools.cache(self._compile)
-        _kernels.append(self)
+        on_clear_cache(self.clear_cache)
 
     def __call__(self, *tensors: Tensor, **options: Any) -> Any:
         """Runs the program."""
@@ -95,8 +95,13 @@ def row_kernel(*, num_outputs: int, is_blocked: Callable[..., bool]) -> Callable
     return lambda function: RowKernel(function, num_outputs=num_outputs, is_blocked=is_blocked)
 
 
+def on_clear_cache(clear: Callable[[], None]) -> None:
+    """Has `clear_cache` call this function too."""
+    _when_cleared.append(clear)
+
+
 def clear_cache() -> None:
     """Frees all compiled programs, for processes that have called kernels with very many shapes and options."""
-    for kernel in _kernels:
-        kernel.clear_cache()
+    for clear in _when_cleared:
+        clear()
     _backend.clear_programs()

@@ -110,6 +110,12 @@ def _describe_bad_label(labels, bad, num_classes, valid):
     return f"{rule}. {received} {fix}"
 
 
+def are_out_of_range(labels: Tensor, num_classes: Any, valid: Tensor) -> Tensor:
+    """True for valid labels that are no index of a class."""
+    bad = ops.logical_not(in_range(labels, num_classes))
+    return bad if valid is None else ops.logical_and(bad, valid)
+
+
 def _assert_in_range(labels, bad, num_classes):
     name = arguments.names()[0]
 
@@ -175,6 +181,15 @@ def check_binary(labels: Tensor, valid: Tensor) -> None:
             "(if one of them marks a missing label, say so with `ignore_class`)",
         ],
     )
+
+
+def are_not_binary(labels: Tensor, valid: Tensor) -> Tensor:
+    """True for valid labels that `check_binary` refuses."""
+    if dtype_of(labels) == "bool":
+        return ops.zeros_like(labels)
+    low, high = SOFT_LABELS if is_float(labels) else (0, 1)
+    bad = ops.logical_not(ops.logical_and(labels >= low, labels <= high))
+    return bad if valid is None else ops.logical_and(bad, valid)
 
 
 def class_weights(class_weight: Any, num_classes: Any, dtype: str, rank: int) -> Tensor:

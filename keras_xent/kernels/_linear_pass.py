@@ -18,7 +18,7 @@ from keras_xent.kernels import _linear_loop
 from keras_xent.kernels import reduction as _reduction
 from keras_xent.kernels._dtypes import accumulator_dtype, to_float_tensor, to_tensor
 from keras_xent.kernels._linear_loop import Data
-from keras_xent.kernels._masking import where_or_zero
+from keras_xent.kernels._masking import weighted
 from keras_xent.kernels._rule import Rule
 from keras_xent.kernels._shapes import align_weights
 
@@ -140,7 +140,7 @@ def reduced(
         losses, others = values(rule, matrices, data, gradients=gradients, chunk_bytes=chunk_bytes)
         loss = ops.reshape(losses, shape)
         if weights is not None:
-            loss = where_or_zero(loss, ops.not_equal(weights_of_losses, 0)) * weights_of_losses
+            loss = weighted(loss, weights_of_losses)
         return loss, others
     needs_grad = (*_needs_grad(gradients), True)
     static = {"rule": rule, "transpose": matrices.transpose, "chunk_bytes": chunk_bytes}
@@ -196,8 +196,7 @@ def _forward_total(inputs, nondiff_args, needs_grad, *, rule, **static):
     data = _data(nondiff_args, rule)
     result = _linear_loop.run(matrices, upstream, data, needs_grad=needs_grad[:-1], rule=rule, **static)
     losses, *others = result.columns
-    total = _reduction.total(ops.where(ops.equal(weights, 0), 0.0, losses) * weights)
-    return total, tuple(others), (result.gradients, losses)
+    return _reduction.total(weighted(losses, weights)), tuple(others), (result.gradients, losses)
 
 
 def _backward_total(upstream, residuals, inputs, nondiff_args, needs_grad, *, rule, **static):

@@ -19,6 +19,11 @@ def multiply_no_nan(weight: Tensor, value: Tensor) -> Tensor:
     return where_or_zero(weight * value, ops.not_equal(weight, 0.0))
 
 
+def weighted(values: Tensor, weights: Tensor) -> Tensor:
+    """`weights * values`, where values of weight 0 count neither here nor in a gradient, whatever they are."""
+    return where_or_zero(values, ops.not_equal(weights, 0)) * weights
+
+
 def nan_unless(condition: Tensor, value: Tensor) -> Tensor:
     """`value` where the condition is True, NaN elsewhere."""
     if uses_xla():

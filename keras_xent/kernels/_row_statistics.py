@@ -13,7 +13,7 @@ from keras_xent.kernels._dtypes import accumulator_dtype, upcast
 from keras_xent.kernels._masking import multiply_no_nan
 from keras_xent.kernels._options import SoftmaxOptions
 from keras_xent.kernels._shapes import as_rows, broadcast_to_rows
-from keras_xent.kernels._xla_cpu import map_row_blocks, row_sum
+from keras_xent.kernels._xla_cpu import log1p, map_row_blocks, row_sum
 
 NAMES = ("rank", "entropy", "logsumexp", "confidence")
 
@@ -25,7 +25,7 @@ def statistics(
     max_logit, sum_exp_minus_one = residuals
     columns: dict[str, Any] = {
         "rank": lambda: row.rank_of_label(logits, labels),
-        "entropy": lambda: mean_below_max(logits, *residuals, softcap) + ops.log1p(sum_exp_minus_one),
+        "entropy": lambda: mean_below_max(logits, *residuals, softcap) + log1p(sum_exp_minus_one),
         "logsumexp": lambda: row.log_sum_exp(max_logit, sum_exp_minus_one, softcap),
         "confidence": lambda: 1.0 / (1.0 + sum_exp_minus_one),
     }

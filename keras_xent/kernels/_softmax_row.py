@@ -22,7 +22,7 @@ from keras_xent.kernels._dtypes import accumulator_dtype, largest, upcast
 from keras_xent.kernels._labels import class_weights
 from keras_xent.kernels._masking import multiply_no_nan, nan_unless, where_or_zero
 from keras_xent.kernels._options import SoftmaxOptions
-from keras_xent.kernels._xla_cpu import cast_to_nearest_even, row_max, row_sum
+from keras_xent.kernels._xla_cpu import cast_to_nearest_even, log1p, row_max, row_sum
 
 
 def optional_class_weights(class_weight: Any, num_classes: Any, logits: Tensor, rank: int) -> tuple[Tensor, ...]:
@@ -89,14 +89,9 @@ def exp_shifted(logits: Tensor, max_logit: Tensor, softcap: float | None) -> Ten
     return ops.exp(_shifted_logits(upcast(logits), max_logit, softcap))
 
 
-def expm1_shifted(logits: Tensor, max_logit: Tensor, softcap: float | None) -> Tensor:
-    """`exp(x - max_logit) - 1`."""
-    return ops.expm1(_shifted_logits(upcast(logits), max_logit, softcap))
-
-
 def nll(x: Tensor, max_logit: Tensor, sum_exp_minus_one: Tensor, softcap: float | None) -> Tensor:
     """`lse - x` for some logits of each row."""
-    return max_minus_logit(upcast(x), max_logit, softcap) + ops.log1p(sum_exp_minus_one)
+    return max_minus_logit(upcast(x), max_logit, softcap) + log1p(sum_exp_minus_one)
 
 
 def focal(nll: Tensor, gamma: float) -> tuple[Tensor, Tensor]:
@@ -126,7 +121,7 @@ def sum_of_losses(
     options: SoftmaxOptions,
 ) -> Tensor:
     """`sum_c a_c nll_c`, with focal factors if asked; `target(*arrays)` gives `a_c` and `target_sum` its sum."""
-    log_sum_exp_shifted = ops.log1p(sum_exp_minus_one)
+    log_sum_exp_shifted = log1p(sum_exp_minus_one)
 
     def term(logits, *arrays):
         loss = max_minus_logit(upcast(logits), max_logit, options.logit_softcap)
@@ -141,7 +136,7 @@ def sum_of_losses(
 
 def log_sum_exp(max_logit: Tensor, sum_exp_minus_one: Tensor, softcap: float | None) -> Tensor:
     """`lse` of each row."""
-    return apply_softcap(max_logit, softcap) + ops.log1p(sum_exp_minus_one)
+    return apply_softcap(max_logit, softcap) + log1p(sum_exp_minus_one)
 
 
 def plus_z_loss(loss: Tensor, max_logit: Tensor, sum_exp_minus_one: Tensor, options: SoftmaxOptions) -> Tensor:
@@ -167,18 +162,22 @@ def logits_gradient(
     max_logit: Tensor,
     sum_exp_minus_one: Tensor,
     options: SoftmaxOptions,
+    shifted: Tensor = None,
 ) -> Tensor:
-    """`upstream (B p - a)`. `target` is `a`, of the shape of the logits: it is fused, and never in memory."""
+    """`upstream (B p - a)`. `target` is `a`, of the shape of the logits: it is fused, and never in memory.
+
+    `shifted` is `exp_shifted`, where it is still in memory.
+    """
     x, softcap = upcast(logits), options.logit_softcap
     if options.focal_gamma:
-        class_nll = max_minus_logit(x, max_logit, softcap) + ops.log1p(sum_exp_minus_one)
+        class_nll = max_minus_logit(x, max_logit, softcap) + log1p(sum_exp_minus_one)
         target = target * focal(class_nll, options.focal_gamma)[1]
         target_sum = ops.sum(target, axis=1, keepdims=True)
     z_slope = z_loss_slope(max_logit, sum_exp_minus_one, options)
     sum_exp = 1.0 + sum_exp_minus_one
     # p of the largest logit is 1 - s / (1 + s) with s = sum_exp_minus_one; a is subtracted before anything passes
     # through a p rounded to 1, and the z-loss is added after. Its exp_shifted is 1, and has the derivative.
-    shifted = exp_shifted(logits, max_logit, softcap)
+    shifted = exp_shifted(logits, max_logit, softcap) if shifted is None else shifted
     at_max = (target_sum - target) + ((shifted - 1.0) - sum_exp_minus_one) * (target_sum / sum_exp)
     if options.z_loss:
         at_max = at_max + shifted * (z_slope / sum_exp)

@@ -6,6 +6,7 @@
 | (https://github.com/openxla/xla/issues/49131 has smaller programs)   | `row_sum`, `row_max`   |
 | slicing 16-bit floats makes a float32 copy of the whole array        | `bits_of`, `from_bits` |
 | a cast from float32 to bfloat16 takes as long as an exponential      | `cast_to_nearest_even` |
+| log1p is computed number by number, and log too in a sum (JAX 0.10)  | `log1p`                |
 | a product is written to memory before it is added to an accumulator  | `accumulate_matmul`    |
 | a product whose left factor is transposed takes half as long again   | `_linear_loop.py`      |
 
@@ -38,6 +39,7 @@ _MAX_SLICED_ROW = 64 * _MAX_SLICE
 # would take longer: for each strip a part of the logits' gradient is copied.
 _STRIP_BYTES = 2**23
 _FEW_STRIPS = 4
+_MOST_NARROW_CLASSES = 4096
 _inside_block = contextvars.ContextVar("_inside_block", default=False)
 
 
@@ -137,6 +139,36 @@ def _reduce_slices(term, combine, reduce, arrays):
         tail = term(*[a if a.shape[1] == 1 else a[:, columns - rest :] for a in arrays])
         total = combine(total, reduce(tail, axis=1, keepdims=True))
     return total
+
+
+def keeps_exponentials(logits: Tensor) -> bool:
+    """Whether a step of JAX is faster if its forward pass keeps the exponentials for the backward pass.
+
+    Then it runs without blocks, as XLA fuses sums of what is in memory (YNN, JAX 0.10). Exponentials are float32: of
+    long rows of 16-bit floats, reading them takes longer than blocks.
+    """
+    return uses_xla_cpu() and (not narrow_float(logits) or logits.shape[1] <= _MOST_NARROW_CLASSES)
+
+
+def log1p(x: Tensor) -> Tensor:
+    """`log(1 + x)` for `x >= 0`.
+
+    For float32 up to 1 the series of `2 atanh(z)`, `z = x / (2 + x)`, is exact to rounding: `z <= 1/3`, and the first
+    term left out is below 3e-9.
+    """
+    if dtype_of(x) != "float32" or not uses_xla_cpu():
+        return ops.log1p(x)
+    return ops.where(x <= 1.0, log1p_series(x), ops.log(1.0 + x))
+
+
+def log1p_series(x: Tensor) -> Tensor:
+    """`log(1 + x)` of float32 for `0 <= x <= 1`."""
+    z = x / (2.0 + x)
+    square = z * z
+    series = 1.0 / 15.0
+    for odd in (13.0, 11.0, 9.0, 7.0, 5.0, 3.0):
+        series = series * square + 1.0 / odd
+    return 2.0 * (z + z * square * series)
 
 
 def cast_to_nearest_even(x: Tensor, dtype: Any) -> Tensor:

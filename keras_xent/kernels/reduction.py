@@ -191,11 +191,16 @@ def _sum_over_devices(values, *, mesh):
     return _backend.shard_map_rows(mesh, on_device, values, None, has_rows=False)
 
 
+# The rounding of so few additions is small.
+_FEW = 128
+
+
+@_backend.with_gradient_of_sum
 def _pairwise_sum(values):
     if values.shape[0] is None and dtype_of(values) == "float32":
         # A size that XLA knows only when the program runs, as after `tf.boolean_mask`, cannot be rounded up.
         return ops.cast(ops.sum(ops.cast(values, "float64")), values.dtype)
-    if _backend.is_partitioned(values):
+    if _backend.is_partitioned(values) or (values.shape[0] or _FEW + 1) <= _FEW:
         return ops.sum(values)
     # Additions of halves first keep the rounding of long sums small.
     lanes = 64

@@ -41,10 +41,11 @@ def linear_softmax_cross_entropy(
 ) -> Tensor:
     """Cross-entropy of target distributions under the softmax of `hidden @ kernel + bias`, without the logits.
 
-    For targets that the data has as distributions: mixed labels, several right answers, a teacher's probabilities. They
-    are read chunk by chunk beside the logits, and get no gradient.
+    For soft targets: mixup, several right answers, a teacher's probabilities. They are read chunk by chunk beside the
+    logits, and get no gradient.
 
-    Formula: that of `softmax_cross_entropy` with `x = hidden @ kernel + bias`.
+    Formula, for logits `x = hidden @ kernel + bias`, targets `q`, `q' = q (1 - s) + s / C`, class weights `w`:
+    `sum_c w_c q'_c (lse - x_c) + z lse^2`, each term of the sum times `(1 - p_c)^gamma` if focal.
 
     Equivalent to:
 
@@ -68,7 +69,8 @@ def linear_softmax_cross_entropy(
         normalizer: a number in place of the reduction's denominator.
         training: whether a gradient will be requested. Read on TensorFlow only; it changes no result.
         gradients: which of the inputs need a gradient. Read on TensorFlow only.
-        low_rank: two factors whose product is added to the kernel, as in `linear_cross_entropy`.
+        low_rank: two factors whose product is added to the kernel, and which get a gradient of their own: `[D, R]` and
+            `[R, V]` (`[V, R]` and `[R, D]` with `transpose_kernel`). Neither the product nor its gradient is formed.
         chunk_bytes: memory for a chunk of logits and its targets; None to choose it.
 
     Returns:

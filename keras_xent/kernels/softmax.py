@@ -12,7 +12,7 @@ from keras_xent.kernels._dtypes import accumulator_dtype, is_float, to_float_ten
 from keras_xent.kernels._masking import multiply_no_nan, where_or_zero
 from keras_xent.kernels._options import SoftmaxOptions
 from keras_xent.kernels._shapes import as_rows, checked_axis, ensure_shape, reshape_to, same_shape
-from keras_xent.kernels._xla_cpu import row_sum
+from keras_xent.kernels._xla_cpu import keeps_exponentials, row_sum
 
 
 @no_autograph
@@ -153,16 +153,22 @@ def backward(
 ) -> Tensor:
     """The gradient for the logits, `upstream` times that of each row's loss. Not compiled by itself."""
     dead_rows = row.is_dead_row(upstream, *residuals[:2])
-    max_logit, sum_exp_minus_one, sum_a, inverse_num_classes, clean, targets = row.zero_rows(
-        dead_rows, *residuals, logits, targets
+    clean, targets, max_logit, sum_exp_minus_one, sum_a, inverse_num_classes, *kept = row.zero_rows(
+        dead_rows, logits, targets, *residuals
     )
     a = _smooth(targets, class_weight, inverse_num_classes, max_logit.dtype, options.label_smoothing)
-    return row.logits_gradient(upstream, dead_rows, clean, a, sum_a, max_logit, sum_exp_minus_one, options)
+    return row.logits_gradient(upstream, dead_rows, clean, a, sum_a, max_logit, sum_exp_minus_one, options, *kept)
+
+
+def _exp_shifted(residuals, logits, targets, class_weight=None, *, options):
+    return row.exp_shifted(logits, residuals[0], options.logit_softcap)
 
 
 _dense_forward = RowKernel(forward, num_outputs=5, is_blocked=lambda **options: True)
 _dense_backward = CompiledKernel(backward)
-_dense = custom_gradient(_dense_forward, _dense_backward, has_rows=(True, True, False))
+_dense = custom_gradient(
+    _dense_forward, _dense_backward, has_rows=(True, True, False), keep=_exp_shifted, keeps=keeps_exponentials
+)
 
 
 # The gradient for the targets is a kernel of its own, of value 0, which costs nothing where no such gradient is

@@ -14,7 +14,7 @@ from keras_xent.kernels._labels import class_indices, gather_class_weights, in_r
 from keras_xent.kernels._masking import multiply_no_nan, nan_unless, where_or_zero
 from keras_xent.kernels._options import SoftmaxOptions
 from keras_xent.kernels._shapes import as_rows, broadcast_to_rows, checked_axis, reshape_to, squeeze_class_axis
-from keras_xent.kernels._xla_cpu import row_sum
+from keras_xent.kernels._xla_cpu import keeps_exponentials, row_sum
 
 
 @no_autograph
@@ -128,7 +128,8 @@ def forward(
     def off_label(logits, ids):
         return exp_shifted_except_label(logits, ids, label, max_logit, softcap)
 
-    at_label = row.expm1_shifted(label_logit, max_logit, softcap)
+    # The label's own term less 1: exact where it is 1, and elsewhere the sum of the others is at least 1.
+    at_label = row.exp_shifted(label_logit, max_logit, softcap) - 1.0
     sum_exp_minus_one = row_sum(off_label, logits, row.class_ids(logits)) + at_label
     sum_exp_minus_one = row.with_infinite_logits(sum_exp_minus_one, max_logit, softcap)
     sum_exp_minus_one = nan_unless(has_label, sum_exp_minus_one)
@@ -169,11 +170,12 @@ def backward(
 ) -> Tensor:
     """The gradient for the logits, `upstream` times that of each row's loss. Not compiled by itself.
 
-    `exp_shifted` holds `exp_shifted_except_label`, where it is still in memory.
+    `exp_shifted` holds `exp_shifted_except_label`, where it is still in memory; it may also be the third residual.
     """
     smoothing, softcap = options.label_smoothing, options.logit_softcap
-    dead_rows = row.is_dead_row(upstream, *residuals)
-    max_logit, sum_exp_minus_one, x = row.zero_rows(dead_rows, *residuals, logits)
+    dead_rows = row.is_dead_row(upstream, *residuals[:2])
+    max_logit, sum_exp_minus_one, x, *kept = row.zero_rows(dead_rows, *residuals[:2], logits, *residuals[2:])
+    exp_shifted = kept[0] if kept else exp_shifted
     is_label = ops.equal(row.class_ids(logits), labels)
     weights = 1.0 if class_weight is None else class_weight
     off_value = smoothing / row.num_classes_of(logits) * weights if smoothing else 0.0
@@ -186,23 +188,25 @@ def backward(
         target = ops.where(is_label, (1.0 - smoothing) * weights, ops.zeros((), max_logit.dtype)) + off_value
         return row.logits_gradient(upstream, dead_rows, x, target, target_sum, max_logit, sum_exp_minus_one, options)
 
-    # Only the label's own gradient needs care, and that is one number for each row: 1 - p is computed from the loss,
-    # which is exact where p has rounded to 1. The label's logit comes from the logits themselves: from `x`, that would
-    # be written to memory.
+    # Only the label's own gradient needs care, and that is one number for each row: 1 - p is the sum of the other
+    # classes, which is exact where p has rounded to 1. The label's logit comes from the logits themselves: from `x`,
+    # that would be written to memory.
     (label_logit,) = row.zero_rows(dead_rows, ops.take_along_axis(logits, label, axis=1))
-    nll = row.nll(label_logit, max_logit, sum_exp_minus_one, softcap)
+    sum_of_others = sum_exp_minus_one + (1.0 - row.exp_shifted(label_logit, max_logit, softcap))
     target = (1.0 - smoothing) * label_weight
     if smoothing:
         target = target + smoothing / row.num_classes_of(logits) * label_weight
     if options.focal_gamma:
+        nll = row.nll(label_logit, max_logit, sum_exp_minus_one, softcap)
         target = target_sum = target_sum * row.focal(nll, options.focal_gamma)[1]
     z_slope = row.z_loss_slope(max_logit, sum_exp_minus_one, options)
-    at_label = (target_sum - target) + target_sum * ops.expm1(-nll)
+    sum_exp = 1.0 + sum_exp_minus_one
+    at_label = (target_sum - target) - sum_of_others * (target_sum / sum_exp)
     if options.z_loss:
         # Not as a part of the factor of p, where it would cost the last digits of a confident row's gradient.
-        at_label = at_label + z_slope * ops.exp(-nll)
+        at_label = at_label + z_slope * row.exp_shifted(label_logit, max_logit, softcap) / sum_exp
     at_label = upstream * at_label
-    scale = upstream * (target_sum + z_slope) / (1.0 + sum_exp_minus_one)
+    scale = upstream * (target_sum + z_slope) / sum_exp
     off_label = (row.exp_shifted(x, max_logit, softcap) if exp_shifted is None else exp_shifted) * scale
     if smoothing:
         off_label = off_label - upstream * off_value
@@ -216,4 +220,13 @@ _sparse_forward = RowKernel(
     is_blocked=lambda options: not _backend.XLA_CPU_FUSES_SLICED_SUMS or options.label_smoothing > 0,
 )
 _sparse_backward = CompiledKernel(backward)
-_sparse = custom_gradient(_sparse_forward, _sparse_backward, has_rows=(True, True, False))
+
+
+def _exp_except_label(residuals, logits, labels, class_weight=None, *, options):
+    ids, label = row.class_ids(logits), ops.maximum(labels, 0)
+    return exp_shifted_except_label(logits, ids, label, residuals[0], options.logit_softcap)
+
+
+_sparse = custom_gradient(
+    _sparse_forward, _sparse_backward, has_rows=(True, True, False), keep=_exp_except_label, keeps=keeps_exponentials
+)

@@ -15,10 +15,10 @@ from keras_xent.layers.vocabulary_layout import must_divide
 class LogitsDense(keras.layers.Dense):
     """`keras.layers.Dense` for the last layer of a model with many classes.
 
-    It returns ordinary logits and attaches to them what they are computed from: hidden states, kernel and bias. A
-    sparse loss of this package computes the loss from these (`kernels.linear_cross_entropy`); in a compiled step
-    nothing else reads the logits, so that they are never materialized. `predict`, `save`, `export` and other metrics
-    see a `Dense` layer.
+    It returns ordinary logits and attaches to them the hidden states, kernel and bias that they are computed from. A
+    sparse loss of this package computes the loss from these in chunks (`kernels.linear_cross_entropy`); in a compiled
+    step nothing else reads the logits, so that they are never stored as a whole. To `predict`, `save`, `export` and
+    other metrics it is a `Dense` layer.
 
     Formula: `inputs @ kernel + bias`, then the activation. Without an activation, and with a softmax, the logits keep
     their provenance.
@@ -26,7 +26,7 @@ class LogitsDense(keras.layers.Dense):
     Args:
         units: number of classes.
         chunk_bytes: the most memory that a chunk of logits may take in a loss or metric that goes without the rest of
-            them; None: 64 MB on a CPU and 512 MB on an accelerator, or 512 tokens.
+            them; None: 64 MB on a CPU and 512 MB on an accelerator, or 512 tokens, or an eighth of fewer.
         **kwargs: the other arguments of `keras.layers.Dense`.
 
     Call arguments: `inputs` `[..., D]`. Returns logits `[..., units]` of the layer's compute dtype.

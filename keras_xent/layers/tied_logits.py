@@ -15,16 +15,20 @@ from keras_xent.layers.vocabulary_layout import must_divide
 
 @keras.saving.register_keras_serializable(package="keras_xent")
 class TiedLogits(keras.layers.ReversibleEmbedding):
-    """`keras.layers.ReversibleEmbedding` whose logits carry their provenance, as those of `LogitsDense` do.
+    """`keras.layers.ReversibleEmbedding` for language models with many classes and tied embeddings.
+
+    It returns ordinary logits and attaches to them the hidden states and embeddings that they are computed from. A
+    sparse loss of this package computes the loss from these in chunks, so that a compiled training step never stores
+    all logits.
 
     Formula: with `reverse=True`, `inputs @ transpose(embeddings)`, or `inputs @ reverse_embeddings` if the weights are
-    not tied; soft-capped if asked.
+    not tied; soft-capped with `logit_soft_cap`.
 
     Args:
         input_dim: number of classes (the vocabulary).
         output_dim: number of features.
         chunk_bytes: the most memory that a chunk of logits may take in a loss or metric that goes without the rest of
-            them; None: 64 MB on a CPU and 512 MB on an accelerator, or 512 tokens.
+            them; None: 64 MB on a CPU and 512 MB on an accelerator, or 512 tokens, or an eighth of fewer.
         **kwargs: the other arguments of `keras.layers.ReversibleEmbedding`.
 
     Call arguments: `inputs` `[...]` integers, or `[..., D]` with `reverse=True`. Returns embeddings, or logits
@@ -99,7 +103,7 @@ def _call(layer, inputs, reverse, training):
 
 
 def embedding_head(layer: Any, inputs: Any, training: Any = None) -> provenance.Head:
-    """What the logits of a `ReversibleEmbedding` are made from."""
+    """Returns the inputs of the logits of a `ReversibleEmbedding`."""
     weights = layer.embeddings if layer.tie_weights else layer.reverse_embeddings
     low_rank, trained = None, {"hidden": True}
     if layer.tie_weights and getattr(layer, "lora_enabled", False):

@@ -16,6 +16,7 @@ from keras_xent.kernels._dtypes import dtype_of, is_float, to_tensor
 from keras_xent.kernels._labels import is_soft_label
 from keras_xent.kernels._shapes import align_weights, checked_axis, ensure_shape, same_shape
 from keras_xent.kernels.reduction import checked_reduction
+from keras_xent.losses import _one_program
 
 
 class Unreduced(NamedTuple):
@@ -61,7 +62,7 @@ class _Given(NamedTuple):
 _given: contextvars.ContextVar[_Given | None] = contextvars.ContextVar("_given", default=None)
 
 
-class Crossentropy(NamedArguments, keras.losses.Loss):
+class Crossentropy(NamedArguments, _one_program.HasProgram, keras.losses.Loss):
     """Base of the losses. A subclass has `_unreduced`, the losses before reduction, and its arguments as attributes.
 
     It does not use `keras.losses.Loss.__call__`, which casts labels to a float type and logits to a float32 copy; only
@@ -103,6 +104,11 @@ class Crossentropy(NamedArguments, keras.losses.Loss):
         with keras.name_scope(self.name), arguments.named("y_true", "y_pred"):
             y_true, logits = self._labels_and_logits(y_true, y_pred)
             aligned = self._align(logits, mask, sample_weight)
+            if all(part is None for part in aligned[1:]):
+                found = _one_program.reduced(self, y_true, logits, aligned.valid)
+                if found is not None:
+                    self._publish_statistics(given, *found[1:], logits)
+                    return ops.cast(found[0], self.dtype)
             unreduced = self._unreduced(y_true, logits, aligned)
             valid, weights = aligned.valid, aligned.weights
             if unreduced.weights is not None:

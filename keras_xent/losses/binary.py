@@ -8,7 +8,7 @@ from keras import ops
 from keras_xent import arguments
 from keras_xent._types import DType, Reduction, Tensor
 from keras_xent.kernels import sigmoid_cross_entropy
-from keras_xent.kernels._labels import check_binary, valid_mask
+from keras_xent.kernels._labels import are_not_binary, check_binary, valid_mask
 from keras_xent.kernels._masking import where_or_zero
 from keras_xent.kernels._shapes import checked_axis, same_shape
 from keras_xent.losses.base import Alignment, Crossentropy, Unreduced
@@ -131,6 +131,20 @@ class BinaryCrossentropy(Crossentropy):
             return self._of_labels(y_true, logits, aligned, counted, axis)
         losses = self._cross_entropy(y_true, logits, aligned.label_mask, axis=axis)
         return Unreduced(losses, None if has_label is None else ops.any(has_label, axis=axis))
+
+    def _key_of_program(self) -> tuple | None:
+        options = (self.ignore_class, self.label_smoothing, self.focal_gamma, self.focal_alpha)
+        # nan is not equal to itself, and would be a new program in each call.
+        return tuple(map(repr, options)) if self.pos_weight is None and self.axis == -1 else None
+
+    def _unreduced_in_program(self, y_true: Tensor, logits: Tensor, valid: Tensor) -> Unreduced:
+        return self._unreduced(y_true, logits, Alignment(valid))
+
+    _rule_of_labels = "must be numbers from 0 to 1"
+    _advice_on_labels = "(if it marks a missing label, say so with `ignore_class`)"
+
+    def _bad_labels(self, y_true: Tensor, logits: Tensor, valid: Tensor) -> Tensor:
+        return are_not_binary(y_true, _and(valid_mask(y_true, None, self.ignore_class), valid, -1))
 
     def _of_labels(self, y_true: Tensor, logits: Tensor, aligned: Alignment, counted: Tensor, axis: int) -> Unreduced:
         """Weighed label by label: the mean of an example is that of its weighed losses.

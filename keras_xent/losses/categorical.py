@@ -24,7 +24,9 @@ class CategoricalCrossentropy(Crossentropy):
     """Cross-entropy between target distributions (one-hot, mixup, or from a teacher) and predicted ones.
 
     A drop-in for `keras.losses.CategoricalCrossentropy`: same arguments, defaults and values. The arguments after
-    `dtype` are new. For integer labels use `SparseCategoricalCrossentropy`, which never makes one-hot rows.
+    `dtype` are new. With a fused head (`layers.LogitsDense`, `fuse_head`) the targets are read chunk by chunk beside
+    the logits, which are not stored; they then get no gradient. For integer labels use `SparseCategoricalCrossentropy`,
+    which never makes one-hot rows.
 
     Formula, with `q' = q (1 - s) + s / C` for smoothing `s`, class weights `w` and probabilities `p` of `C` classes:
     `-sum_c w_c q'_c (1 - p_c)^gamma log p_c + z_loss (log sum exp x)^2` for logits `x`. Equivalent to
@@ -96,7 +98,7 @@ class CategoricalCrossentropy(Crossentropy):
     @no_autograph
     def __call__(self, y_true: Tensor, y_pred: Tensor, sample_weight: Tensor = None) -> Tensor:
         """The reduced loss; without the logits, where their head is known."""
-        is_own = not self._overrides_call() and type(self)._unreduced is CategoricalCrossentropy._unreduced
+        is_own = not self._overrides_call() and type(self)._of_logits is CategoricalCrossentropy._of_logits
         reads_logits = not is_own or _accumulation.is_counting()
         head = None if reads_logits else head_for(self, arguments.tensor("y_pred", y_pred))
         if head is None:
@@ -134,11 +136,14 @@ class CategoricalCrossentropy(Crossentropy):
 
     def _unreduced(self, y_true: Tensor, logits: Tensor, aligned: Alignment) -> Unreduced:
         self._check(y_true, logits, aligned)
+        return self._of_logits(y_true, logits, aligned.valid)
+
+    def _of_logits(self, y_true: Tensor, logits: Tensor, valid: Tensor) -> Unreduced:
         losses = softmax_cross_entropy(
             y_true,
             logits,
             axis=self.axis,
-            mask=aligned.valid,
+            mask=valid,
             label_smoothing=self.label_smoothing,
             class_weight=self.class_weight,
             focal_gamma=self.focal_gamma,
@@ -146,6 +151,22 @@ class CategoricalCrossentropy(Crossentropy):
             logit_softcap=self.logit_softcap,
         )
         return Unreduced(losses, label_weights=self._label_weights(y_true, logits))
+
+    def _key_of_program(self) -> tuple | None:
+        options = (self.label_smoothing, self.focal_gamma, self.z_loss, self.logit_softcap)
+        return options if self.class_weight is None and self.axis == -1 else None
+
+    def _labels_of_program(self, y_true: Tensor, logits: Tensor) -> Tensor:
+        if not is_eager(y_true):
+            self._warn_of_sums(y_true, Alignment())
+        return None if logits.shape[-1] == 1 else super()._labels_of_program(y_true, logits)
+
+    def _unreduced_in_program(self, y_true: Tensor, logits: Tensor, valid: Tensor) -> Unreduced:
+        return self._of_logits(y_true, logits, valid)
+
+    def _bad_labels(self, y_true: Tensor, logits: Tensor, valid: Tensor) -> Tensor:
+        is_large = ops.sum(ops.cast(y_true, "float32"), axis=-1) >= _TOO_LARGE_A_SUM
+        return is_large if valid is None else ops.logical_and(is_large, valid)
 
     def _warn_of_sums(self, y_true: Tensor, aligned: Alignment) -> None:
         """Says that rows of targets sum to 255: masks of an image, rather than distributions."""

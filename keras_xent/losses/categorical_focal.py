@@ -7,7 +7,7 @@ from keras import ops
 
 from keras_xent import arguments
 from keras_xent._types import DType, Reduction, Tensor
-from keras_xent.losses.base import Alignment, Unreduced
+from keras_xent.losses.base import Unreduced
 from keras_xent.losses.categorical import CategoricalCrossentropy
 
 
@@ -78,8 +78,12 @@ class CategoricalFocalCrossentropy(CategoricalCrossentropy):
             focal_gamma=gamma,
         )
 
-    def _unreduced(self, y_true: Tensor, logits: Tensor, aligned: Alignment) -> Unreduced:
-        unreduced = super()._unreduced(y_true, logits, aligned)
+    def _key_of_program(self) -> tuple | None:
+        key = super()._key_of_program()
+        return None if key is None else (*key, self.alpha)
+
+    def _of_logits(self, y_true: Tensor, logits: Tensor, valid: Tensor) -> Unreduced:
+        unreduced = super()._of_logits(y_true, logits, valid)
         if self.class_weight is not None or self.alpha is None:
             return unreduced
         # One weight for all classes is a factor of the loss, no class weight of a mean.

@@ -21,10 +21,11 @@ class Distillation(keras.losses.Loss):
     """Distillation: the student learns the teacher's predicted distributions.
 
     `y_true` holds the teacher's logits and `y_pred` the student's. In a compiled step, where both come from heads
-    (`LogitsDense`, `TiedLogits`, `fuse_head`), neither model's logits are materialized.
+    (`LogitsDense`, `TiedLogits`, `fuse_head`), neither model's logits are stored. The teacher gets no gradient.
 
-    Formula: `T^2` times the divergence of `softmax(y_pred / T)` from `softmax(y_true / T)`; the three divergences are
-    those of `kernels.linear_distillation`. The teacher gets no gradient.
+    Formula, with `p = softmax(y_true / T)`, `q = softmax(y_pred / T)` and `m = beta p + (1 - beta) q`: `"forward_kl"`
+    is `T^2 KL(p || q)`, `"reverse_kl"` is `T^2 KL(q || p)`, `"jensen_shannon"` is
+    `T^2 (beta KL(p || m) + (1 - beta) KL(q || m))`.
 
     Args:
         temperature: `T`.
@@ -110,7 +111,7 @@ class Distillation(keras.losses.Loss):
         return ops.cast(self._losses(y_true, y_pred, None), self.dtype)
 
     def _overridden(self, teacher, student, valid, weights, head):
-        """What the `call` of a user's subclass returns, with the masks, weights and reduction of this class around."""
+        """Applies masks, weights and reduction to the losses that a user's `call` returns."""
         if head is not None and not self._has_warned:
             self._has_warned = True
             arguments.warn(

@@ -10,7 +10,13 @@ from keras_xent._backend import is_eager, no_autograph
 from keras_xent._types import DType, Reduction, Tensor
 from keras_xent.kernels import linear, sparse_softmax, sparse_softmax_cross_entropy
 from keras_xent.kernels._dtypes import accumulator_dtype, to_tensor
-from keras_xent.kernels._labels import class_weights, gather_class_weights, in_range, valid_mask
+from keras_xent.kernels._labels import (
+    are_out_of_range,
+    class_weights,
+    gather_class_weights,
+    in_range,
+    valid_mask,
+)
 from keras_xent.kernels._options import SoftmaxOptions
 from keras_xent.kernels._shapes import checked_axis, same_shape, squeeze_class_axis
 from keras_xent.losses._fused import head_for, mask_and_weights, options_of
@@ -180,6 +186,22 @@ class SparseCategoricalCrossentropy(Crossentropy):
         )
         return Unreduced(losses, valid_mask(labels, None, self.ignore_class), self._label_weights(labels, logits))
 
+    def _key_of_program(self) -> tuple | None:
+        options = (self.label_smoothing, self.focal_gamma, self.z_loss, self.logit_softcap)
+        return (self.ignore_class, *options) if self.class_weight is None and self.axis == -1 else None
+
+    def _labels_of_program(self, y_true: Tensor, logits: Tensor) -> Tensor:
+        return None if logits.shape[-1] == 1 else squeeze_class_axis(y_true, logits, -1)
+
+    def _unreduced_in_program(self, y_true: Tensor, logits: Tensor, valid: Tensor) -> Unreduced:
+        return self._unreduced(y_true, logits, Alignment(valid))
+
+    _rule_of_labels = "must be classes from 0 to the number of classes less 1"
+    _advice_on_labels = "(if it marks padding, say so with `ignore_class`)"
+
+    def _bad_labels(self, y_true: Tensor, logits: Tensor, valid: Tensor) -> Tensor:
+        return are_out_of_range(y_true, logits.shape[-1], valid_mask(y_true, valid, self.ignore_class))
+
     def _labels_of_losses(self, y_true: Tensor, y_pred: Tensor, losses: Tensor) -> tuple[Tensor, Tensor]:
         axis = checked_axis(self.axis, len(y_pred.shape))
         if len(y_true.shape) == len(y_pred.shape) and y_true.shape[axis] == 1:
@@ -191,8 +213,10 @@ class SparseCategoricalCrossentropy(Crossentropy):
     def _publish_statistics(self, given: tuple, losses: Tensor, valid: Tensor, logits: Tensor) -> None:
         y_true, y_pred, sample_weight = given
         statistics = None
-        if not is_eager(y_pred) and not (
-            self.label_smoothing or self.class_weight is not None or self.focal_gamma or self.z_loss
+        if (
+            losses is not None
+            and not is_eager(y_pred)
+            and not (self.label_smoothing or self.class_weight is not None or self.focal_gamma or self.z_loss)
         ):
             ranks = None
             if "rank" in _loss_statistics.needed_statistics():

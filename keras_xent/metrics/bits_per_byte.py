@@ -20,8 +20,8 @@ from keras_xent.metrics.token_crossentropy import TokenCrossentropy
 class BitsPerByte(TokenCrossentropy):
     """The cross-entropy in bits for each byte of text, over all tokens since the last reset.
 
-    Perplexities of models with different tokenizers do not compare: longer tokens are harder to predict. Bits per byte
-    of the same text do. Counts tokens as `Perplexity` does.
+    To compare models with different tokenizers on the same text: their perplexities cannot be compared, since longer
+    tokens are harder to predict. Tokens are left out by the Keras mask and by `ignore_class`.
 
     Formula: `sum_n t_n nll_n / (ln 2 sum_n t_n b_n)` over valid tokens `n` with sample weights `t_n` and `b_n` bytes.
     Without bytes: nan. A token of 0 bytes (the end of a text) adds its cross-entropy and no byte.

@@ -16,9 +16,9 @@ from keras_xent.metrics._token_mean import TokenMean
 class Entropy(TokenMean):
     """The mean entropy in nats of the predicted distributions, over all tokens since the last reset.
 
-    How unsure a model is, whatever the labels: it falls towards 0 where a policy collapses. Below the cross-entropy a
-    model is too sure, above it not sure enough. Counts tokens as `Perplexity` does; with a fused head it is computed
-    where the loss is, without materializing the logits.
+    The uncertainty of a model, whatever the labels: it falls towards 0 where a policy collapses. A model whose entropy
+    is below its cross-entropy is overconfident, above it underconfident. Tokens are left out by the Keras mask and by
+    `ignore_class`. With a fused head the loss computes the entropy too, without storing the logits.
 
     Formula: `sum_n t_n H_n / sum_n t_n` over valid tokens `n` with sample weights `t_n`, `H = -sum_c p_c log p_c`.
     Without a valid token: nan.

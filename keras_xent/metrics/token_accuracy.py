@@ -17,8 +17,8 @@ from keras_xent.metrics._token_mean import TokenMean
 class TokenAccuracy(TokenMean):
     """The share of tokens whose label is among the `top_k` largest logits, over all tokens since the last reset.
 
-    Counts tokens as `Perplexity` does: masks, `ignore_class` and sample weights. With a fused head the labels are
-    ranked where the loss is computed, without materializing the logits, as Keras' `"accuracy"` would.
+    Tokens are left out by the Keras mask and by `ignore_class`. With a fused head the loss ranks the labels too,
+    without storing the logits, which Keras' `"accuracy"` would need.
 
     Formula: `sum_n t_n [r_n < top_k] / sum_n t_n` over valid tokens `n` with sample weights `t_n`, where `r_n` is the
     rank of the label: the number of classes with larger logits, or equal ones of a smaller index. Without a valid

@@ -55,9 +55,12 @@ def ipo(
     *,
     beta: float = 0.1,
 ) -> Tensor:
-    """Identity preference optimization: like `dpo`, for preferences so clear that its margin would grow without limit.
+    """Identity preference optimization: the margin between two completions is trained towards a finite value.
 
-    Formula, with `h` of `dpo`: `(h - 1 / (2 beta))^2`.
+    For preferences so clear that the margin of `dpo` would grow without limit.
+
+    Formula, with `h = (policy_chosen - policy_rejected) - (reference_chosen - reference_rejected)`:
+    `(h - 1 / (2 beta))^2`.
 
     Args:
         policy_chosen_logps, policy_rejected_logps, reference_chosen_logps, reference_rejected_logps: `[B]`. Means over

@@ -403,6 +403,19 @@ def test_a_classifier_gets_a_page_of_its_metrics_and_no_warning(tmp_path):
     assert scalars(tmp_path).keys() == {"final/loss", "final/val_loss"}
 
 
+def test_groups_are_one_chart(tmp_path):
+    groups = {"groups": ["low", "high"], "group_of": lambda labels: labels > 5}
+    fit(model([kx.metrics.Perplexity(ignore_class=0, **groups)]), kx.callbacks.TensorBoard(tmp_path), epochs=1)
+    tags = ["epoch_perplexity/low", "epoch_perplexity/high"]
+    for name in ("train", "validation"):
+        assert {"epoch_perplexity", *tags} <= scalars(tmp_path / name).keys()
+    content = events(tmp_path).Tensors("custom_scalars__config__")[0].tensor_proto.string_val[0]
+    charts = layout_pb2.Layout.FromString(content).category[0].chart
+    found = [[one.value for one in chart.margin.series] for chart in charts]
+    assert sorted(map(len, found)) == [1, 1, 1, 2]
+    assert tags in found
+
+
 def test_another_name_is_as_good(tmp_path):
     fit(model([kx.metrics.Perplexity(ignore_class=0, name="ppl")]), kx.callbacks.TensorBoard(tmp_path), epochs=1)
     assert {"epoch_ppl", "units/ppl_nll", "tokens/ppl_valid"} <= scalars(tmp_path / "train").keys()

@@ -1,10 +1,16 @@
 """Validation within an epoch."""
 
+import json
+import subprocess
+import sys
+
 import keras
 import numpy as np
 import pytest
 
 import keras_xent as kx
+from tests.backend import environment
+from tests.callbacks import replicas
 from tests.callbacks.logs import scalars
 from tests.callbacks.training import CLASSES, LENGTH, STEPS, data, fit, model
 
@@ -144,3 +150,19 @@ def test_the_logs_of_an_interrupted_fit_are_left_alone():
     fit(built, after, validates, validation=False, epochs=1)
     assert before.rows == []
     assert [row["step"] for row in after.rows if row["kind"] == "validation"] == validates.history["step"] == [4, 6]
+
+
+@pytest.mark.whole
+def test_on_replicas_training_is_as_without_it():
+    command = [sys.executable, "-m", replicas.__name__]
+    done = subprocess.run(command, env=environment(KERAS_BACKEND="tensorflow"), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout.splitlines()[-1])
+    (history, weights), (with_it, weights_with_it) = result["runs"]
+    for one, other in zip(weights, weights_with_it, strict=True):
+        np.testing.assert_array_equal(one, other)
+    # The metrics are put back as sums of the replicas.
+    for name, values in history.items():
+        np.testing.assert_allclose(with_it[name], values, rtol=1e-6)
+    assert len(result["validated"]) == 2 * STEPS
+    assert result["validated"][-1] == pytest.approx(result["last"], rel=1e-5)

@@ -205,6 +205,7 @@ def test_a_token_out_of_range_stops_the_plain_signature(exported, name):
 # LiteRT
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("name", ["operations", "xla"])
 @pytest.mark.filterwarnings("ignore:.*tf.lite.Interpreter is deprecated:UserWarning")
 def test_litert_gives_the_same_numbers(exported, name):

@@ -18,6 +18,7 @@ def in_fresh_process(program, *arguments, check=True):
     return subprocess.run(command, env=environment(), capture_output=True, text=True, check=check)
 
 
+@pytest.mark.whole
 def test_a_file_of_an_earlier_version_loads_and_trains_on():
     """It holds every loss, layer and metric, and was saved by Keras 3.12 on TensorFlow 2.18."""
     expected = json.loads((make.HERE / "numbers.json").read_text())
@@ -39,6 +40,7 @@ np.savez(sys.argv[2], *model.get_weights())
 """
 
 
+@pytest.mark.whole
 def test_training_goes_on_bit_for_bit_in_a_fresh_process(tmp_path):
     """Without dropout: with any loss, Keras does not save how far its random numbers are."""
     model, tokens = language_model(rate=0.0), sequences(8, 10)
@@ -51,6 +53,7 @@ def test_training_goes_on_bit_for_bit_in_a_fresh_process(tmp_path):
             np.testing.assert_array_equal(ours, theirs)
 
 
+@pytest.mark.whole
 def test_without_the_package_the_error_names_it():
     program = "import sys, keras; keras.models.load_model(sys.argv[1])"
     child = in_fresh_process(program, make.HERE / "model.keras", check=False)

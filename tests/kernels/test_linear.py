@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from keras import ops
 
-from keras_xent.kernels import linear_cross_entropy, sparse_softmax_cross_entropy
+from keras_xent.kernels import linear_cross_entropy, linear_token_statistics, sparse_softmax_cross_entropy
 from tests import oracles
 from tests.backend import BACKEND, DTYPES, MODES, every_mode, tensor, to_numpy
 from tests.internals import REDUCTIONS, linear_with_ranks, set_sizes
@@ -37,7 +37,7 @@ OPTIONS = {
 
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch):
-    """Chunks of 8 tokens made of blocks of 2, and gradients in strips of 10 classes: nothing divides anything."""
+    """Chunks of at most 8 tokens made of blocks of 2; gradients in strips of 10 classes: nothing divides anything."""
     set_sizes(
         monkeypatch.setattr,
         fewest_rows=1,
@@ -467,6 +467,17 @@ def test_statistics_are_the_plain_cross_entropy_and_the_rank_of_the_label():
     capped = 5.0 * np.tanh((hidden @ kernel + bias) / 5.0)
     np.testing.assert_allclose(to_numpy(known.nll), np.where(mask, oracles.sparse(labels, capped)[0], 0), rtol=1e-5)
     assert to_numpy(known.rank).tolist() == np.where(mask, ranks(hidden @ kernel + bias, labels), 0).tolist()
+
+
+def test_statistics_are_chosen_by_name():
+    hidden, kernel, _, labels = (np.asarray(a) for a in example())
+    _, found = linear_cross_entropy(hidden, kernel, labels, return_statistics=("entropy", "rank"))
+    everything = linear_token_statistics(hidden, kernel, labels)
+    for name in ("entropy", "rank"):
+        np.testing.assert_allclose(to_numpy(getattr(found, name)), to_numpy(getattr(everything, name)), rtol=2e-6)
+    assert found.logsumexp is None
+    with pytest.raises(ValueError, match=r"`return_statistics` must be .* 'confidence'. Received: 'perplexity'"):
+        linear_cross_entropy(hidden, kernel, labels, return_statistics=["perplexity"])
 
 
 def test_of_equal_logits_the_first_has_rank_0():

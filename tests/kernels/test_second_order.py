@@ -101,7 +101,8 @@ def test_second_derivatives_for_16_bit_logits_are_those_for_float32(kernel, mode
 
 
 @pytest.mark.skipif(BACKEND != "tensorflow", reason="JAX refuses forward mode of the loss; tested with the losses")
-@pytest.mark.parametrize("mode", sample(list(MODES), ["eager"]))
+@pytest.mark.whole
+@pytest.mark.parametrize("mode", list(MODES))
 @every_kernel
 def test_forward_mode_is_right_over_the_loss_and_over_its_gradient(kernel, mode):
     import tensorflow as tf

@@ -193,6 +193,7 @@ def test_second_derivatives(options):
 
 @settings(max_examples=100, deadline=None, derandomize=True)
 @given(st.lists(st.tuples(st.sampled_from([0.0, 1.0, 0.25]), st.floats(-200, 200, width=32)), min_size=6, max_size=6))
+@pytest.mark.whole
 def test_any_problem_agrees_with_the_oracle(problem):
     labels, logits = np.array(problem).T
     for options in (OPTIONS["plain"], OPTIONS["all"]):

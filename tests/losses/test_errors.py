@@ -326,7 +326,7 @@ def test_binary_labels_outside_0_and_1_are_an_error_in_a_graph(label, dtype):
     loss = tf.function(kx.losses.BinaryCrossentropy(from_logits=True), autograph=False)
     with pytest.raises(tf.errors.InvalidArgumentError) as caught:
         loss(tf.constant(labels), tf.constant(logits))
-    for part in ("`y_true` must be numbers from 0 to 1. Received: labels from", str(label), "`ignore_class`"):
+    for part in ("`y_true` must be numbers from 0 to 1. Received: label", str(label), "`ignore_class`"):
         assert part in caught.value.message
     # No labels are no error.
     loss(tf.zeros((0, 3), labels.dtype), tf.zeros((0, 3)))

@@ -150,6 +150,11 @@ def test_the_code_of_the_readme_runs_from_the_wheel(python, tmp_path):
     assert last_number(run(python, "-c", language_model.replace("epochs=3", "epochs=1"), cwd=tmp_path)) < 1000
 
 
+def test_the_command_that_scores_files_is_installed(python, tmp_path):
+    (command,) = Path(python).parent.glob("keras-xent-score*")
+    assert "--stride" in run(str(command), "--help", cwd=tmp_path)
+
+
 def test_jax_without_tensorflow_trains_logs_saves_and_loads(python_without_tensorflow, tmp_path):
     printed = run(python_without_tensorflow, "-c", ON_JAX, cwd=tmp_path, KERAS_BACKEND="jax")
     assert printed.startswith("jax ")

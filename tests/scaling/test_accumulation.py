@@ -80,7 +80,8 @@ LOSSES = {
 
 
 @pytest.mark.filterwarnings("ignore:Perplexity has logit_softcap")
-@pytest.mark.parametrize("name", sample(LOSSES, ["all options"], one_argument=True))
+@whole
+@pytest.mark.parametrize("name", LOSSES)
 def test_every_reduction_is_that_of_the_whole_batch(name):
     loss = kx.losses.MaskedSequenceCrossentropy(**LOSSES[name])
     assert_same(trained(3, loss=loss, weighted=True), trained(1, loss=loss, weighted=True))
@@ -104,7 +105,8 @@ def two_outputs():
     return keras.Model(tokens, {"tokens": kx.layers.LogitsDense(CLASSES, name="tokens")(hidden), "topics": topics})
 
 
-@pytest.mark.parametrize("weighted", [False, pytest.param(True, marks=whole)])
+@whole
+@pytest.mark.parametrize("weighted", [False, True])
 def test_each_of_several_outputs_has_its_own_denominator(weighted):
     tokens, labels, weights = data(LAST)
     topics = np.random.default_rng(6).integers(-1, 2, (len(tokens), 3)).astype("float32")

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from tools.bench import agreement, data, processes
-from tools.bench.rows import Work
+from tools.bench.rows import QUICK_ROUNDS, Work
 from tools.bench.workers import LIBRARIES, Missing, Worker, Workers
 
 # Beside the call that compiles and is compared: the second call of a Keras model traces it once more.
@@ -24,12 +24,16 @@ def record(work: Work, workers: Workers, rounds: int, warm_up: int = WARM_UP) ->
     found = {"row": work.row, "case": work.case, "unit": work.unit, "peers": list(work.peers)}
     if work.case["question"] == "import":
         return found | processes.imports(work, rounds)
+    if work.case["question"] == "second_process":
+        return found | processes.second_process(work, min(rounds, QUICK_ROUNDS))
     if work.unit == "compilations":
         return found | processes.compilations(work, workers.libraries)
     with tempfile.TemporaryDirectory() as folder:
         data.write(work.case, Path(folder))
         if work.unit == "milliseconds":
             return found | _times(work, workers, rounds, warm_up, Path(folder))
+        if work.unit == "operations":
+            return found | _operations(work, workers, folder)
         return found | _peaks(work, workers.libraries, folder)
 
 
@@ -125,6 +129,14 @@ def _until_asleep(workers):
 
 def _processor_seconds(workers):
     return {id(worker): worker.processor_seconds() for worker in workers.there()}
+
+
+def _operations(work, workers, folder) -> dict[str, Any]:
+    values = {}
+    for name, library in work.peers.items():
+        workers[library].make(name, work.case, folder)
+        values[name] = [workers[library].operations(name)]
+    return {"rounds": 1, "values": values, "missing": {}}
 
 
 def _peaks(work, libraries, folder) -> dict[str, Any]:

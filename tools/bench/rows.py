@@ -171,6 +171,28 @@ def compilations() -> Iterator[Work]:
     yield Work("compilations", {**case, "rows": "varying", "lengths": lengths, "steps": 50}, IN_STEPS, "compilations")
 
 
+def first_epoch() -> Iterator[Work]:
+    """A model from its making to the end of an epoch of 60 batches, all of different length."""
+    lengths = list(range(5, 65))
+    for head in False, True:
+        case = {"question": "first_epoch", "batch": 8, "lengths": lengths, "features": 32, "classes": 500, "head": head}
+        yield Work("first-epoch", {**case, "dtype": "float32"}, {"ours": "tensorflow", "Keras": "tensorflow"})
+
+
+def graphs() -> Iterator[Work]:
+    """How many operations the graph of a loss and its gradient has, with a number of rows that is not known."""
+    for loss in "sparse", "dense", "sigmoid":
+        case = {"question": "graph", "loss": loss, "rows": "unknown", "classes": 10, "dtype": "float32"}
+        yield Work("graph", case, dict.fromkeys(("ours", "Keras, graph"), "tensorflow"), "operations")
+
+
+def second_process() -> Iterator[Work]:
+    """The first value and gradient of a process, with the programs that another has left on the disk."""
+    for backend in "tensorflow", "jax":
+        case = {"question": "second_process", "backend": backend}
+        yield Work("second-process", case, {"ours, second process": backend, "ours, first process": backend})
+
+
 def memory() -> Iterator[Work]:
     """Peak memory of the first steps of a loss, in fresh processes."""
     peers = {name: library for name, library in OF_LOSSES.items() if name != "floor"}
@@ -215,6 +237,9 @@ ROWS = {
     "callbacks": callbacks,
     "first-step": first_steps,
     "compilations": compilations,
+    "first-epoch": first_epoch,
+    "graph": graphs,
+    "second-process": second_process,
     "import": imports,
     "memory": memory,
     "vocabulary": vocabulary,

@@ -20,12 +20,14 @@ class Head(NamedTuple):
     classes: int
 
 
+SMALL_BATCH = Shape("small_batch", 32, 10)
+BATCH = Shape("batch", 128, 10)
 SEGMENTATION = Shape("segmentation", 65_536, 10)  # one image of 256 x 256 pixels
 IMAGENET = Shape("imagenet", 4096, 1000)  # one large batch
 LANGUAGE_MODEL = Shape("language_model", 2048, 32_000)  # 8 texts of 256 tokens
 LARGE_VOCABULARY = Shape("large_vocabulary", 256, 131_072)  # one text, the tokens of Mistral's tekken
 
-SHAPES = (SEGMENTATION, IMAGENET, LANGUAGE_MODEL, LARGE_VOCABULARY)
+SHAPES = (SMALL_BATCH, BATCH, SEGMENTATION, IMAGENET, LANGUAGE_MODEL, LARGE_VOCABULARY)
 
 SMALL_MODEL = Head("small_model", 2048, 256, 32_000)
 GPT2 = Head("gpt2", 512, 768, 50_257)  # the smallest GPT-2, one text of half its length; 50,257 is 29 x 1733

@@ -13,6 +13,7 @@ ABOUT = {
     "megabytes": "Peak memory in MB above where it stood with the inputs there, gradients and compilation included: "
     "fresh processes, one sample each. In brackets, times the first column.",
     "compilations": "Programs that XLA was given.",
+    "operations": "Operations in the graph.",
 }
 
 
@@ -62,7 +63,7 @@ def about(case: dict) -> dict[str, str]:
         facts["[tokens, features, classes]"] = f"[{case['rows']}, {case['features']}, {case['classes']}]"
     elif "rows" in case:
         facts["[rows, classes]"] = f"[{case['rows']}, {case['classes']}]"
-    if case.get("question") in ("new_shape", "lengths"):
+    if case.get("question") in ("new_shape", "lengths", "graph"):
         facts["loss"] = case["loss"]
     if case.get("question") == "loss":
         facts["dtype"] = case["dtype"]
@@ -70,6 +71,8 @@ def about(case: dict) -> dict[str, str]:
         facts["smoothing"] = f"{case['smoothing']:g}"
     if "valid" in case:
         facts["valid"] = f"{case['valid']:.0%}".replace("%", " %")
+    if "head" in case:
+        facts["loss"] = "masked, of a head" if case["head"] else "sparse"
     if "backend" in case:
         facts["backend"] = {"tensorflow": "TensorFlow", "jax": "JAX"}[case["backend"]]
     if "jit" in case:
@@ -83,7 +86,11 @@ def cell(record: dict, name: str) -> str:
     if not values:
         return "–"
     value = f"{median(values):.4g}"
-    if name == record["peers"][0] or record["peers"][0] not in record["values"] or record["unit"] == "compilations":
+    if (
+        name == record["peers"][0]
+        or record["peers"][0] not in record["values"]
+        or record["unit"] in ("compilations", "operations")
+    ):
         return value
     times = ratio(record, name, record["peers"][0])
     return f"{value} ({times:.2f}{', tie' if name != FLOOR and is_tie(record, name) else ''})"

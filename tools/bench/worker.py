@@ -47,6 +47,10 @@ class Worker:
         elapsed = time.perf_counter() - start
         return round(1e3 * elapsed / getattr(self._calls[name], "steps", 1), 3), results
 
+    def operations(self, name: str) -> int:
+        """How many operations the graph of a peer has."""
+        return self._calls[name].operations
+
     def peak(self, name: str, calls: int) -> float:
         """Megabytes by which the memory rises above where it stands when the inputs are there, compilation included."""
         gc.collect()

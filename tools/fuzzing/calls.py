@@ -9,7 +9,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Program:
-    """What is compiled: a kernel with its options, in a mode, for a shape and a dtype."""
+    """A program: a kernel with its options, in a mode, for a shape and a dtype."""
 
     kernel: str
     mode: str

@@ -15,7 +15,7 @@ _SMALLEST = 1e-36
 
 
 def check(call: Call, run: Callable) -> tuple[int, list[str]]:
-    """How many cases the call has, and what is wrong with it."""
+    """Returns the number of cases of the call, and the faults that were found."""
     with np.errstate(all="ignore"):
         expected = KERNELS[call.program.kernel].expected(call)
     try:

@@ -1,4 +1,4 @@
-"""What a call should give, by the oracle of the tests, and how far from that a result may be.
+"""The expected results of a call, by the oracle of the tests, and their tolerances.
 
 The limits are those of docs/numerics.md: 2e-6 of a loss, 1e-6 of the largest entry of a row's gradient (1e-12 and 1e-13
 in float64), and half of the last place where a gradient is rounded to 16 bits. Beside these stands what any computation
@@ -30,7 +30,7 @@ class Limits:
 
 @dataclass
 class Expected:
-    """What a call should give: its values, and gradients by the name of the array; or that it raises an error."""
+    """The expected results of a call: values, and gradients by the name of the array; or an error."""
 
     values: list[Limits] = field(default_factory=list)
     gradients: dict[str, Limits] = field(default_factory=dict)
@@ -153,7 +153,7 @@ def sparse(call: Call) -> Expected:
 
 
 def validity(call: Call) -> np.ndarray:
-    """Which labels count, flat."""
+    """Returns which labels are valid, flat."""
     labels = call.arrays["labels"].reshape(-1)
     mask = call.arrays.get("mask", np.ones(labels.shape, bool)).reshape(-1)
     ignored = call.program.get("ignore_class")
@@ -179,7 +179,7 @@ def sparse_rows(call: Call, x: np.ndarray, options: dict, errors: Any = 0.0, cou
 
 
 def _of_logits(call, losses, of_loss, gradients, axis):
-    """What a kernel of logits gives for these rows, masked, times the upstream gradient."""
+    """Returns the results of a kernel of logits for these rows, masked, times the upstream gradient."""
     upstream = call.arrays["upstream"].reshape(-1)
     valid = (
         validity(call) if "labels" in call.arrays else call.arrays.get("mask", np.ones(upstream.shape, bool)).ravel()

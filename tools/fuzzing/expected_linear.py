@@ -1,4 +1,4 @@
-"""What a call of a linear kernel should give: `expected.py`, of logits that are products of matrices."""
+"""The expected results of a call of a linear kernel: `expected.py`, for logits that are products of matrices."""
 
 from typing import Any
 

@@ -30,11 +30,11 @@ class Explorer:
 
     @property
     def cases(self) -> int:
-        """How many cases were tried."""
+        """The number of cases that were tried."""
         return sum(self.by_kernel.values())
 
     def summary(self) -> str:
-        """What was done so far."""
+        """Returns the work done so far."""
         return (
             f"{self.cases:,} cases in {self.calls:,} calls of {self.programs:,} programs, {len(self.failures)} failures"
         )

@@ -24,7 +24,7 @@ TOKENS, FEATURES, CLASSES, WIDTH, K = 160, 5, 23, 4, 6
 
 @dataclass(frozen=True)
 class Kernel:
-    """What is drawn for a kernel, and what it is compared with."""
+    """The inputs that are drawn for a kernel, and the expected results."""
 
     options: dict[str, tuple]
     # Arrays that may be left out.

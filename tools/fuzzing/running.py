@@ -22,7 +22,7 @@ else:
 
 
 def is_expected_error(error: Exception) -> bool:
-    """Whether it is what a label out of range raises."""
+    """Returns whether the error is that of a label out of range."""
     names = [type(error), *type(error).__mro__]
     return "must be classes from 0" in str(error) and any(
         n.__name__ in ("ValueError", "InvalidArgumentError") for n in names

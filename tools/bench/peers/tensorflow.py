@@ -25,7 +25,13 @@ STEP_ROWS = 64
 
 def peer(name: str, case: dict, folder: str) -> Callable:
     """One of the peers, ready to be called."""
-    questions = {"loss": _of_loss, "linear": _of_head, "new_shape": _of_new_shapes, "lengths": _of_lengths}
+    questions = {
+        "loss": _of_loss,
+        "linear": _of_head,
+        "new_shape": _of_new_shapes,
+        "lengths": _of_lengths,
+        "graph": _of_graph,
+    }
     of = questions.get(case["question"])
     return of(name, case, folder) if of else training.peer(name, case)
 
@@ -166,6 +172,19 @@ def _of_head(name, case, folder):
 
     step = _compiled(step, name)
     return _done(lambda: dict(zip(("loss", "hidden", "kernel"), step(hidden, kernel), strict=False)))
+
+
+def _of_graph(name, case, folder):
+    """A call that knows how many operations its graph has."""
+    step = _step(_loss(name.partition(",")[0], {**case, "smoothing": 0.0}), name)
+    labels = tf.TensorSpec([None], "int32") if case["loss"] == "sparse" else tf.TensorSpec([None, case["classes"]])
+    graph = step.get_concrete_function(labels, tf.TensorSpec([None, case["classes"]])).graph
+
+    def call():
+        return {}
+
+    call.operations = len(graph.get_operations())
+    return call
 
 
 def _of_new_shapes(name, case, folder):

@@ -12,13 +12,15 @@ import keras
 import numpy as np
 
 import keras_xent as kx
+from keras_xent.kernels._compiled import clear_cache
 
 IGNORED = -1
 
 
 def peer(name: str, case: dict) -> Callable:
     """One of the peers. What its first call takes includes compiling the step."""
-    return (_of_callbacks if case["question"] == "callbacks" else _of_steps)(name, case)
+    questions = {"callbacks": _of_callbacks, "first_epoch": _of_first_epochs}
+    return questions.get(case["question"], _of_steps)(name, case)
 
 
 def _of_steps(name, case):
@@ -41,6 +43,35 @@ def _of_steps(name, case):
 
     # The same program as in `fit` and `evaluate`.
     return lambda: {"loss": np.float32(compiled()(x, y, return_dict=True)["loss"])}
+
+
+def _of_first_epochs(name, case):
+    """Makes a model and trains it for an epoch of batches of different lengths; earlier programs are freed."""
+    import tensorflow as tf
+
+    rng = np.random.default_rng(0)
+    batches = [rng.integers(0, case["classes"], (2, case["batch"], length), "int32") for length in case["lengths"]]
+    tokens = tf.TensorSpec([case["batch"], None], "int32")
+    data = tf.data.Dataset.from_generator(lambda: map(tuple, batches), output_signature=(tokens, tokens))
+
+    def call():
+        keras.backend.clear_session()
+        clear_cache()
+        keras.utils.set_random_seed(0)
+        ours = kx.layers.LogitsDense if case["head"] else keras.layers.Dense
+        head = keras.layers.Dense if name == "Keras" else ours
+        inputs = keras.Input((None,), dtype="int32")
+        hidden = keras.layers.Embedding(case["classes"], case["features"])(inputs)
+        model = keras.Model(inputs, head(case["classes"])(hidden))
+        sparse = keras.losses.SparseCategoricalCrossentropy if name == "Keras" else _ours_of_lengths(case["head"])
+        model.compile("sgd", sparse(from_logits=True))
+        return {"loss": np.float32(model.fit(data, verbose=0).history["loss"][-1])}
+
+    return call
+
+
+def _ours_of_lengths(head):
+    return kx.losses.MaskedSequenceCrossentropy if head else kx.losses.SparseCategoricalCrossentropy
 
 
 def _head(name):
