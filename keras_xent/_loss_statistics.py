@@ -71,7 +71,7 @@ def has_consumers() -> bool:
 def needed_statistics() -> frozenset[str]:
     """The names of the statistics that a metric needs beside the nll, which cost a pass over the logits.
 
-    A metric of this very step; where TensorFlow does not say whose step it is, any that is alive.
+    On JAX a metric of this very step. TensorFlow does not say which these are: there any that is alive.
     """
     return frozenset().union(*(consumer.needs_statistics for consumer in _consumers_of_step()))
 
@@ -110,24 +110,9 @@ def lookup(y_true: Tensor, y_pred: Tensor) -> LossRecord | None:
 
 def _consumers_of_step():
     if _backend.METRICS_SEE_PREDICTIONS_OF_LOSS:
-        of_step = _metrics_of_step()
-        return [one for one in list(_consumers) if of_step is None or id(one) in of_step]
+        return list(_consumers)
     scope = _keras.stateless_scope()
     return [] if scope is None else [one for one in list(_consumers) if one.is_updated_in(scope)]
-
-
-def _metrics_of_step():
-    """The identities of the metrics of the model whose `fit` or `evaluate` calls this; None where they are unknown."""
-    model = _keras.model_of_step()
-    if model is None:
-        return None
-    found: set[int] = set()
-    for metric in model.metrics:
-        # One of these holds those that `compile` was given, once it is built.
-        if not getattr(metric, "built", True):
-            return None
-        found.update(map(id, (metric, *getattr(metric, "metrics", ()))))
-    return found
 
 
 class Mailbox:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import keras_xent as kx
-from tests import internals, oracles
+from tests import oracles
 from tests.backend import BACKEND, to_numpy
 
 CLASSES = 50
@@ -124,18 +124,3 @@ def test_a_metric_that_cannot_see_the_mask_says_so():
         assert told == []
     else:
         assert [str(w.message)[:41] for w in told] == ["Perplexity 'm' counts masked tokens: on J"]
-
-
-@pytest.mark.parametrize("ours", [False, True], ids=["another model's metric", "its own metric"])
-def test_only_metrics_of_the_step_make_a_loss_compute_ranks(ours, monkeypatch):
-    others = keras.Sequential([keras.Input((3,)), keras.layers.Dense(5)])
-    accuracy = kx.metrics.TokenAccuracy()
-    others.compile("sgd", kx.losses.SparseCategoricalCrossentropy(from_logits=True), metrics=[accuracy])
-    calls = internals.count_linear_calls(monkeypatch)
-    model = keras.Sequential([keras.Input((3,)), kx.layers.LogitsDense(5)])
-    own = [kx.metrics.TokenAccuracy()] if ours else [kx.metrics.Perplexity()]
-    model.compile("sgd", kx.losses.SparseCategoricalCrossentropy(from_logits=True), metrics=own)
-    history = model.fit(np.eye(3), np.arange(3), verbose=0).history
-    assert {"rank" in call["statistics"] for call in calls if "statistics" in call} == {ours}
-    assert len(history) == 2
-    assert accuracy is not None
