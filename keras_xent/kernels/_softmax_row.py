@@ -197,12 +197,14 @@ def to_logits_dtype(gradient: Tensor, dead_rows: Tensor, logits: Tensor, softcap
     return cast_to_nearest_even(gradient, logits.dtype)
 
 
-def is_dead_row(upstream: Tensor, max_logit: Tensor, sum_exp_minus_one: Tensor) -> Tensor:
+def is_dead_row(upstream: Tensor, *of_row: Tensor) -> Tensor:
     """True for rows without a gradient (NaN, label out of range) whose upstream gradient is 0: they leave no trace.
+
+    A row without a gradient is known by one of the numbers `of_row`, which is infinite or NaN.
 
     Other rows are not selected by their upstream gradient of 0: the derivative with respect to it is their gradient.
     """
-    return ops.logical_and(ops.equal(upstream, 0.0), ops.logical_not(ops.isfinite(max_logit + sum_exp_minus_one)))
+    return ops.logical_and(ops.equal(upstream, 0.0), ops.logical_not(ops.isfinite(sum(of_row))))
 
 
 def zero_rows(rows: Tensor, *arrays: Tensor) -> tuple[Tensor, ...]:

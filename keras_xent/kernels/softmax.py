@@ -152,7 +152,7 @@ def backward(
     options: SoftmaxOptions,
 ) -> Tensor:
     """The gradient for the logits, `upstream` times that of each row's loss. Not compiled by itself."""
-    dead_rows = row.is_dead_row(upstream, *residuals[:2])
+    dead_rows = row.is_dead_row(upstream, *residuals[:3])  # the sum of the targets too
     clean, targets, max_logit, sum_exp_minus_one, sum_a, inverse_num_classes, *kept = row.zero_rows(
         dead_rows, logits, targets, *residuals
     )
