@@ -165,6 +165,8 @@ def _finite_or_weighted(weights, values):
 
 def total(values: Tensor) -> Tensor:
     """The sum of all values."""
+    if len(values.shape) == 0:
+        return values
     mesh: Any = _backend.batch_mesh(values)
     if mesh is not None:
         return _sum_over_devices(ops.reshape(values, (-1,)), mesh=mesh)
