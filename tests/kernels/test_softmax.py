@@ -112,6 +112,20 @@ def test_nan_stays_in_its_row(kernel, mode):
     np.testing.assert_array_equal(gradient[clean_rows], expected_gradient[clean_rows])
 
 
+@every_mode
+def test_masked_nan_or_infinite_targets_have_no_gradient(mode):
+    targets = np.eye(7, dtype="float32")
+    targets[1:4, 2] = NAN, INF, -INF
+    mask = np.isfinite(targets).all(axis=1)
+    logits = np.random.default_rng(0).normal(size=(7, 7)).astype("float32")
+    value, gradient = value_and_gradient(
+        lambda x: softmax_cross_entropy(tensor(targets), x, mask=tensor(mask)), tensor(logits), mode=mode
+    )
+    assert np.all(value[~mask] == 0) and np.all(gradient[~mask] == 0)
+    probabilities = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(gradient[mask], (probabilities - targets)[mask], atol=1e-6)
+
+
 def test_uniform_logits_cost_log_num_classes():
     for classes in (1, 2, 50_257):
         loss = sparse_softmax_cross_entropy(np.array([classes - 1]), np.zeros((1, classes), "float32"))
