@@ -48,8 +48,10 @@ def one_program(function: Callable) -> Callable:
 
     def call(x: Tensor, y: Tensor, valid: Tensor) -> tuple[Tensor, Any, Any]:
         eager = is_eager(x)
-        # An eager tape must not record what is inside.
-        given = tuple(None if t is None else tf.stop_gradient(t) for t in (x, y, valid)) if eager else (x, y, valid)
+        # An eager tape must not record what is inside. In a graph, eager tensors become part of it: the gradient of
+        # `tf.cond` refuses what is not (`cond_v2._resolve_grad_inputs`, TensorFlow 2.21).
+        given = tuple(None if t is None else tf.stop_gradient(t) if eager else _of_graph(t) for t in (x, y, valid))
+        y = y if eager else given[1]
         padded, num_rows = pad_to_bucket(given)
         others = (*padded[1:], tf.constant([num_rows]) if isinstance(num_rows, int) else num_rows)
         result, rows, rest, slope = program(padded[0], *others)
@@ -81,6 +83,10 @@ def one_program(function: Callable) -> Callable:
         return value(x if eager else padded[0], y), take_rows(rows, num_rows), rest
 
     return call
+
+
+def _of_graph(tensor):
+    return tensor if tf.is_symbolic_tensor(tensor) else tf.identity(tensor)
 
 
 def _scaled(slope, upstream):

@@ -54,6 +54,10 @@ def chunk_sizes(
     if isinstance(tokens, int):
         size = -(-tokens // max(num_chunks, 1))
         return (size if size <= block else -(-size // block) * block), num_chunks
+    if not ops.is_tensor(tokens):
+        # A symbolic size, as `jax.export` has it: chunks are slices of a fixed size.
+        size = most // block * block
+        return size, -(-tokens // size)
     size = -(-tokens // ops.maximum(num_chunks, 1))
     return ops.where(size <= block, size, -(-size // block) * block), num_chunks
 

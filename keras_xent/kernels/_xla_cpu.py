@@ -58,7 +58,8 @@ def map_row_blocks(
     """
     num_rows = ops.shape(arrays[0])[0]
     size: Any = block_size(arrays[0].shape)
-    if isinstance(num_rows, int) and num_rows <= size:
+    is_symbolic = not (isinstance(num_rows, int) or ops.is_tensor(num_rows))  # as `jax.export` has it
+    if is_symbolic or (isinstance(num_rows, int) and num_rows <= size):
         return _run_block(function, arrays)
     if isinstance(num_rows, int):
         # As even as they can be: the last block computes again what is missing to a whole one.

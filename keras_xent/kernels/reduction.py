@@ -134,7 +134,8 @@ def _count(losses, valid):
     """Returns the number of valid losses (None: all), a float where the shape is known."""
     if valid is not None:
         return total(_broadcast(ops.cast(valid, dtype_of(losses)), losses))
-    return ops.cast(ops.size(losses), dtype_of(losses)) if None in losses.shape else float(math.prod(losses.shape))
+    size = math.prod(losses.shape) if None not in losses.shape else ops.size(losses)
+    return float(size) if isinstance(size, int) else ops.cast(size, dtype_of(losses))
 
 
 def _broadcast(array, losses):
@@ -202,7 +203,9 @@ def _pairwise_sum(values):
     if values.shape[0] is None and dtype_of(values) == "float32":
         # A size that XLA knows only when the program runs, as after `tf.boolean_mask`, cannot be rounded up.
         return ops.cast(ops.sum(ops.cast(values, "float64")), values.dtype)
-    if _backend.is_partitioned(values) or (values.shape[0] or _FEW + 1) <= _FEW:
+    size = values.shape[0]
+    is_symbolic = size is not None and not isinstance(size, int)  # as `jax.export` has it
+    if is_symbolic or _backend.is_partitioned(values) or (size or _FEW + 1) <= _FEW:
         return ops.sum(values)
     # Additions of halves first keep the rounding of long sums small.
     lanes = 64

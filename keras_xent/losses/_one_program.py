@@ -62,9 +62,9 @@ def reduced(loss: Any, y_true: Tensor, logits: Tensor, valid: Tensor) -> tuple[T
     The losses, and which of them are valid, have the shape of the logits without the classes; both are None if no
     metric could ask for them.
     """
-    if not _is_small(logits) or dtype_of(logits) == "float16" or loss.reduction not in _REDUCTIONS:
+    if not _backend.starts_programs() or num_replicas() > 1 or on_accelerator() or _accumulation.is_active():
         return None
-    if num_replicas() > 1 or on_accelerator() or _accumulation.is_active() or not _backend.starts_programs():
+    if not _is_small(logits) or dtype_of(logits) == "float16" or loss.reduction not in _REDUCTIONS:
         return None
     key = loss._key_of_program()
     labels = None if key is None else loss._labels_of_program(y_true, logits)

@@ -192,3 +192,45 @@ print("right")
             [sys.executable, "-c", program], env=environment(**flags), capture_output=True, text=True
         )
         assert child.stdout.strip() == "right", child.stderr[-2000:]
+
+
+@pytest.mark.skipif(BACKEND != "jax", reason="jax.export")
+@pytest.mark.parametrize("name", ["sparse", "categorical", "binary"])
+def test_a_loss_is_exported_for_any_number_of_rows(name):
+    import jax
+    from jax import export
+
+    loss, y = LOSSES[name]
+    y, x = np.resize(y, (200, *y.shape[1:])), np.random.default_rng(0).normal(size=(200, 4)).astype("float32")
+    y = y.astype("int32" if name == "sparse" else "float32")
+    (rows,) = export.symbolic_shape("rows")
+    shapes = [jax.ShapeDtypeStruct((rows, *a.shape[1:]), a.dtype) for a in (y, x)]
+    step = jax.value_and_grad(lambda x, y: loss(y, x))
+    exported = export.export(jax.jit(lambda y, x: step(x, y)))(*shapes)
+    for number in (3, 200):
+        found, expected = exported.call(y[:number], x[:number]), step(x[:number], y[:number])
+        for one, other in zip(found, expected, strict=True):
+            np.testing.assert_allclose(one, other, rtol=2e-6, atol=1e-8)
+
+
+@pytest.mark.skipif(BACKEND != "jax", reason="jax.export")
+def test_a_head_is_exported_for_any_number_of_tokens():
+    import jax
+    from jax import export
+
+    rng = np.random.default_rng(0)
+    hidden, kernel = rng.normal(size=(600, 4)).astype("float32"), rng.normal(size=(4, 7)).astype("float32")
+    labels = rng.integers(0, 7, 600, dtype="int32")
+
+    def step(hidden, labels):
+        return jax.value_and_grad(
+            lambda h: kx.kernels.linear_cross_entropy(h, kernel, labels, ignore_class=0, reduction="token_mean")
+        )(hidden)
+
+    (tokens,) = export.symbolic_shape("tokens")
+    shapes = [jax.ShapeDtypeStruct((tokens, *a.shape[1:]), a.dtype) for a in (hidden, labels)]
+    exported = export.export(jax.jit(step))(*shapes)
+    for number in (3, 600):
+        found, expected = exported.call(hidden[:number], labels[:number]), step(hidden[:number], labels[:number])
+        for one, other in zip(found, expected, strict=True):
+            np.testing.assert_allclose(one, other, rtol=2e-6, atol=1e-8)
