@@ -13,7 +13,7 @@ from keras_xent import arguments
 from keras_xent._backend import matmul
 from keras_xent._types import Tensor
 from keras_xent._without_logits import Output, call_without_logits
-from keras_xent.kernels._dtypes import to_float_tensor, to_tensor
+from keras_xent.kernels._dtypes import accumulator_dtype, dtype_of, to_float_tensor, to_tensor
 from keras_xent.kernels._labels import class_indices, valid_mask
 from keras_xent.kernels._row_statistics import dense_statistics
 from keras_xent.kernels._shapes import align_weights, squeeze_class_axis
@@ -154,11 +154,16 @@ def _difference_and_weight(
         indices = class_indices(labels, logits.shape[-1], valid)
         nll, entropy = dense_statistics(indices, logits / temperature, ("nll", "entropy"))
     else:
+        hidden, bias = head.hidden, head.bias
+        if head.logit_softcap is None and dtype_of(hidden) == accumulator_dtype(hidden):
+            # Divided here, where a temperature is a number of the program rather than an option of a new one.
+            hidden, bias = hidden / temperature, None if bias is None else bias / temperature
+            temperature = 1.0
         found = linear_token_statistics(
-            head.hidden,
+            hidden,
             head.kernel,
             labels,
-            head.bias,
+            bias,
             temperature=temperature,
             transpose_kernel=head.transpose_kernel,
             mask=valid,

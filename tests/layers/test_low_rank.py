@@ -108,7 +108,7 @@ def test_a_frozen_head_forms_no_gradient_of_its_kernel(build, formed):
         assert formed == {"hidden"}
 
 
-@pytest.mark.parametrize("transpose", [False, True])
+@pytest.mark.parametrize("transpose", [False, pytest.param(True, marks=pytest.mark.whole)])
 def test_the_kernel_is_that_of_the_merged_kernel(transpose):
     hidden, labels = RNG.standard_normal((7, 5)), RNG.integers(0, 20, 7)
     kernel, first, second = (RNG.standard_normal(s) for s in ((5, 20), (5, 2), (2, 20)))

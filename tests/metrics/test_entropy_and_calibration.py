@@ -8,7 +8,6 @@ from keras import ops
 import keras_xent as kx
 from tests.backend import to_numpy
 from tests.internals import set_keras_mask
-from tests.tiers import sample
 
 RNG = np.random.default_rng(1)
 LABELS = RNG.integers(0, 7, (40, 5))
@@ -125,8 +124,8 @@ def mean_nll(temperature, scale):
     return -np.take_along_axis(log_softmax(scale * X.astype("float64") / temperature), Y[:, None], 1).mean()
 
 
-@pytest.mark.parametrize("fuse", sample([False, True], [True]))
-@pytest.mark.parametrize("scale", sample([0.2, 3.0], [3.0]))
+@pytest.mark.parametrize("fuse", [False, True])
+@pytest.mark.parametrize("scale", [0.2, 3.0])
 def test_the_temperature_is_the_minimum_of_the_cross_entropy(scale, fuse):
     found = kx.calibrate(identity(7, fuse, scale), [(X[:300], Y[:300]), (X[300:], Y[300:])], tolerance=1e-5)
     best = mean_nll(found, scale)
