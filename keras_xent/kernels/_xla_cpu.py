@@ -40,6 +40,7 @@ _MAX_SLICED_ROW = 64 * _MAX_SLICE
 _STRIP_BYTES = 2**23
 _FEW_STRIPS = 4
 _MOST_NARROW_CLASSES = 4096
+_MOST_KEPT_BYTES = 2**24
 _inside_block = contextvars.ContextVar("_inside_block", default=False)
 
 
@@ -149,6 +150,13 @@ def keeps_exponentials(logits: Tensor) -> bool:
     long rows of 16-bit floats, reading them takes longer than blocks.
     """
     return uses_xla_cpu() and (not narrow_float(logits) or logits.shape[1] <= _MOST_NARROW_CLASSES)
+
+
+def keeps_few_exponentials(logits: Tensor) -> bool:
+    """The same where XLA keeps another array of the size of the logits with them, for targets as large: up to 16 MB."""
+    sizes = logits.shape
+    is_small = all(isinstance(n, int) for n in sizes) and 4 * math.prod(sizes) <= _MOST_KEPT_BYTES
+    return is_small and keeps_exponentials(logits)
 
 
 def log1p(x: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from keras_xent.kernels._dtypes import accumulator_dtype, is_float, to_float_ten
 from keras_xent.kernels._masking import multiply_no_nan, where_or_zero
 from keras_xent.kernels._options import SoftmaxOptions
 from keras_xent.kernels._shapes import as_rows, checked_axis, ensure_shape, reshape_to, same_shape
-from keras_xent.kernels._xla_cpu import keeps_exponentials, row_sum
+from keras_xent.kernels._xla_cpu import keeps_few_exponentials, row_sum
 
 
 @no_autograph
@@ -167,7 +167,7 @@ def _exp_shifted(residuals, logits, targets, class_weight=None, *, options):
 _dense_forward = RowKernel(forward, num_outputs=5, is_blocked=lambda **options: True)
 _dense_backward = CompiledKernel(backward)
 _dense = custom_gradient(
-    _dense_forward, _dense_backward, has_rows=(True, True, False), keep=_exp_shifted, keeps=keeps_exponentials
+    _dense_forward, _dense_backward, has_rows=(True, True, False), keep=_exp_shifted, keeps=keeps_few_exponentials
 )
 
 

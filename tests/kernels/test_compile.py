@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 import re
 
 import ml_dtypes
@@ -77,6 +78,21 @@ def test_the_gradient_is_the_only_buffer_of_the_size_of_the_logits(name, dtype):
         program, arguments = function.lower(*inputs, **options)
         text = program.experimental_get_compiler_ir(*arguments)(stage="optimized_hlo")
         assert buffers_of_logits_size(text) == outputs
+
+
+@pytest.mark.skipif(BACKEND != "jax", reason="TensorFlow's programs are those above")
+@pytest.mark.parametrize("kernel", ["sparse_softmax_cross_entropy", "softmax_cross_entropy", "sigmoid_cross_entropy"])
+def test_a_compiled_step_keeps_no_second_array_of_many_logits(kernel):
+    shape = (1024, 8192)
+    labels = np.zeros(shape[:1], "int32") if "sparse" in kernel else np.zeros(shape, "float32")
+
+    def step(x, labels):
+        return jax.value_and_grad(lambda x: ops.sum(getattr(kernels, kernel)(labels, x)))(x)
+
+    logits = jax.ShapeDtypeStruct(shape, "float32")
+    analysis = jax.jit(step).lower(logits, labels).compile().memory_analysis()
+    assert analysis.output_size_in_bytes < 1.1 * 4 * math.prod(shape)
+    assert analysis.temp_size_in_bytes < 0.3 * 4 * math.prod(shape)
 
 
 def optimized(function, *inputs):
