@@ -144,7 +144,10 @@ def test_the_backend_is_asked_for_in_one_folder():
 
 # Scoring is exported as a SavedModel, TensorBoard's files are TensorFlow's.
 USES_TF = ("deploy", "callbacks")
-KERAS_PRIVATE = r"keras\.src|\._keras_(mask|logits|history)|\._(inbound_nodes|flatten_layers|direction|iterations)\b"
+KERAS_PRIVATE = (
+    r"keras\.src|\._keras_(mask|logits|history)|\._(inbound_nodes|flatten_layers|direction|iterations)\b"
+    r"|(layer|model|optimizer)\._(kernel|embeddings|trainable_variables)\b"
+)
 
 
 def test_private_names_of_keras_stand_in_one_file():

@@ -26,7 +26,7 @@ def accumulating_step(model: Any, train_step: Callable, steps: int, counting: Ca
         weights = model.trainable_weights
 
         def run(part, share, sums):
-            with micro_batch(denominators, share), _captured(model.optimizer) as captured:
+            with micro_batch(denominators, share), _captured(model.optimizer, weights) as captured:
                 logs = train_step(part)
             gradients = {id(variable): gradient for gradient, variable in captured}
             found = [gradients.get(id(weight)) for weight in weights]
@@ -88,8 +88,8 @@ def _denominators(model, data, counting):
 class _Apply:
     """The `apply` of an optimizer while gradients are captured. Replicas take turns, each in a thread of its own."""
 
-    def __init__(self, optimizer):
-        self.optimizer, self.original, self.users = optimizer, optimizer.apply, 0
+    def __init__(self, optimizer, weights):
+        self.weights, self.original, self.users = weights, optimizer.apply, 0
         # What stood in its place on this object, such as that of a callback that watches the gradients.
         self.before = vars(optimizer).get("apply")
 
@@ -99,7 +99,7 @@ class _Apply:
             return self.original(gradients, trainable_variables)
         if found:
             raise NotImplementedError("A training step that calls its optimizer twice cannot be accumulated.")
-        variables = self.optimizer._trainable_variables if trainable_variables is None else trainable_variables
+        variables = self.weights if trainable_variables is None else trainable_variables
         found.extend(zip(gradients, variables, strict=True))
 
 
@@ -107,9 +107,9 @@ _gradients: contextvars.ContextVar[list[tuple[Any, Any]] | None] = contextvars.C
 
 
 @contextlib.contextmanager
-def _captured(optimizer):
+def _captured(optimizer, weights):
     """Yields the gradients and variables that the optimizer is given, in place of applying them."""
-    apply = optimizer.apply if isinstance(optimizer.apply, _Apply) else _Apply(optimizer)
+    apply = optimizer.apply if isinstance(optimizer.apply, _Apply) else _Apply(optimizer, weights)
     if apply.users == 0:
         object.__setattr__(optimizer, "apply", apply)
     apply.users += 1

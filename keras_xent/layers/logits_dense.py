@@ -93,7 +93,7 @@ def dense_head(layer: Any, inputs: Any, training: Any = None) -> provenance.Head
     """Return the provenance of the logits of a `Dense` layer."""
     kernel, low_rank, trained = layer.kernel, None, {"hidden": True}
     if getattr(layer, "lora_enabled", False):
-        kernel, factors = layer._kernel, (layer.lora_kernel_a, layer.lora_kernel_b)
+        kernel, factors = weights_without_lora(layer, "kernel"), (layer.lora_kernel_a, layer.lora_kernel_b)
         low_rank = scaled_factors(layer, factors)
         trained["low_rank"] = any(factor.trainable for factor in factors)
     trained |= {name: w is not None and w.trainable for name, w in (("kernel", kernel), ("bias", layer.bias))}
@@ -107,6 +107,11 @@ def dense_head(layer: Any, inputs: Any, training: Any = None) -> provenance.Head
         chunk_bytes=getattr(layer, "chunk_bytes", None),
         low_rank=low_rank,
     )
+
+
+def weights_without_lora(layer: Any, name: str) -> Any:
+    """The variable to which LoRA adds the product of its factors, and which the layer's attribute hides."""
+    return next(weights for weights in layer.weights if weights.name == name)
 
 
 def scaled_factors(layer: Any, factors: tuple[Any, Any]) -> tuple[Any, Any]:

@@ -9,7 +9,7 @@ from keras import ops
 from keras_xent import _keras, arguments, provenance
 from keras_xent._backend import snapshot
 from keras_xent.kernels._dtypes import is_float
-from keras_xent.layers.logits_dense import scaled_factors
+from keras_xent.layers.logits_dense import scaled_factors, weights_without_lora
 from keras_xent.layers.vocabulary_layout import must_divide
 
 
@@ -107,7 +107,7 @@ def embedding_head(layer: Any, inputs: Any, training: Any = None) -> provenance.
     weights = layer.embeddings if layer.tie_weights else layer.reverse_embeddings
     low_rank, trained = None, {"hidden": True}
     if layer.tie_weights and getattr(layer, "lora_enabled", False):
-        weights, factors = layer._embeddings, (layer.lora_embeddings_a, layer.lora_embeddings_b)
+        weights, factors = weights_without_lora(layer, "embeddings"), (layer.lora_embeddings_a, layer.lora_embeddings_b)
         low_rank = scaled_factors(layer, factors)
         trained["low_rank"] = any(factor.trainable for factor in factors)
     kernel, trained["kernel"] = snapshot(weights), weights.trainable
