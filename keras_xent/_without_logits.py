@@ -11,7 +11,7 @@ import keras
 from keras import ops
 
 from keras_xent import _keras, provenance
-from keras_xent._backend import is_eager
+from keras_xent._backend import is_eager, replace_own, restore_own
 from keras_xent._types import Tensor
 from keras_xent.layers.fuse_head import output_layer
 from keras_xent.layers.logits_dense import dense_head
@@ -99,9 +99,7 @@ def _heads_of(layers: list) -> Iterator[list]:
 def _replace_call(layer):
     with _lock:
         if not _uses[id(layer)]:
-            _own_calls[id(layer)] = vars(layer).get("call")
-            # Past the tracking of Keras, which takes what is set for a part of the layer.
-            object.__setattr__(layer, "call", _call_or_stand_in(layer, layer.call))
+            _own_calls[id(layer)] = replace_own(layer, "call", _call_or_stand_in(layer, layer.call))
         _uses[id(layer)] += 1
 
 
@@ -110,11 +108,7 @@ def _restore_call(layer):
         _uses[id(layer)] -= 1
         if not _uses[id(layer)]:
             del _uses[id(layer)]
-            own = _own_calls.pop(id(layer))
-            if own is None:
-                object.__delattr__(layer, "call")
-            else:
-                object.__setattr__(layer, "call", own)
+            restore_own(layer, "call", _own_calls.pop(id(layer)))
 
 
 def _call_or_stand_in(layer, call):

@@ -6,6 +6,8 @@ Nothing else in the package asks which backend Keras runs on.
 import keras
 
 from keras_xent._backend._attributes import get_attribute as get_attribute
+from keras_xent._backend._attributes import replace_own as replace_own
+from keras_xent._backend._attributes import restore_own as restore_own
 from keras_xent._backend._attributes import set_attribute as set_attribute
 from keras_xent._backend._segments import weights_of_runs as weights_of_runs
 from keras_xent._backend._xla import set_uses_xla as set_uses_xla

@@ -7,6 +7,8 @@ from typing import Any
 import jax
 import keras
 
+from keras_xent._backend._attributes import replace_own, restore_own
+
 
 def accumulating_step(model: Any, train_step: Callable, steps: int, counting: Callable, micro_batch: Callable) -> Any:
     """A `train_step(state, data)` that calls the model's own for each micro-batch, and its optimizer once.
@@ -66,13 +68,9 @@ def _map(function, data):
 
 @contextlib.contextmanager
 def _applying(optimizer, function):
-    """Gives an optimizer another `stateless_apply` for a while, past the tracking of Keras."""
-    before = vars(optimizer).get("stateless_apply")
-    object.__setattr__(optimizer, "stateless_apply", function)
+    """Gives an optimizer another `stateless_apply` for a while."""
+    before = replace_own(optimizer, "stateless_apply", function)
     try:
         yield
     finally:
-        if before is None:
-            object.__delattr__(optimizer, "stateless_apply")
-        else:
-            object.__setattr__(optimizer, "stateless_apply", before)
+        restore_own(optimizer, "stateless_apply", before)

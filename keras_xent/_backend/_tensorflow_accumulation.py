@@ -9,6 +9,8 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from keras_xent._backend._attributes import replace_own, restore_own
+
 
 def accumulating_step(model: Any, train_step: Callable, steps: int, counting: Callable, micro_batch: Callable) -> Any:
     """A `train_step(data)` that calls the model's own for each micro-batch, and its optimizer once.
@@ -91,7 +93,7 @@ class _Apply:
     def __init__(self, optimizer, weights):
         self.weights, self.original, self.users = weights, optimizer.apply, 0
         # What stood in its place on this object, such as that of a callback that watches the gradients.
-        self.before = vars(optimizer).get("apply")
+        self.before = None
 
     def __call__(self, gradients, trainable_variables=None):
         found = _gradients.get()
@@ -111,7 +113,7 @@ def _captured(optimizer, weights):
     """Yields the gradients and variables that the optimizer is given, in place of applying them."""
     apply = optimizer.apply if isinstance(optimizer.apply, _Apply) else _Apply(optimizer, weights)
     if apply.users == 0:
-        object.__setattr__(optimizer, "apply", apply)
+        apply.before = replace_own(optimizer, "apply", apply)
     apply.users += 1
     found: list[tuple[Any, Any]] = []
     token = _gradients.set(found)
@@ -120,10 +122,8 @@ def _captured(optimizer, weights):
     finally:
         _gradients.reset(token)
         apply.users -= 1
-        if apply.users == 0 and apply.before is None:
-            object.__delattr__(optimizer, "apply")
-        elif apply.users == 0:
-            object.__setattr__(optimizer, "apply", apply.before)
+        if apply.users == 0:
+            restore_own(optimizer, "apply", apply.before)
 
 
 def _added(total, gradient, share):
