@@ -60,12 +60,12 @@ def divisor(normalizer: float | None) -> Any:
     return (normalizer or 1.0) * share if denominator is None else denominator * share
 
 
-def reduce(losses: Tensor, *, reduction: str | None, normalizer: float | None = None, **counting: Any) -> Tensor:
+def reduce(losses: Tensor, *, reduction: str | None, normalizer: float | None = None, **weighting: Any) -> Tensor:
     """`kernels.reduction.reduce`, of a micro-batch by the denominator of the whole batch."""
     found = _counted.get()
     if found is None:
-        return _reduction.reduce(losses, reduction=reduction, normalizer=divisor(normalizer), **counting)
+        return _reduction.reduce(losses, reduction=reduction, normalizer=divisor(normalizer), **weighting)
     # Sums, and what is divided by a number, need no count.
     is_fixed = normalizer is not None or reduction in ("sum", "none", None)
-    found.append(None if is_fixed else _reduction.reduction_weights(losses, reduction=reduction, **counting)[1])
+    found.append(None if is_fixed else _reduction.reduction_weights(losses, reduction=reduction, **weighting)[1])
     return ops.zeros((), losses.dtype)

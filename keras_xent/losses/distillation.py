@@ -124,9 +124,9 @@ class Distillation(keras.losses.Loss):
         if not len(losses.shape):
             # One number for the batch, as Keras weights it.
             losses, valid = losses if weights is None else losses * ops.cast(weights, losses.dtype), None
-            return _reduction.reduce(losses, reduction=self.reduction) if len(losses.shape) else losses
+            return _accumulation.reduce(losses, reduction=self.reduction) if len(losses.shape) else losses
         valid, weights = (None if one is None else align_weights(one, losses.shape) for one in (valid, weights))
-        return _reduction.reduce(losses, reduction=self.reduction, valid=valid, weights=weights)
+        return _accumulation.reduce(losses, reduction=self.reduction, valid=valid, weights=weights)
 
     def _selected(self, teacher, student, valid):
         """The logits of both, 0 where a token is masked, so that NaN there reaches no gradient."""

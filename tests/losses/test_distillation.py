@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 import keras_xent as kx
+from keras_xent import _accumulation
 from keras_xent.losses import distillation as module
 from tests import internals
 from tests.backend import BACKEND, MODES, tensor, to_numpy, value_and_gradient
@@ -161,3 +162,18 @@ def test_a_subclass_on_a_head_is_told_once_that_its_logits_are_made():
     with pytest.warns(UserWarning, match="Squared overrides `call`") as caught:
         student.fit(tokens, teacher, epochs=2, verbose=0)
     assert len([one for one in caught if "overrides" in str(one.message)]) == 1
+
+
+def test_micro_batches_of_an_overridden_call_are_divided_by_the_count_of_the_batch():
+    weights = np.array([1.0, 2.0, 0.0], "float32")
+    values = []
+    for loss in (Halved(reduction="token_mean"), kx.losses.Distillation(reduction="token_mean")):
+        with _accumulation.counting() as denominators:
+            loss(TEACHER, STUDENT, weights)
+        parts = []
+        for part, share in ((slice(0, 1), 1 / 3), (slice(1, 3), 2 / 3)):
+            with _accumulation.micro_batch(denominators, share):
+                parts.append(share * float(loss(TEACHER[part], STUDENT[part], weights[part])))
+        assert sum(parts) == pytest.approx(float(loss(TEACHER, STUDENT, weights)), rel=1e-6)
+        values.append(sum(parts))
+    assert values[0] == pytest.approx(values[1] / 2, rel=1e-6)
