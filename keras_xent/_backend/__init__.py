@@ -55,7 +55,7 @@ matmul = _module.matmul
 fori_loop = _module.fori_loop
 update_rows = _module.update_rows
 add_at_columns = _module.add_at_columns
-multiply_no_nan = _module.multiply_no_nan
+scale_or_zero = _module.scale_or_zero
 bitcast = _module.bitcast
 round_to_bfloat16 = _module.round_to_bfloat16
 # Devices.

@@ -81,7 +81,7 @@ def add_at_columns(array: Tensor, columns: Tensor, values: Tensor) -> Tensor:
     return array.at[jax.numpy.arange(array.shape[0])[:, None], columns].add(values)
 
 
-def multiply_no_nan(array: Tensor, factor: Tensor) -> Tensor:
+def scale_or_zero(array: Tensor, factor: Tensor) -> Tensor:
     """`array * factor`, 0 where the factor is 0 even if the array is NaN."""
     return jax.numpy.where(factor == 0, jax.numpy.zeros((), array.dtype), array * factor)
 

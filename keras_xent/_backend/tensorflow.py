@@ -84,7 +84,7 @@ def add_at_columns(array: Tensor, columns: Tensor, values: Tensor) -> Tensor:
     return tf.tensor_scatter_nd_add(array, tf.stack([rows, columns], axis=-1), values)
 
 
-def multiply_no_nan(array: Tensor, factor: Tensor) -> Tensor:
+def scale_or_zero(array: Tensor, factor: Tensor) -> Tensor:
     """`array * factor`, 0 where the factor is 0 even if the array is NaN."""
     # One operation, which writes to the memory of the array where nothing else needs it.
     return tf.math.multiply_no_nan(array, factor)

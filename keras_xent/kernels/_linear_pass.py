@@ -214,7 +214,7 @@ def _backward_total(upstream, residuals, inputs, nondiff_args, needs_grad, *, ru
 
 def _scaled(upstream, gradient, dtype):
     # With an upstream gradient of 0, a gradient of NaN leaves no trace.
-    return ops.cast(_backend.multiply_no_nan(gradient, upstream), dtype)
+    return ops.cast(_backend.scale_or_zero(gradient, upstream), dtype)
 
 
 _values = fused_gradient(_forward_values, _backward_values)
