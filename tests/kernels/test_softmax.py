@@ -18,7 +18,7 @@ from tests.backend import (
     to_numpy,
     value_and_gradient,
 )
-from tests.tiers import sample, whole
+from tests.tiers import fast_for, sample, whole
 
 OPTIONS = {
     "plain": {},
@@ -153,6 +153,7 @@ def test_confident_rows_keep_their_small_losses_and_gradients():
             np.testing.assert_allclose(gradient, expected_gradient, rtol=4 * unit, atol=atol)
 
 
+@fast_for("20.0-2")
 @pytest.mark.parametrize(
     "softcap, classes",
     sample([(cap, classes) for cap in (20.0, 30.0, 50.0) for classes in (2, 300, 4096)], [(20.0, 2), (50.0, 4096)]),
@@ -257,6 +258,7 @@ def test_mismatched_shapes_are_refused_with_both_shapes():
 SIZES = [(0, 5), (1, 1), (3, 1), (1, 2047), (5, 2048), (3, 2051), (2, 4099)]
 
 
+@fast_for("all-*", "plain-*")
 @pytest.mark.parametrize(
     "options, mode",
     sample(
@@ -271,6 +273,7 @@ def test_values_and_gradients_agree_with_the_oracle(options, mode):
     assert_agree_with_the_oracle(options, mode, labels, targets, logits, upstream, "float32", 2e-6)
 
 
+@fast_for("all-eager")
 @pytest.mark.skipif("float64" not in DTYPES, reason="JAX has no float64 unless asked")
 @pytest.mark.parametrize("mode", TWO_MODES)
 @pytest.mark.parametrize("options", [name if name == "all" else pytest.param(name, marks=whole) for name in OPTIONS])
@@ -293,6 +296,7 @@ def assert_agree_with_the_oracle(options, mode, labels, targets, logits, upstrea
         np.testing.assert_allclose(got, expected_gradient, rtol=0, atol=rtol / 2 * np.abs(expected_gradient).max())
 
 
+@fast_for("bfloat16-all-*", "float16-plain-*", "all-*-bfloat16", "plain-*-float16", "*bfloat16*all*")
 @pytest.mark.parametrize(
     "options, mode",
     sample([*[(name, "eager") for name in OPTIONS], IN_ONE_PROGRAM], [("plain", "eager"), ("all", "eager")]),
@@ -310,6 +314,7 @@ def test_16_bit_logits_cost_one_rounding(dtype, options, mode):
     np.testing.assert_allclose(got, expected, rtol=half_unit * 1.001, atol=1e-6 * np.abs(expected).max())
 
 
+@fast_for("shape0-1-*", "shape4-*")
 @pytest.mark.parametrize("mode", [TWO_MODES[0], pytest.param(TWO_MODES[1], marks=whole)])
 @pytest.mark.parametrize(
     "shape, axis", [((2, 7, 8), 1), ((7, 2, 8), 0), ((2, 7, 4, 2), -3), ((7, 16), 0), ((7,), 0), ((7,), -1)]
@@ -330,6 +335,7 @@ def test_any_class_axis(shape, axis, mode):
         np.testing.assert_allclose(got, gradient, rtol=2e-6, atol=1e-6)
 
 
+@fast_for("0-5-*", "1-1-*", "2-4099-*")
 @pytest.mark.parametrize(
     "rows, classes, mode",
     sample(
@@ -367,6 +373,7 @@ def test_the_gradient_for_the_targets_agrees_with_the_oracle(options, mode):
     np.testing.assert_allclose(got, expected, rtol=3e-6, atol=1e-6)
 
 
+@fast_for("*-plain-*")
 @pytest.mark.parametrize(
     "options, mode",
     sample(

@@ -7,6 +7,7 @@ from keras import ops
 import keras_xent as kx
 from keras_xent.kernels import _token_chunks, _xla_cpu, linear_token_statistics
 from tests.backend import BACKEND, DTYPES, MODES, TWO_MODES, tensor, to_numpy
+from tests.tiers import fast_for
 
 TOKENS, FEATURES, CLASSES = 29, 6, 23
 RNG = np.random.default_rng(4)
@@ -79,6 +80,7 @@ CASES = {
 }
 
 
+@fast_for("softcap-*")
 @pytest.mark.parametrize("mode", TWO_MODES)
 @pytest.mark.parametrize("case", CASES)
 def test_values_and_gradients_are_those_of_the_oracle(case, mode):
@@ -92,6 +94,7 @@ def test_values_and_gradients_are_those_of_the_oracle(case, mode):
         np.testing.assert_allclose(one, other, atol=1e-6 * np.abs(other).max())
 
 
+@fast_for("bfloat16")
 @pytest.mark.parametrize("dtype", [d for d in DTYPES if d != "float32"])
 def test_other_dtypes_have_their_own_accuracy(dtype):
     exact = [to_numpy(tensor(x, dtype)) for x in (HIDDEN, KERNEL, BIAS)]
@@ -102,6 +105,7 @@ def test_other_dtypes_have_their_own_accuracy(dtype):
         np.testing.assert_allclose(one, other, atol=tolerance * np.abs(other).max())
 
 
+@pytest.mark.whole
 def test_a_tied_kernel_is_the_transposed_one():
     mine = linear_token_statistics(HIDDEN, KERNEL, LABELS)
     tied = linear_token_statistics(HIDDEN, KERNEL.T.copy(), LABELS, transpose_kernel=True)
