@@ -100,17 +100,118 @@ def test_a_softmax_over_another_axis_counts_as_probabilities(mode):
 
 @pytest.mark.parametrize("make", [lambda: keras.Variable(0.1), lambda: keras.Variable([0.1, 0.2])], ids=["[]", "[2]"])
 def test_an_argument_that_is_a_variable_is_refused(make):
-    losses = kx.losses
+    losses, kernels = kx.losses, kx.kernels
+    one = np.ones((1, 1), "float32")
     for build in (
         lambda v: losses.SparseCategoricalCrossentropy(label_smoothing=v),
         lambda v: losses.CategoricalCrossentropy(focal_gamma=v),
-        lambda v: losses.BinaryCrossentropy(pos_weight=v),
-        lambda v: losses.MaskedSequenceCrossentropy(class_weight=v),
         lambda v: losses.MaskedSequenceCrossentropy(class_weight=[v, 1.0]),
         lambda v: losses.MaskedSequenceCrossentropy(normalizer=v),
+        lambda v: losses.Distillation(temperature=v),
+        lambda v: kernels.linear_token_statistics(one, one, [0], temperature=v),
+        lambda v: kx.preference.dpo(one, one, one, one, beta=v),
     ):
         with pytest.raises(ValueError, match=r"known when the loss is made. Received: (Variable|Traced)"):
             build(make())
+
+
+VARIABLES = {
+    "sparse": (
+        lambda w: kx.losses.SparseCategoricalCrossentropy(from_logits=True, class_weight=w, label_smoothing=0.1),
+        np.array([0, 2, 1]),
+    ),
+    "sequence": (lambda w: kx.losses.MaskedSequenceCrossentropy(class_weight=w), np.array([0, 2, 1])),
+    "categorical": (
+        lambda w: kx.losses.CategoricalCrossentropy(from_logits=True, class_weight=w, reduction="token_mean"),
+        np.eye(3, dtype="float32")[[0, 2, 1]],
+    ),
+    "binary": (
+        lambda w: kx.losses.BinaryCrossentropy(from_logits=True, pos_weight=w),
+        np.eye(3, dtype="float32")[[0, 2, 1]],
+    ),
+}
+FIRST, SECOND = [1.0, 2.0, 3.0], [0.5, 0.0, 4.0]
+
+
+@pytest.mark.parametrize("name", VARIABLES)
+def test_weights_that_are_a_variable_are_read_in_each_call(name):
+    make, y = VARIABLES[name]
+    x = np.random.default_rng(0).normal(size=(3, 3)).astype("float32")
+    weights = keras.Variable(FIRST)
+    loss = make(weights)
+    for values in (FIRST, SECOND):
+        weights.assign(values)
+        got, expected = (value_and_gradient(lambda x: f(y, x), tensor(x)) for f in (loss, make(values)))  # noqa: B023
+        for one, other in zip(got, expected, strict=True):
+            np.testing.assert_allclose(one, other, rtol=1e-6, atol=1e-7)
+    key = "pos_weight" if name == "binary" else "class_weight"
+    assert loss.get_config()[key] == SECOND and f"{key}=a variable (3,)" in repr(loss)
+    copied = type(loss).from_config(loss.get_config())
+    np.testing.assert_allclose(float(copied(y, x)), float(loss(y, x)), rtol=1e-6)
+    for wrong in (keras.Variable([[1.0]]), keras.Variable([-1.0, 1.0, 1.0])):
+        with pytest.raises(ValueError, match=f"`{key}` must"):
+            make(wrong)
+
+
+class Weighted(keras.layers.Layer):
+    """A layer with the weights of the classes."""
+
+    def build(self, shape):
+        self.classes = self.add_weight(shape=(3,), initializer="ones", trainable=False)
+
+    def call(self, x):
+        return 1.0 * x
+
+
+@pytest.mark.parametrize("fused", [False, True], ids=["dense", "fused"])
+def test_a_step_follows_a_variable_or_says_that_it_would_not(fused):
+    x, y = np.random.default_rng(0).normal(size=(4, 3)).astype("float32"), np.array([0, 2, 1, 1])
+    log_p = x - np.log(np.exp(x).sum(1, keepdims=True))
+    head = (kx.layers.LogitsDense if fused else keras.layers.Dense)(3, kernel_initializer="identity")
+    layer = Weighted()
+    model = keras.Sequential([keras.Input((3,)), layer, head])
+    for weights in (layer.classes, keras.Variable(FIRST)):
+        model.compile(
+            keras.optimizers.SGD(0.0),
+            kx.losses.SparseCategoricalCrossentropy(from_logits=True, class_weight=weights),
+        )
+        if weights is not layer.classes and keras.backend.backend() == "jax":
+            with pytest.raises(ValueError, match="`class_weight` is a variable that this compiled step does not have"):
+                model.train_on_batch(x, y)
+            continue
+        for values in (FIRST, SECOND):
+            weights.assign(values)
+            right = -(log_p[np.arange(4), y] * np.array(values)[y]).mean()
+            np.testing.assert_allclose(model.train_on_batch(x, y), right, rtol=1e-5)
+
+
+LOW_RANK = {
+    "labels": lambda h, k, low, **m: kx.kernels.linear_cross_entropy(h, k, [1, 0, 1], low_rank=low, **m),
+    "targets": lambda h, k, low, **m: kx.kernels.linear_softmax_cross_entropy(
+        h, k, np.eye(2, dtype="float32")[[1, 0, 1]], low_rank=low, **m
+    ),
+    "statistics": lambda h, k, low, **m: (
+        kx.kernels.linear_token_statistics(h, k, [1, 0, 1], low_rank=low, mask=np.array([True, False, True])).log_prob
+    ),
+    "distillation": lambda h, k, low, **m: kx.kernels.linear_distillation(h, k, h[:, :1] * 0, k[:1], low_rank=low, **m),
+}
+
+
+@pytest.mark.parametrize("kind", LOW_RANK)
+@pytest.mark.parametrize("given", ["mask", "token_weights"])
+def test_what_lies_under_a_mask_does_not_reach_low_rank_factors(kind, given):
+    hidden = np.array([[0.5, -1.0, 2.0], [np.nan, np.inf, 1.0], [1.0, 0.0, -1.0]], "float32")
+    kernel = tensor(np.arange(6.0).reshape(3, 2) / 6, "float32")
+    first, second = np.array([[1.0], [0.5], [-1.0]], "float32"), np.array([[0.2, -0.4]], "float32")
+    found = []
+    for rows in (hidden, np.nan_to_num(hidden, nan=0, posinf=0)):
+        option = {given: np.array([1, 0, 1], "bool" if given == "mask" else "float32")}
+        rows = tensor(rows, "float32")
+        found.append(
+            value_and_gradient(lambda a: LOW_RANK[kind](rows, kernel, (a, second), **option), tensor(first))[1]  # noqa: B023
+        )
+    assert np.abs(found[1]).max() > 0.01
+    np.testing.assert_allclose(*found, rtol=1e-6)
 
 
 @every_mode
