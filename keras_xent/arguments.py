@@ -222,7 +222,10 @@ def tensor(name: str, value: Any) -> Any:
         fix = f"Make it dense with `{'tf.sparse.to_dense' if kind == 'SparseTensor' else '.todense()'}`."
     elif getattr(getattr(value, "shape", None), "rank", 0) is None:
         what = "a tensor whose number of dimensions is not known"
-        fix = "Give it a shape where it is made, for instance `labels.set_shape([None])` after `tf.py_function`."
+        fix = (
+            "Give it a shape where it is made, for instance `labels.set_shape([None])` after `tf.py_function`, and "
+            "every batch the same number of dimensions."
+        )
     elif dtype.startswith("complex"):
         what, fix = f"dtype {dtype}", "Take its real part or its absolute value."
     elif dtype.startswith(("str", "bytes", "object")):
