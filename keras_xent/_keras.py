@@ -249,6 +249,20 @@ def model_of_step() -> Any:
     return None
 
 
+def metrics_of_step() -> list[Any] | None:
+    """The metrics that the step of Keras which calls this on TensorFlow updates; None where that is not known.
+
+    A step that a user has written may update any metric.
+    """
+    frame = _frame_of(_TRAINERS[0], "train_step") or _frame_of(_TRAINERS[0], "test_step")
+    model = None if frame is None else frame.f_locals.get("self")
+    own = {} if model is None else vars(model)
+    if model is None or type(model).compute_metrics is not keras.Model.compute_metrics or "compute_metrics" in own:
+        return None
+    # Those that were given to `compile` are inside one of the model's metrics, once it is built.
+    return [one for outer in model.metrics for one in (outer, *getattr(outer, "metrics", ()))]
+
+
 def is_loss_scaled() -> bool | None:
     """Returns whether the optimizer of the calling step scales the loss and skips infinite steps; None: unknown."""
     optimizer = getattr(model_of_step(), "optimizer", None)

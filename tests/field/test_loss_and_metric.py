@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import keras_xent as kx
+from keras_xent import _loss_statistics
 from tests import oracles
 from tests.backend import BACKEND, to_numpy
 from tests.tiers import fast_for
@@ -129,3 +130,28 @@ def test_a_metric_that_cannot_see_the_mask_says_so():
         assert told == []
     else:
         assert [str(w.message)[:41] for w in told] == ["Perplexity 'm' counts masked tokens: on J"]
+
+
+@pytest.mark.parametrize("fused", [False, True], ids=["dense", "fused"])
+def test_a_loss_computes_no_ranks_for_metrics_of_other_models(fused, monkeypatch):
+    found = []
+
+    def recorded(needed=_loss_statistics.needed_statistics):
+        found.append(needed())
+        return found[-1]
+
+    monkeypatch.setattr(_loss_statistics, "needed_statistics", recorded)
+    other, own = kx.metrics.TokenAccuracy(top_k=2), kx.metrics.TokenAccuracy(top_k=2)
+    head = kx.layers.LogitsDense if fused else keras.layers.Dense
+    model = keras.Sequential([keras.Input((3,)), head(3, kernel_initializer="identity")])
+    x, y = np.array([[3.0, 2.0, 1.0], [3.0, 2.0, 1.0]], "float32"), np.array([1, 2])
+    for metrics, needs in ([kx.metrics.Perplexity()], False), ([own], True):
+        found.clear()
+        model.compile(
+            keras.optimizers.SGD(0.0), kx.losses.SparseCategoricalCrossentropy(from_logits=True), metrics=metrics
+        )
+        model.evaluate(x, y, verbose=0)
+        model.fit(x, y, verbose=0)
+        assert found and any("rank" in needed for needed in found) is needs
+    assert model.evaluate(x, y, verbose=0)[1] == 0.5
+    del other

@@ -136,6 +136,15 @@ if BACKEND == "tensorflow":
         first, sentence = str(error.value)[:300], "y_true must be " + ("classes" if name == "sparse" else "numbers")
         assert sentence.replace(" ", "_") in first and sentence.replace("y_true", "`y_true`") in str(error.value)
 
+    @pytest.mark.parametrize("name", LOSSES)
+    def test_labels_of_an_unknown_number_of_dimensions_are_told(name):
+        import tensorflow as tf
+
+        loss, y = LOSSES[name]
+        step = tf.function(lambda y: loss(y, tf.zeros((4, 4))), input_signature=[tf.TensorSpec(None, y.dtype)])
+        with pytest.raises(ValueError, match="number of dimensions is not known. Give it a shape where it is made"):
+            step(y)
+
     def test_numbers_can_be_checked():
         import tensorflow as tf
 

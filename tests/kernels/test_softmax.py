@@ -132,6 +132,16 @@ def test_uniform_logits_cost_log_num_classes():
         np.testing.assert_allclose(to_numpy(loss), np.log(classes), rtol=2e-6)
 
 
+@pytest.mark.parametrize("classes", [7, 1000])
+def test_the_gradient_of_a_flat_distribution_is_rounded_as_its_probabilities(classes):
+    # All logits are the largest, of probability 1 / C: a difference from 1 would be C times less accurate.
+    targets = np.full((1, classes), 1 / classes, "float32")
+    logits = tensor(np.zeros((1, classes), "float32"))
+    for f in (dense(targets), sparse(np.array([0]), label_smoothing=1.0)):
+        _, gradient = value_and_gradient(f, logits)
+        assert np.abs(gradient).max() <= 2e-6 / classes
+
+
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_labels_are_not_rounded_to_the_dtype_of_16_bit_logits(dtype):
     labels, logits, loss, _ = facts.edge_labels()
