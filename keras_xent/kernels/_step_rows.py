@@ -62,12 +62,9 @@ def _max(logits):
 
 
 def _shifted(logits, max_logit):
-    return logits - ops.minimum(max_logit, largest(max_logit))[:, None]
-
-
-def _not_above_zero(shifted):
-    # +inf counts as the largest; -0.0, as XLA makes an array in memory of a zero that several loops share.
-    return ops.where(shifted > 0, ops.full((), -0.0, shifted.dtype), shifted)
+    """`x - max_logit`, 0 for +inf."""
+    shifted = logits - ops.minimum(max_logit, largest(max_logit))[:, None]
+    return where_or_zero(shifted, ops.logical_not(shifted > 0))
 
 
 def _clean_columns(dead, *columns):
@@ -83,7 +80,7 @@ def _places(logits, label):
 
 def _exp_off_label(logits, label, max_logit):
     """`exp(x - max_logit)`, 0 for the label: `[n, C]`."""
-    exp_shifted = ops.exp(_not_above_zero(_shifted(logits, max_logit)))
+    exp_shifted = ops.exp(_shifted(logits, max_logit))
     if _has_few(logits):
         is_other = ops.not_equal(row.class_ids(logits), label[:, None])
         return where_or_zero(exp_shifted, is_other)
@@ -141,21 +138,10 @@ def _minus_largest(exp_shifted):
 def _dense_forward(logits, targets, *, options):
     max_logit = _max(logits)
     targets = ops.cast(targets, accumulator_dtype(logits))
-    shifted = _shifted(logits, max_logit)
+    # The maximum is used here only, and so is subtracted by the loop that finds it.
+    shifted = logits - max_logit[:, None]
     exp_shifted = ops.exp(shifted)
-    sums = _sum(exp_shifted), ops.sum(targets * shifted, axis=1)
-    is_finite = ops.isfinite(sums[0] + sums[1])
-
-    def with_infinities():
-        x = _not_above_zero(shifted)
-        infinite = _sum(ops.exp(x)), _sum(multiply_no_nan(targets, x))
-        return tuple(ops.where(is_finite, *both) for both in zip(sums, infinite, strict=True))
-
-    sum_exp, weighted = ops.cond(ops.all(is_finite), lambda: sums, with_infinities)
-    # A +inf elsewhere is infinitely far above the targets.
-    elsewhere = ops.logical_and(row.is_positive_infinity(max_logit), ops.not_equal(weighted, 0.0))
-    weighted = ops.where(elsewhere, weighted * largest(weighted) * largest(weighted), weighted)
-
+    sum_exp, distance = _sum(exp_shifted), -ops.sum(targets * shifted, axis=1)
     is_confident = sum_exp < _CONFIDENT
 
     def exactly():
@@ -165,25 +151,40 @@ def _dense_forward(logits, targets, *, options):
         sum_exp_minus_one = exactly()
     else:
         sum_exp_minus_one = ops.cond(ops.any(is_confident), exactly, lambda: sum_exp - 1.0)
-    sum_exp_minus_one = row.with_infinite_logits(sum_exp_minus_one, max_logit, None)
+
+    def with_infinities():
+        max_logit = _max(logits)
+        x = _shifted(logits, max_logit)
+        infinite = row.with_infinite_logits(_sum(ops.exp(x)) - 1.0, max_logit, None)
+        far = _sum(multiply_no_nan(targets, -x))
+        # Of classes infinitely far below a logit of +inf.
+        is_below = ops.logical_and(row.is_positive_infinity(max_logit), ops.not_equal(far, 0.0))
+        far = ops.where(is_below, far * largest(far) * largest(far), far)
+        is_finite = ops.isfinite(sum_exp)
+        return (
+            ops.where(is_finite, sum_exp_minus_one, infinite),
+            ops.where(ops.logical_and(is_finite, ops.isfinite(distance)), distance, far),
+        )
+
+    all_finite = ops.isfinite(ops.sum(sum_exp + distance))
+    sum_exp_minus_one, distance = ops.cond(all_finite, lambda: (sum_exp_minus_one, distance), with_infinities)
     sum_targets = _sum(targets)
-    loss = multiply_no_nan(sum_targets, log1p(sum_exp_minus_one)) - weighted
-    columns = (max_logit, sum_exp_minus_one, sum_targets)
-    return loss[:, None], tuple(column[:, None] for column in columns)
+    loss = multiply_no_nan(sum_targets, log1p(sum_exp_minus_one)) + distance
+    return loss[:, None], (max_logit[:, None], sum_exp_minus_one[:, None], sum_targets[:, None])
 
 
 def _dense_keep(residuals, logits, targets, *, options):
-    return ops.exp(_shifted(logits, residuals[0][:, 0]))
+    return ops.exp(logits - residuals[0])
 
 
 def _dense_backward(upstream, residuals, logits, targets, *, options):
-    *columns, exp_shifted = residuals
+    _, *columns, exp_shifted = residuals
     upstream = upstream[:, 0]
     dead = row.is_dead_row(upstream, *(column[:, 0] for column in columns))
-    _, sum_exp_minus_one, sum_targets = _clean_columns(dead, *columns)
+    sum_exp_minus_one, sum_targets = _clean_columns(dead, *columns)
     exp_shifted, targets = row.zero_rows(dead[:, None], exp_shifted, ops.cast(targets, exp_shifted.dtype))
-    # That of +inf is 1.
-    exp_shifted = ops.where(exp_shifted > 1.0, ops.ones((), exp_shifted.dtype), exp_shifted)
+    # 1 for +inf, and for NaN, whose row has a NaN beside.
+    exp_shifted = ops.where(exp_shifted <= 1.0, exp_shifted, ops.ones((), exp_shifted.dtype))
     # See `_softmax_row.logits_gradient`.
     ratio = sum_targets / (1.0 + sum_exp_minus_one)
     at_max = (sum_targets[:, None] - targets) + ((exp_shifted - 1.0) - sum_exp_minus_one[:, None]) * ratio[:, None]
