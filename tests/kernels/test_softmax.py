@@ -467,3 +467,32 @@ def test_variables_and_lists_are_read():
     variable = keras.Variable(logits.astype("float32"))
     np.testing.assert_allclose(to_numpy(sparse_softmax_cross_entropy(labels.tolist(), variable)), expected, rtol=2e-6)
     assert ops.shape(sparse_softmax_cross_entropy([0], [[1.0, 2.0]])) == (1,)
+
+
+@pytest.mark.parametrize("classes", [16, 128])
+@pytest.mark.parametrize("kernel", ["sparse", "dense"])
+def test_compiled_steps_of_larger_batches_have_the_same_edge_rows(kernel, classes):
+    """Confident and infinite rows among many others: JAX has formulas of its own for what is not tiny."""
+    rng, rows = np.random.default_rng(0), 8192 // classes + 8
+    logits = rng.standard_normal((rows, classes)).astype("float32")
+    labels = rng.integers(0, classes, rows)
+    labels[:8] = 0
+    logits[0, 0] = logits[1, 1] = 40.0  # right and wrong with certainty
+    logits[2, :2] = 20.0, 20.0  # two are largest
+    logits[3, 1:] = -INF
+    logits[4, 0] = logits[5, 1] = logits[6, 1] = logits[6, 2] = INF
+    logits[7, 2] = NAN
+    f = sparse(labels) if kernel == "sparse" else dense(np.eye(classes, dtype="float32")[labels])
+    value, gradient = value_and_gradient(f, tensor(logits), mode=TWO_MODES[1])
+    finite = np.setdiff1d(np.arange(rows), [3, 4, 5, 6, 7])
+    x, one_hot = logits[finite].astype("float64"), np.eye(classes)[labels[finite]]
+    others = np.exp(x - x[one_hot == 1][:, None]) * (1 - one_hot)  # over the label's own
+    total = others.sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(value[finite], np.log1p(total[:, 0]), rtol=2e-6)
+    expected = (others - total * one_hot) / (1 + total)
+    np.testing.assert_allclose(gradient[finite], expected, rtol=1e-5, atol=1e-6 * np.abs(expected).max())
+    # Exact where the probability of the label has rounded to 1.
+    np.testing.assert_allclose(gradient[0], expected[0], rtol=2e-5)
+    np.testing.assert_array_equal(value[[3, 4, 5]], [0.0, 0.0, INF])
+    np.testing.assert_array_equal(gradient[[3, 4]], 0.0)
+    assert np.isnan(value[[6, 7]]).all() and np.isnan(gradient[[6, 7]]).any(axis=1).all()
