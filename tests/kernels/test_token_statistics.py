@@ -162,3 +162,11 @@ def test_the_log_probability_is_minus_the_cross_entropy():
     log_prob = linear_token_statistics(HIDDEN, KERNEL, LABELS, BIAS).log_prob
     loss = kx.kernels.linear_cross_entropy(HIDDEN, KERNEL, LABELS, BIAS)
     np.testing.assert_array_equal(to_numpy(log_prob), -to_numpy(loss))
+
+
+def test_ranks_of_ties_and_no_tokens():
+    kernel = np.ones((5, 11), "float32")
+    found = kx.kernels.linear_token_statistics(np.zeros((3, 5), "float32"), kernel, np.array([0, 4, 10]))
+    np.testing.assert_array_equal(to_numpy(found.rank), [0, 4, 10])
+    nothing = kx.kernels.linear_token_statistics(np.zeros((0, 5), "float32"), kernel, np.zeros(0, "int32"))
+    assert all(to_numpy(column).shape == (0,) for column in nothing)
