@@ -1,5 +1,7 @@
 """The pages say what the code does."""
 
+import ast
+import builtins
 import doctest
 import inspect
 import json
@@ -192,3 +194,32 @@ def test_a_loss_shows_how_a_model_is_compiled_with_it():
     losses = {name: value for name, value in public() if name.startswith("keras_xent.losses.") and name[18].isupper()}
     assert len(losses) >= 4
     assert [name for name, value in losses.items() if ".compile(" not in value.__doc__] == []
+
+
+def names_that_are_missing(docstring):
+    """The names that the examples of a docstring use without defining, importing or explaining them."""
+    source = "".join(example.source for example in doctest.DocTestParser().get_examples(docstring or ""))
+    known, missing = set(dir(builtins)), set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            known |= {(alias.asname or alias.name).partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.Name):
+            (known if isinstance(node.ctx, ast.Store) else missing).add(node.id)
+    return missing - known
+
+
+def test_an_example_of_a_docstring_runs_where_nothing_else_is_imported():
+    """`help()` shows neither the imports of the module nor the fixtures of the tests."""
+    assert {name: missing for name, value in public() if (missing := names_that_are_missing(value.__doc__))} == {}
+
+
+def test_every_loss_of_keras_works_or_says_where_it_is():
+    import keras
+
+    import keras_xent
+
+    ours = {name for name in keras_xent.losses.__all__ if hasattr(keras.losses, name)}
+    assert len(ours) == 12
+    for name in (name for name in dir(keras.losses) if not name.startswith("_") and name not in ours):
+        with pytest.raises(AttributeError, match=rf"Use `keras\.losses\.{name}`\.$"):
+            getattr(keras_xent.losses, name)
