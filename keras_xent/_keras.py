@@ -134,9 +134,12 @@ def batches_seen(optimizer: Any) -> Any:
 
 
 def to_numpy(variable: Any) -> numpy.ndarray:
-    """The value of a variable. `ops.convert_to_numpy` takes twice as long on TensorFlow, which is seen in each step."""
+    """The value of a variable. `ops.convert_to_numpy` takes several times as long on TensorFlow, seen in each step."""
     value = variable.value
-    return value.numpy() if hasattr(value, "numpy") else ops.convert_to_numpy(value)
+    if not hasattr(value, "numpy"):
+        return ops.convert_to_numpy(value)
+    # `numpy` of a TensorFlow variable copies twice: the variable to a tensor, and that to an array.
+    return (value.value() if callable(getattr(value, "value", None)) else value).numpy()
 
 
 @contextlib.contextmanager
@@ -247,6 +250,20 @@ def model_of_step() -> Any:
                 return model
         frame = frame.f_back
     return None
+
+
+def metrics_of_step() -> list[Any] | None:
+    """The metrics that the step of Keras which calls this on TensorFlow updates; None where that is not known.
+
+    A step that a user has written may update any metric.
+    """
+    frame = _frame_of(_TRAINERS[0], "train_step") or _frame_of(_TRAINERS[0], "test_step")
+    model = None if frame is None else frame.f_locals.get("self")
+    own = {} if model is None else vars(model)
+    if model is None or type(model).compute_metrics is not keras.Model.compute_metrics or "compute_metrics" in own:
+        return None
+    # Those that were given to `compile` are inside one of the model's metrics, once it is built.
+    return [one for outer in model.metrics for one in (outer, *getattr(outer, "metrics", ()))]
 
 
 def is_loss_scaled() -> bool | None:

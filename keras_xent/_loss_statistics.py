@@ -69,9 +69,9 @@ def has_consumers() -> bool:
 
 
 def needed_statistics() -> frozenset[str]:
-    """The names of the statistics that a metric needs beside the nll, which cost a pass over the logits.
+    """The names of the statistics that a metric of this step needs beside the nll: each costs a pass over the logits.
 
-    On JAX a metric of this very step. TensorFlow does not say which these are: there any that is alive.
+    Outside a step of Keras on TensorFlow it is not known which metrics will be updated: there any that is alive.
     """
     return frozenset().union(*(consumer.needs_statistics for consumer in _consumers_of_step()))
 
@@ -110,7 +110,9 @@ def lookup(y_true: Tensor, y_pred: Tensor) -> LossRecord | None:
 
 def _consumers_of_step():
     if _backend.METRICS_SEE_PREDICTIONS_OF_LOSS:
-        return list(_consumers)
+        alive = list(_consumers)
+        updated = _keras.metrics_of_step() if alive else None
+        return alive if updated is None else [one for one in alive if any(one is other for other in updated)]
     scope = _keras.stateless_scope()
     return [] if scope is None else [one for one in list(_consumers) if one.is_updated_in(scope)]
 

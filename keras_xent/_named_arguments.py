@@ -3,6 +3,8 @@
 import inspect
 from typing import Any
 
+from keras_xent import arguments
+
 # What other libraries call an argument, and what it is called here.
 _OTHER_NAMES = {
     "ignore_class": ("ignore_index", "padding_idx", "pad_token_id", "ignore_label", "ignore_id", "mask_value"),
@@ -40,18 +42,23 @@ class NamedArguments:
         return new(cls) if new is object.__new__ else new(cls, *args, **kwargs)
 
     def _given_arguments(self) -> dict[str, Any]:
-        """The constructor's arguments by name, at the values given; `dtype` as it was given."""
-        given = {name: getattr(self, name) for name in _parameters(type(self)) if hasattr(self, name)}
-        return {**given, **({"dtype": self._given_dtype} if "dtype" in _parameters(type(self)) else {})}
+        """The constructor's arguments by name, at the values given; `dtype` as it was given, variables as numbers."""
+        return {name: arguments.numbers_of(value) for name, value in self._attributes().items()}
+
+    def _attributes(self):
+        known = _parameters(type(self))
+        given = {name: getattr(self, name) for name in known if hasattr(self, name)}
+        return {**given, **({"dtype": self._given_dtype} if "dtype" in known else {})}
 
     def __repr__(self) -> str:
         """The class with its arguments, those left at their defaults left out."""
         defaults = {name: parameter.default for name, parameter in _parameters(type(self)).items()}
         defaults["name"] = getattr(self, "_default_name", defaults.get("name"))
+        # Numbers of a variable cannot be read inside a program.
         shown = [
-            f"{name}={value!r}"
-            for name, value in self._given_arguments().items()
-            if name in ("from_logits", "reduction") or value != defaults[name]
+            f"{name}=a variable {tuple(value.shape)}" if arguments.is_variable(value) else f"{name}={value!r}"
+            for name, value in self._attributes().items()
+            if arguments.is_variable(value) or name in ("from_logits", "reduction") or value != defaults[name]
         ]
         return f"{type(self).__name__}({', '.join(shown)})"
 

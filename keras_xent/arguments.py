@@ -66,6 +66,7 @@ def positive(name: str, value: Any) -> float | None:
 
 def above_zero(name: str, value: Any) -> float:
     """`value` as a float, if it is a finite number above 0."""
+    _refuse_variable(name, value)
     if not _is_number(value) or not 0 < value < math.inf:
         raise ValueError(f"`{name}` must be a number above 0. Received: {name}={value!r}.")
     return float(value)
@@ -109,8 +110,10 @@ def label_or_none(name: str, value: Any) -> float | None:
     return value
 
 
-def class_weights(name: str, value: Any) -> list[float] | dict[int, float] | None:
-    """Weights of classes: None, a list of numbers, or a dict from class to number."""
+def class_weights(name: str, value: Any) -> Any:
+    """Weights of classes: None, a list of numbers, a dict from class to number, or a variable, which is kept."""
+    if is_variable(value):
+        return _checked_variable(name, value, ranks=(1,), allowed="of shape [C], one number for each class")
     _refuse_variable(name, value)
     plain: Any = _list_of_numbers(value)
     if isinstance(value, dict) and all(map(_is_number, value.values())):
@@ -124,8 +127,10 @@ def class_weights(name: str, value: Any) -> list[float] | dict[int, float] | Non
     return _of_at_least_0(name, value, plain)
 
 
-def label_weights(name: str, value: Any) -> float | list[float] | None:
-    """Weights of positive labels: None, a number for all of them, or a list of numbers."""
+def label_weights(name: str, value: Any) -> Any:
+    """Weights of positive labels: None, a number for all of them, a list of numbers, or a variable, which is kept."""
+    if is_variable(value):
+        return _checked_variable(name, value, ranks=(0, 1), allowed="one number, or of shape [L]")
     _refuse_variable(name, value)
     plain = value if _is_number(value) else _list_of_numbers(value)
     if value is not None and plain is None:
@@ -134,6 +139,26 @@ def label_weights(name: str, value: Any) -> float | list[float] | None:
             f"Received: {name}={value!r}."
         )
     return _of_at_least_0(name, value, plain)
+
+
+def is_variable(value: Any) -> bool:
+    """Returns whether a value is a variable of Keras or TensorFlow."""
+    return hasattr(value, "assign") and hasattr(value, "shape")
+
+
+def numbers_of(value: Any) -> Any:
+    """The numbers that a variable holds now, a list or a float; any other value as it is."""
+    return ops.convert_to_numpy(value).tolist() if is_variable(value) else value
+
+
+def _checked_variable(name, variable, *, ranks, allowed):
+    if len(variable.shape) not in ranks:
+        raise ValueError(
+            f"`{name}` must be {allowed}, where it is a variable. Received: a variable of shape "
+            f"{tuple(variable.shape)}."
+        )
+    _of_at_least_0(name, variable, np.ravel(numbers_of(variable)).tolist())
+    return variable
 
 
 def _of_at_least_0(name, value, plain):
@@ -195,6 +220,12 @@ def tensor(name: str, value: Any) -> Any:
     elif kind == "SparseTensor" or hasattr(value, "todense"):
         what = "a sparse tensor"
         fix = f"Make it dense with `{'tf.sparse.to_dense' if kind == 'SparseTensor' else '.todense()'}`."
+    elif getattr(getattr(value, "shape", None), "rank", 0) is None:
+        what = "a tensor whose number of dimensions is not known"
+        fix = (
+            "Give it a shape where it is made, for instance `labels.set_shape([None])` after `tf.py_function`, and "
+            "every batch the same number of dimensions."
+        )
     elif dtype.startswith("complex"):
         what, fix = f"dtype {dtype}", "Take its real part or its absolute value."
     elif dtype.startswith(("str", "bytes", "object")):
@@ -214,7 +245,7 @@ def _refuse_variable(name, value):
                 f"`{name}` must be numbers that are known when the loss is made. Received: {type(one).__name__}. The "
                 "value becomes part of the compiled step, which would go on with it after the variable has changed. To "
                 "change it while a model trains, compile the model again with another loss; sample weights may change "
-                "at every step."
+                "at every step, and so may a variable given as `class_weight` or `pos_weight`."
             )
 
 

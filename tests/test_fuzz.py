@@ -20,10 +20,12 @@ def drawn(program, seed=0):
     return fuzzed.draw_call(np.random.default_rng(seed), program)
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("kernel", fuzzed.KERNELS)
 def test_a_call_of_each_kernel_is_right(kernel):
     shape = (9, 11) if kernel == "reduction" else fuzzed.KERNELS[kernel].shapes[0]
-    number, failures = checking.check(drawn(program(kernel, shape, given=("mask", "valid"))), running.run)
+    call = drawn(program(kernel, shape, given=("mask", "valid")), seed=2)
+    number, failures = checking.check(call, running.run)
     assert not failures
     assert number == {"sparse_softmax": ROWS, "softmax": ROWS, "sigmoid": 500, "reduction": 1}.get(kernel, 160)
 

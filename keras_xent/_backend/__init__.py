@@ -37,6 +37,7 @@ fused_gradient = _module.fused_gradient
 with_gradient_of_sum = _module.with_gradient_of_sum
 one_program = _module.one_program
 starts_programs = _module.starts_programs
+reads_variables_once = _module.reads_variables_once
 is_concrete = _module.is_concrete
 pad_to_bucket = _module.pad_to_bucket
 take_rows = _module.take_rows

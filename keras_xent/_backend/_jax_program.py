@@ -17,6 +17,11 @@ def starts_programs() -> bool:
     return uses_xla() and not is_traced()
 
 
+def reads_variables_once() -> bool:
+    """Whether a program is being made, which keeps the value of a variable that is not among its inputs."""
+    return is_traced()
+
+
 def is_concrete(tensor: Tensor) -> bool:
     """Whether the value of `tensor` can be read now: also of what is differentiated outside of programs."""
     return not isinstance(tensor, jax.core.Tracer) or tensor.to_concrete_value() is not None

@@ -17,6 +17,11 @@ def starts_programs() -> bool:
     return uses_xla() and not in_xla()
 
 
+def reads_variables_once() -> bool:
+    """Whether a program keeps the value of a variable that is not among its inputs: it reads it each time."""
+    return False
+
+
 def is_concrete(tensor: Tensor) -> bool:
     """Whether the value of `tensor` can be read now."""
     return not tf.is_symbolic_tensor(tensor)

@@ -17,6 +17,7 @@ from keras_xent._backend._jax_gradients import with_gradient_of_sum as with_grad
 from keras_xent._backend._jax_judging import judged_step as judged_step
 from keras_xent._backend._jax_program import is_concrete as is_concrete
 from keras_xent._backend._jax_program import one_program as one_program
+from keras_xent._backend._jax_program import reads_variables_once as reads_variables_once
 from keras_xent._backend._jax_program import starts_programs as starts_programs
 from keras_xent._backend._jax_rows import pad_to_bucket as pad_to_bucket
 from keras_xent._backend._jax_rows import take_rows as take_rows

@@ -20,6 +20,7 @@ from keras_xent._backend._tensorflow_graph import sums_pairwise as sums_pairwise
 from keras_xent._backend._tensorflow_judging import judged_step as judged_step
 from keras_xent._backend._tensorflow_program import is_concrete as is_concrete
 from keras_xent._backend._tensorflow_program import one_program as one_program
+from keras_xent._backend._tensorflow_program import reads_variables_once as reads_variables_once
 from keras_xent._backend._tensorflow_program import starts_programs as starts_programs
 from keras_xent._backend._tensorflow_rows import pad_to_bucket as pad_to_bucket
 from keras_xent._backend._tensorflow_rows import take_rows as take_rows

@@ -6,8 +6,15 @@ from typing import Any
 import numpy as np
 from keras import ops
 
-from keras_xent import arguments
-from keras_xent._backend import assert_in_graph, is_eager, on_accelerator, widest_int
+from keras_xent import _keras, arguments
+from keras_xent._backend import (
+    assert_in_graph,
+    is_eager,
+    on_accelerator,
+    reads_variables_once,
+    snapshot,
+    widest_int,
+)
 from keras_xent._types import Tensor
 from keras_xent.kernels._dtypes import dtype_of, is_float
 from keras_xent.kernels._shapes import same_shape
@@ -203,7 +210,7 @@ def class_weights(class_weight: Any, num_classes: Any, dtype: str, rank: int) ->
                 )
             weights[int(label)] = weight
         class_weight = weights
-    weights = ops.convert_to_tensor(class_weight, dtype=dtype)
+    weights = weights_tensor("class_weight", class_weight, dtype)
     if len(weights.shape) != 1 or not same_shape(
         weights.shape, (num_classes if isinstance(num_classes, int) else None,)
     ):
@@ -212,6 +219,21 @@ def class_weights(class_weight: Any, num_classes: Any, dtype: str, rank: int) ->
             f"Received: class_weight of shape {tuple(weights.shape)}."
         )
     return ops.reshape(weights, (1, -1) + (1,) * (rank - 2))
+
+
+def weights_tensor(name: str, weights: Any, dtype: str) -> Tensor:
+    """Weights of classes as a tensor; of a variable its present value, which gets no gradient."""
+    if not arguments.is_variable(weights):
+        return ops.convert_to_tensor(weights, dtype=dtype)
+    scope = _keras.stateless_scope()
+    is_input = scope is not None and scope.get_current_value(weights) is not None
+    if reads_variables_once() and not is_input and not _keras.is_building():
+        raise ValueError(
+            f"`{name}` is a variable that this compiled step does not have among its inputs: JAX would go on with its "
+            "present value after it has changed. Make it a weight of the model, in a layer of yours with "
+            "`self.add_weight(..., trainable=False)`, or give numbers."
+        )
+    return ops.stop_gradient(ops.cast(snapshot(weights), dtype))
 
 
 def gather_class_weights(class_weight: Tensor, labels: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from keras_xent.kernels import _linear_loop
 from keras_xent.kernels import reduction as _reduction
 from keras_xent.kernels._dtypes import accumulator_dtype, to_float_tensor, to_tensor
 from keras_xent.kernels._linear_loop import Data
-from keras_xent.kernels._masking import weighted
+from keras_xent.kernels._masking import weighted, where_or_zero
 from keras_xent.kernels._rule import Rule
 from keras_xent.kernels._shapes import align_weights
 
@@ -40,8 +40,8 @@ class Matrices(NamedTuple):
         """The number of classes."""
         return self.kernel.shape[0 if self.transpose else 1]
 
-    def inputs(self) -> tuple[Tensor, ...]:
-        """The inputs of the loop."""
+    def inputs(self, is_active: Tensor) -> tuple[Tensor, ...]:
+        """The inputs of the loop, whose rows `is_active` `[N, 1]` are used; None stands for all."""
         hidden = ops.reshape(self.hidden, (-1, self.hidden.shape[-1]))  # [N, D]
         if self.low_rank is None:
             return hidden, self.kernel, self.bias, None, None
@@ -49,7 +49,9 @@ class Matrices(NamedTuple):
         # The product of the factors would be of the size of the kernel, and so would its gradient.
         outer = ops.transpose(second) if self.transpose else first  # [D, R]
         inner = first if self.transpose else second
-        projected = ops.matmul(ops.cast(hidden, outer.dtype), outer)  # [N, R]
+        # What lies under a mask would be multiplied by a gradient of 0.
+        seen = where_or_zero(hidden, is_active)
+        projected = ops.matmul(ops.cast(seen, outer.dtype), outer)  # [N, R]
         return hidden, self.kernel, self.bias, projected, inner
 
 
@@ -102,7 +104,7 @@ def values(
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     """The values of the rule `[N, num_values]`, differentiable, and its other columns."""
     static = {"rule": rule, "transpose": matrices.transpose, "chunk_bytes": chunk_bytes}
-    return _values(matrices.inputs(), _flat(data), _needs_grad(gradients), False, **static)
+    return _values(matrices.inputs(data.is_active), _flat(data), _needs_grad(gradients), False, **static)
 
 
 def reduced(
@@ -144,7 +146,7 @@ def reduced(
         return loss, others
     needs_grad = (*_needs_grad(gradients), True)
     static = {"rule": rule, "transpose": matrices.transpose, "chunk_bytes": chunk_bytes}
-    total, others = _total((*matrices.inputs(), column), _flat(data), needs_grad, bool(training), **static)
+    total, others = _total((*matrices.inputs(is_active), column), _flat(data), needs_grad, bool(training), **static)
     return _reduction.mean(total, denominator, reduction, normalizer), others
 
 

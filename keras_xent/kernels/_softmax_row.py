@@ -176,13 +176,15 @@ def logits_gradient(
     z_slope = z_loss_slope(max_logit, sum_exp_minus_one, options)
     sum_exp = 1.0 + sum_exp_minus_one
     # p of the largest logit is 1 - s / (1 + s) with s = sum_exp_minus_one; a is subtracted before anything passes
-    # through a p rounded to 1, and the z-loss is added after. Its exp_shifted is 1, and has the derivative.
+    # through a p rounded to 1, and the z-loss is added after. Its exp_shifted is 1, and has the derivative. Below 1/2
+    # p itself is the more accurate: of a flat distribution it is 1 / C, and the difference is rounded as 1 is.
     shifted = exp_shifted(logits, max_logit, softcap) if shifted is None else shifted
     at_max = (target_sum - target) + ((shifted - 1.0) - sum_exp_minus_one) * (target_sum / sum_exp)
     if options.z_loss:
         at_max = at_max + shifted * (z_slope / sum_exp)
     off_max = shifted * ((target_sum + z_slope) / sum_exp) - target
-    gradient = upstream * ops.where(ops.equal(x, max_logit), at_max, off_max)
+    max_above_half = ops.where(sum_exp_minus_one < 1.0, max_logit, float("nan"))
+    gradient = upstream * ops.where(ops.equal(x, max_above_half), at_max, off_max)
     return to_logits_dtype(gradient, dead_rows, logits, softcap)
 
 

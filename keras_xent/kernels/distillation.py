@@ -109,7 +109,7 @@ def linear_distillation(
         Softmax(temperature, arguments.positive("teacher_logit_softcap", teacher_logit_softcap)),
         teacher.transpose,
     )
-    rows, kernel, bias, *_ = teacher.inputs()
+    rows, kernel, bias, *_ = teacher.inputs(None)
     return reduced_over_tokens(
         rule,
         student,

@@ -12,7 +12,7 @@ from keras_xent._backend import custom_gradient, no_autograph, with_rounded_rows
 from keras_xent._types import Tensor
 from keras_xent.kernels._compiled import CompiledKernel, row_kernel
 from keras_xent.kernels._dtypes import accumulator_dtype, dtype_of, is_float, to_float_tensor, to_tensor
-from keras_xent.kernels._labels import is_soft_label
+from keras_xent.kernels._labels import is_soft_label, weights_tensor
 from keras_xent.kernels._masking import multiply_no_nan, nan_unless, where_or_zero
 from keras_xent.kernels._options import SigmoidOptions
 from keras_xent.kernels._shapes import as_rows, checked_axis, ensure_shape, reshape_to, same_shape
@@ -103,7 +103,7 @@ def sigmoid_cross_entropy(
 
 
 def _positive_weights(pos_weight, rows):
-    weights = ops.convert_to_tensor(1.0 if pos_weight is None else pos_weight, dtype=accumulator_dtype(rows))
+    weights = weights_tensor("pos_weight", 1.0 if pos_weight is None else pos_weight, accumulator_dtype(rows))
     if len(weights.shape) > 1 or (len(weights.shape) == 1 and not same_shape(weights.shape, rows.shape[1:2])):
         raise ValueError(
             f"`pos_weight` must be one number, or one for each of the {rows.shape[1]} labels of an example. "

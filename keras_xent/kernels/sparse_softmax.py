@@ -8,6 +8,7 @@ from keras_xent import _backend
 from keras_xent._backend import custom_gradient, no_autograph
 from keras_xent._types import Tensor
 from keras_xent.kernels import _softmax_row as row
+from keras_xent.kernels import _step_rows
 from keras_xent.kernels._compiled import CompiledKernel, RowKernel, row_kernel
 from keras_xent.kernels._dtypes import to_float_tensor, to_tensor, upcast
 from keras_xent.kernels._labels import class_indices, gather_class_weights, in_range, valid_mask
@@ -192,7 +193,8 @@ def backward(
     # classes, which is exact where p has rounded to 1. The label's logit comes from the logits themselves: from `x`,
     # that would be written to memory.
     (label_logit,) = row.zero_rows(dead_rows, ops.take_along_axis(logits, label, axis=1))
-    sum_of_others = sum_exp_minus_one + (1.0 - row.exp_shifted(label_logit, max_logit, softcap))
+    label_shifted = row.exp_shifted(label_logit, max_logit, softcap)
+    sum_of_others = sum_exp_minus_one + (1.0 - label_shifted)
     target = (1.0 - smoothing) * label_weight
     if smoothing:
         target = target + smoothing / row.num_classes_of(logits) * label_weight
@@ -202,9 +204,13 @@ def backward(
     z_slope = row.z_loss_slope(max_logit, sum_exp_minus_one, options)
     sum_exp = 1.0 + sum_exp_minus_one
     at_label = (target_sum - target) - sum_of_others * (target_sum / sum_exp)
+    if smoothing:
+        # Of a label that is smoothed away the difference from 1 is all rounding, and p is not.
+        is_unlikely = 2.0 * label_shifted < sum_exp
+        at_label = ops.where(is_unlikely, label_shifted * (target_sum / sum_exp) - target, at_label)
     if options.z_loss:
         # Not as a part of the factor of p, where it would cost the last digits of a confident row's gradient.
-        at_label = at_label + z_slope * row.exp_shifted(label_logit, max_logit, softcap) / sum_exp
+        at_label = at_label + z_slope * label_shifted / sum_exp
     at_label = upstream * at_label
     scale = upstream * (target_sum + z_slope) / sum_exp
     off_label = (row.exp_shifted(x, max_logit, softcap) if exp_shifted is None else exp_shifted) * scale
@@ -228,5 +234,11 @@ def _exp_except_label(residuals, logits, labels, class_weight=None, *, options):
 
 
 _sparse = custom_gradient(
-    _sparse_forward, _sparse_backward, has_rows=(True, True, False), keep=_exp_except_label, keeps=keeps_exponentials
+    _sparse_forward,
+    _sparse_backward,
+    has_rows=(True, True, False),
+    keep=_exp_except_label,
+    keeps=keeps_exponentials,
+    step=_step_rows.SPARSE,
+    fits_step=_step_rows.fits,
 )

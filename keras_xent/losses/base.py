@@ -261,7 +261,7 @@ class Crossentropy(NamedArguments, _one_program.HasProgram, keras.losses.Loss):
 
     def _warn_of_class_weight(self, y_true: Tensor, sample_weight: Tensor) -> None:
         """Says that the `class_weight` of `fit` is wrong for several labels to an example."""
-        shape = tuple(getattr(y_true, "shape", ()))
+        shape = tuple(getattr(arguments.tensor("y_true", y_true), "shape", ()))
         if sample_weight is None or "class_weight" in self._warned or len(shape) < 2 or shape[-1] == 1:
             return
         if _keras.class_weight_of_fit() is not None:

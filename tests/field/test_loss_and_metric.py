@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 
 import keras_xent as kx
+from keras_xent import _loss_statistics
 from tests import oracles
 from tests.backend import BACKEND, to_numpy
+from tests.tiers import fast_for
 
 CLASSES = 50
 METRICS = {
@@ -43,6 +45,7 @@ def nll(logits):
     return oracles.sparse(Y.ravel(), to_numpy(logits).reshape(-1, CLASSES))[0].reshape(Y.shape)
 
 
+@fast_for("Perplexity-*")
 @pytest.mark.parametrize("mode", [{}, {"run_eagerly": True}, {"jit_compile": True}], ids=["auto", "eager", "xla"])
 @pytest.mark.parametrize("name", METRICS)
 def test_a_metric_of_logits_does_not_repeat_a_forgotten_from_logits(name, mode):
@@ -54,6 +57,7 @@ def test_a_metric_of_logits_does_not_repeat_a_forgotten_from_logits(name, mode):
     assert len(told) == 1 and told[0].filename == __file__
 
 
+@fast_for("loss-auto-*", "metric-auto-*", "loss-jit*", "metric-jit*")
 @pytest.mark.parametrize("head", [keras.layers.Dense, kx.layers.LogitsDense], ids=["dense", "fused"])
 @pytest.mark.parametrize("mode", [{}, {"run_eagerly": True}], ids=["auto", "eager"])
 @pytest.mark.parametrize("which", ["loss", "metric"])
@@ -80,6 +84,7 @@ def test_padding_marked_by_weights_here_and_by_labels_there_is_no_disagreement()
     assert told == []
 
 
+@fast_for("fused")
 @pytest.mark.parametrize("head", [keras.layers.Dense, kx.layers.LogitsDense], ids=["dense", "fused"])
 def test_a_metric_without_the_soft_cap_of_the_loss_has_none(head):
     model = language_model(head)
@@ -100,6 +105,7 @@ class Inside(keras.losses.Loss):
         return self.base(y_true, self.change(y_pred))
 
 
+@fast_for("of other logits")
 @pytest.mark.parametrize("kind", ["function", "loss", "of other logits"])
 def test_a_mask_counts_also_when_our_loss_is_inside_another(kind):
     ours = kx.losses.MaskedSequenceCrossentropy()
@@ -124,3 +130,28 @@ def test_a_metric_that_cannot_see_the_mask_says_so():
         assert told == []
     else:
         assert [str(w.message)[:41] for w in told] == ["Perplexity 'm' counts masked tokens: on J"]
+
+
+@pytest.mark.parametrize("fused", [False, True], ids=["dense", "fused"])
+def test_a_loss_computes_no_ranks_for_metrics_of_other_models(fused, monkeypatch):
+    found = []
+
+    def recorded(needed=_loss_statistics.needed_statistics):
+        found.append(needed())
+        return found[-1]
+
+    monkeypatch.setattr(_loss_statistics, "needed_statistics", recorded)
+    other, own = kx.metrics.TokenAccuracy(top_k=2), kx.metrics.TokenAccuracy(top_k=2)
+    head = kx.layers.LogitsDense if fused else keras.layers.Dense
+    model = keras.Sequential([keras.Input((3,)), head(3, kernel_initializer="identity")])
+    x, y = np.array([[3.0, 2.0, 1.0], [3.0, 2.0, 1.0]], "float32"), np.array([1, 2])
+    for metrics, needs in ([kx.metrics.Perplexity()], False), ([own], True):
+        found.clear()
+        model.compile(
+            keras.optimizers.SGD(0.0), kx.losses.SparseCategoricalCrossentropy(from_logits=True), metrics=metrics
+        )
+        model.evaluate(x, y, verbose=0)
+        model.fit(x, y, verbose=0)
+        assert found and any("rank" in needed for needed in found) is needs
+    assert model.evaluate(x, y, verbose=0)[1] == 0.5
+    del other

@@ -7,13 +7,14 @@ from keras import ops
 
 import keras_xent as kx
 from tests.backend import BACKEND, MODES, tensor, to_numpy, value_and_gradient
-from tests.tiers import sample
+from tests.tiers import fast_for, sample
 
 Binary = kx.losses.BinaryCrossentropy
 in_one_program = pytest.mark.parametrize("mode", ["xla" if BACKEND == "tensorflow" else "jit"])
 every_mode = pytest.mark.parametrize("mode", MODES)
 
 
+@fast_for("3-2-*", "3-nan-*")
 @in_one_program
 @pytest.mark.parametrize("bad", [-1, 2, 255, np.nan])
 @pytest.mark.parametrize("labels", [1, 3])
@@ -68,6 +69,7 @@ def test_a_loss_scale_sees_the_overflow_of_a_gradient(mode):
     assert float(loss) < 0.1
 
 
+@fast_for("categorical-*")
 @every_mode
 @pytest.mark.parametrize("loss", [Binary, kx.losses.CategoricalCrossentropy], ids=["binary", "categorical"])
 def test_an_overflow_of_a_scaled_loss_is_infinite_and_of_a_plain_one_the_largest_number(loss, mode):
@@ -78,6 +80,7 @@ def test_an_overflow_of_a_scaled_loss_is_infinite_and_of_a_plain_one_the_largest
         assert gradient[0, 0] == expected and np.isfinite(gradient[0, 1])
 
 
+@fast_for("eager")
 @pytest.mark.parametrize("mode", [{"run_eagerly": True}, {}, {"jit_compile": True}], ids=["eager", "auto", "xla"])
 def test_a_softmax_over_another_axis_counts_as_probabilities(mode):
     z, y = np.array([[[2.0], [0.0], [0.0]]], "float32"), np.array([[[1.0], [0.0], [0.0]]], "float32")
@@ -100,17 +103,48 @@ def test_a_softmax_over_another_axis_counts_as_probabilities(mode):
 
 @pytest.mark.parametrize("make", [lambda: keras.Variable(0.1), lambda: keras.Variable([0.1, 0.2])], ids=["[]", "[2]"])
 def test_an_argument_that_is_a_variable_is_refused(make):
-    losses = kx.losses
+    losses, kernels = kx.losses, kx.kernels
+    one = np.ones((1, 1), "float32")
     for build in (
         lambda v: losses.SparseCategoricalCrossentropy(label_smoothing=v),
         lambda v: losses.CategoricalCrossentropy(focal_gamma=v),
-        lambda v: losses.BinaryCrossentropy(pos_weight=v),
-        lambda v: losses.MaskedSequenceCrossentropy(class_weight=v),
         lambda v: losses.MaskedSequenceCrossentropy(class_weight=[v, 1.0]),
         lambda v: losses.MaskedSequenceCrossentropy(normalizer=v),
+        lambda v: losses.Distillation(temperature=v),
+        lambda v: kernels.linear_token_statistics(one, one, [0], temperature=v),
+        lambda v: kx.preference.dpo(one, one, one, one, beta=v),
     ):
         with pytest.raises(ValueError, match=r"known when the loss is made. Received: (Variable|Traced)"):
             build(make())
+
+
+LOW_RANK = {
+    "labels": lambda h, k, low, **m: kx.kernels.linear_cross_entropy(h, k, [1, 0, 1], low_rank=low, **m),
+    "targets": lambda h, k, low, **m: kx.kernels.linear_softmax_cross_entropy(
+        h, k, np.eye(2, dtype="float32")[[1, 0, 1]], low_rank=low, **m
+    ),
+    "statistics": lambda h, k, low, **m: (
+        kx.kernels.linear_token_statistics(h, k, [1, 0, 1], low_rank=low, mask=np.array([True, False, True])).log_prob
+    ),
+    "distillation": lambda h, k, low, **m: kx.kernels.linear_distillation(h, k, h[:, :1] * 0, k[:1], low_rank=low, **m),
+}
+
+
+@pytest.mark.parametrize("kind", LOW_RANK)
+@pytest.mark.parametrize("given", ["mask", "token_weights"])
+def test_what_lies_under_a_mask_does_not_reach_low_rank_factors(kind, given):
+    hidden = np.array([[0.5, -1.0, 2.0], [np.nan, np.inf, 1.0], [1.0, 0.0, -1.0]], "float32")
+    kernel = tensor(np.arange(6.0).reshape(3, 2) / 6, "float32")
+    first, second = np.array([[1.0], [0.5], [-1.0]], "float32"), np.array([[0.2, -0.4]], "float32")
+    found = []
+    for rows in (hidden, np.nan_to_num(hidden, nan=0, posinf=0)):
+        option = {given: np.array([1, 0, 1], "bool" if given == "mask" else "float32")}
+        rows = tensor(rows, "float32")
+        found.append(
+            value_and_gradient(lambda a: LOW_RANK[kind](rows, kernel, (a, second), **option), tensor(first))[1]  # noqa: B023
+        )
+    assert np.abs(found[1]).max() > 0.01
+    np.testing.assert_allclose(*found, rtol=1e-6)
 
 
 @every_mode

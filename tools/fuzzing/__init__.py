@@ -8,7 +8,8 @@ one of a reduction, which has one value, is one case each.
 |---|---|
 | `calls.py` | what a call is, and how it is written to a file |
 | `draws.py` | rows of random and of edge values |
-| `kernels.py` | the kernels: which options, which arrays, which function |
+| `arrays.py` | the arrays of a call |
+| `kernels.py` | the kernels: which options, which arrays may be left out, which oracle |
 | `expected.py` | values and gradients by the oracle, and how far off a result may be |
 | `running.py` | running a call in a mode of the backend |
 | `checking.py` | comparing; making what fails small |

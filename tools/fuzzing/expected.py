@@ -96,6 +96,9 @@ def limits_of_rows(
         error_of_lse = 2 * eps * lse + (p * delta).sum(1)
         of_loss = of_loss + 2 * z * lse * error_of_lse
         of_gradient = of_gradient + 2 * z * (p * error_of_lse[:, None] + lse[:, None] * of_probability)
+    if cap := options.get("logit_softcap"):
+        # The slope of the cap falls as exp(-2 x / c), whose exponent is rounded.
+        of_gradient = of_gradient + 2 * eps * np.minimum(np.abs(x) / cap, 100) * np.abs(finite(gradients))
     at_most = np.abs(finite(gradients)).max(1, keepdims=True)
     return loss * np.abs(finite(values)) + of_loss, gradient * focal * at_most + of_gradient
 

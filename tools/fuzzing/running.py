@@ -34,6 +34,8 @@ def _call_kernel(program: Program, arrays: dict[str, Any]) -> tuple[Any, ...]:
     options = dict(program.options)
     a = dict(arrays)
     del a["upstream"]
+    if "first" in a:
+        a["low_rank"] = a.pop("first"), a.pop("second")
     # With these names the kernels take them.
     match program.kernel:
         case "softmax":
@@ -43,7 +45,13 @@ def _call_kernel(program: Program, arrays: dict[str, Any]) -> tuple[Any, ...]:
         case "sigmoid":
             return (kernels.sigmoid_cross_entropy(a.pop("labels"), a.pop("logits"), **a, **options),)
         case "linear":
-            return (kernels.linear_cross_entropy(**a, **options),)
+            result = kernels.linear_cross_entropy(**a, **options)
+            if "return_statistics" not in options:
+                return (result,)
+            loss, found = result
+            return (loss, found.nll, found.rank, found.entropy, found.logsumexp, found.confidence)
+        case "linear_softmax":
+            return (kernels.linear_softmax_cross_entropy(**a, **options),)
         case "linear_token_statistics":
             return tuple(kernels.linear_token_statistics(**a, **options))
         case "linear_distillation":
@@ -68,8 +76,9 @@ def _step(program: Program, names: tuple[str, ...]) -> Any:
 
     def weights_of(values, upstream):
         upstream = ops.cast(upstream, values[0].dtype)
-        if len(values) == 1:
-            return (ops.reshape(upstream, ops.shape(values[0])),)
+        if program.kernel != "linear_token_statistics":
+            first, *others = values
+            return (ops.reshape(upstream, ops.shape(first)), *map(ops.zeros_like, others))
         return (*(upstream[i] for i in range(3)), ops.zeros_like(values[3]))
 
     if BACKEND == "tensorflow":
