@@ -12,7 +12,7 @@ from tests.backend import to_numpy
 from tests.tiers import sample, whole
 
 BATCH, BATCHES, FEATURES, CLASSES = 4, 14, 6, 5
-# Batch 1 is no number, batch 4 has a gradient that is none, batches 12 and 13 are spikes, of which the second is larger.
+# Batch 1 is no number, batch 4 has a gradient that is none, and batches 12 and 13 are spikes.
 NOT_FINITE, SPIKES = [1, 4], [12, 13]
 
 
