@@ -167,10 +167,6 @@ def test_training_without_it_is_as_before():
     own = {name: vars(model).get(name) for name in ("train_step", "compute_loss")}
     trained("always", NOT_FINITE + SPIKES, model=model)
     assert {name: vars(model).get(name) for name in own} == own
-    accumulated = kx.accumulate_gradients(model, 2)
-    step = accumulated.train_step
-    trained("always", NOT_FINITE + SPIKES, model=accumulated)
-    assert accumulated.train_step is step
 
 
 def test_two_detectors_in_one_fit_are_an_error():
