@@ -175,15 +175,15 @@ class StatisticsRule(Rule):
         below = row.max_minus_logit(upcast(x), max_logit, self.softcap)
         p = ops.exp(-below) / (1.0 + sum_exp_minus_one)
         u = upstream[:, 0:1]
-        off_label = -u
+        of_all: Tensor = 0.0 * u
         if self.everything:
             (mean_below,) = row.zero_rows(dead, mean_below)
             v, w = upstream[:, 1:2], upstream[:, 2:3]
-            off_label = off_label + w + multiply_no_nan(v, below - mean_below)
+            of_all = w + multiply_no_nan(v, below - mean_below)
         nll = row.nll(ops.take_along_axis(x, label, axis=1), max_logit, sum_exp_minus_one, self.softcap)
         # 1 - p of the label, exact where p has rounded to 1.
-        at_label = -u * ops.expm1(-nll) + where_or_zero(multiply_no_nan(p, off_label + u), is_label)
-        gradient = ops.where(is_label, at_label, multiply_no_nan(p, off_label))
+        at_label = -u * ops.expm1(-nll) + where_or_zero(multiply_no_nan(p, of_all), is_label)
+        gradient = ops.where(is_label, at_label, multiply_no_nan(p, of_all - u))
         return row.to_logits_dtype(self.scale * gradient, dead, x, self.softcap)
 
     def _scaled(self, logits):
