@@ -17,6 +17,7 @@ from keras_xent.kernels import reduction as _reduction
 
 _counted: contextvars.ContextVar[list | None] = contextvars.ContextVar("_counted", default=None)
 _micro_batch: contextvars.ContextVar[Iterator | None] = contextvars.ContextVar("_micro_batch", default=None)
+_share: contextvars.ContextVar[Any] = contextvars.ContextVar("_share", default=1.0)
 
 
 @contextlib.contextmanager
@@ -33,11 +34,17 @@ def counting() -> Iterator[list]:
 @contextlib.contextmanager
 def micro_batch(denominators: list, share: Any) -> Iterator[None]:
     """Inside, the losses, in the order of the count, are those of a part of a batch with this share of its rows."""
-    token = _micro_batch.set(iter([(one, share) for one in denominators]))
+    token, token_of_share = _micro_batch.set(iter([(one, share) for one in denominators])), _share.set(share)
     try:
         yield
     finally:
         _micro_batch.reset(token)
+        _share.reset(token_of_share)
+
+
+def share_of_rows() -> Any:
+    """Returns the share of the batch's rows that the step computes its loss of: 1 but for a micro-batch."""
+    return _share.get()
 
 
 def is_counting() -> bool:

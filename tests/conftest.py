@@ -7,6 +7,7 @@ leaves out. What was left out is printed: a test that was not run has not passed
 import gc
 import os
 import sys
+from fnmatch import fnmatchcase
 
 import pytest
 
@@ -49,6 +50,7 @@ def pytest_addoption(parser):
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "whole: slow, sweeping or redundant: left out of the fast suite")
+    config.addinivalue_line("markers", "fast_for(*patterns): the parameters with which the fast suite runs a test")
     config.stash[LEFT_OUT] = 0
     config.pluginmanager.register(Durations(config, BACKEND), "durations")
 
@@ -56,7 +58,9 @@ def pytest_configure(config):
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config, items):
     for item in items:
-        if BACKEND == "jax" and item.nodeid.startswith(BACKEND_NEUTRAL):
+        mark = item.get_closest_marker("fast_for")
+        is_left_out = mark is not None and not any(fnmatchcase(item.callspec.id, pattern) for pattern in mark.args)
+        if is_left_out or (BACKEND == "jax" and item.nodeid.startswith(BACKEND_NEUTRAL)):
             item.add_marker(pytest.mark.whole)
     if not config.getoption("--whole"):
         rest = config.getoption("--rest")

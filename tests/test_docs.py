@@ -1,6 +1,9 @@
 """The pages say what the code does."""
 
+import ast
+import builtins
 import doctest
+import html
 import inspect
 import json
 import re
@@ -158,8 +161,10 @@ def test_the_site_is_built_without_a_warning_and_shows_every_public_name(tmp_pat
     variables = environment(NO_MKDOCS_2_WARNING="1")
     run = subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True)
     assert run.returncode == 0, run.stdout + run.stderr
-    shown = {anchor for page in tmp_path.glob("reference/*/index.html") for anchor in anchors(page)}
-    assert {name for name, _ in public()} <= shown
+    pages = list(tmp_path.glob("reference/*/index.html"))
+    assert {name for name, _ in public()} <= {anchor for page in pages for anchor in anchors(page)}
+    text = "".join(html.unescape(re.sub(r"<[^>]+>", "", page.read_text())) for page in pages)
+    assert [name for name, value in public() if value.__doc__.splitlines()[0].replace("`", "") not in text] == []
     assert "<math" in (tmp_path / "theory" / "index.html").read_text()
     assert (tmp_path / "search" / "search_index.json").stat().st_size > 100_000
 
@@ -192,3 +197,32 @@ def test_a_loss_shows_how_a_model_is_compiled_with_it():
     losses = {name: value for name, value in public() if name.startswith("keras_xent.losses.") and name[18].isupper()}
     assert len(losses) >= 4
     assert [name for name, value in losses.items() if ".compile(" not in value.__doc__] == []
+
+
+def names_that_are_missing(docstring):
+    """The names that the examples of a docstring use without defining, importing or explaining them."""
+    source = "".join(example.source for example in doctest.DocTestParser().get_examples(docstring or ""))
+    known, missing = set(dir(builtins)), set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            known |= {(alias.asname or alias.name).partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.Name):
+            (known if isinstance(node.ctx, ast.Store) else missing).add(node.id)
+    return missing - known
+
+
+def test_an_example_of_a_docstring_runs_where_nothing_else_is_imported():
+    """`help()` shows neither the imports of the module nor the fixtures of the tests."""
+    assert {name: missing for name, value in public() if (missing := names_that_are_missing(value.__doc__))} == {}
+
+
+def test_every_loss_of_keras_works_or_says_where_it_is():
+    import keras
+
+    import keras_xent
+
+    ours = {name for name in keras_xent.losses.__all__ if hasattr(keras.losses, name)}
+    assert len(ours) == 12
+    for name in (name for name in dir(keras.losses) if not name.startswith("_") and name not in ours):
+        with pytest.raises(AttributeError, match=rf"Use `keras\.losses\.{name}`\.$"):
+            getattr(keras_xent.losses, name)

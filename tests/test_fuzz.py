@@ -20,6 +20,7 @@ def drawn(program, seed=0):
     return fuzzed.draw_call(np.random.default_rng(seed), program)
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("kernel", fuzzed.KERNELS)
 def test_a_call_of_each_kernel_is_right(kernel):
     shape = (9, 11) if kernel == "reduction" else fuzzed.KERNELS[kernel].shapes[0]

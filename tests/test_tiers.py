@@ -79,3 +79,16 @@ def test_a_slow_test_is_printed_and_fails_the_check_of_durations_if_it_is_slow_a
 def test_without_slow_tests_the_check_of_durations_has_nothing_to_run(run):
     run("-k", "fast")
     assert run("--durations-check")[0] == 5
+
+
+def test_the_fast_suite_runs_a_test_for_the_named_parameters(run, tmp_path):
+    (tmp_path / "test_three.py").write_text(
+        "import pytest\n\n"
+        "@pytest.mark.fast_for('b*')\n"
+        "@pytest.mark.parametrize('name', ['apple', 'banana', 'berry'])\n"
+        "def test_fruit(name):\n    pass\n"
+    )
+    _, printed = run("-v")
+    assert "2 passed, 1 deselected" in printed and "test_fruit[apple]" not in printed
+    _, printed = run("--rest", "-v")
+    assert "1 passed, 2 deselected" in printed and "test_fruit[apple] PASSED" in printed

@@ -4,6 +4,9 @@ import pytest
 
 whole = pytest.mark.whole
 
+# Patterns of the parameters, as the names of the tests show them, with which the fast suite runs a test.
+fast_for = pytest.mark.fast_for
+
 
 def sample(cases, fast, *, one_argument=False):
     """The parameters of a sweep: the fast suite takes those in `fast`, the whole suite all of them.

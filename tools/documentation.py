@@ -97,6 +97,8 @@ def reference():
         path = root / f"{name}.py"
         if path.is_file():
             pages |= page_of(path, name, public_names(path))
+    # Imported by name, since it needs a package of its own.
+    pages |= page_of(root / "deploy" / "harness.py", "deploy.harness", ["HarnessModel"])
     return pages
 
 
@@ -104,8 +106,20 @@ def page_of(path, name, names):
     """The page of the module `keras_xent.name`, if it has public names."""
     module = f"keras_xent.{name}" if name else "keras_xent"
     about = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
-    entries = "\n\n".join(f"::: {module}.{each}" for each in names)
+    entries = "\n\n".join(entry(path, module, each) for each in names)
     return {f"reference/{name or 'keras_xent'}.md": f"# `{module}`\n\n{about}\n\n{entries}\n"} if names else {}
+
+
+def entry(path, module, name):
+    """The place on a page where a name is shown."""
+    if not (path.parent / f"{name}.py").is_file() or path.name != "__init__.py":
+        return f"::: {module}.{name}"
+    # There is a module of the same name, which would be shown: look where the name itself comes from.
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    origins = [
+        node.module for node in tree.body if isinstance(node, ast.ImportFrom) for a in node.names if a.name == name
+    ]
+    return f'<a id="{module}.{name}"></a>\n\n::: {origins[0]}.{name}' if origins else f"::: {module}.{name}"
 
 
 def public_names(path):

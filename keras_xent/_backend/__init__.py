@@ -44,6 +44,7 @@ take_rows = _module.take_rows
 with_rounded_rows = _module.with_rounded_rows
 clear_programs = _module.clear_programs
 accumulating_step = _module.accumulating_step
+judged_step = _module.judged_step
 # Tensors.
 is_eager = _module.is_eager
 snapshot = _module.snapshot

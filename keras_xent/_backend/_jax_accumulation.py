@@ -36,7 +36,7 @@ def accumulating_step(model: Any, train_step: Callable, steps: int, counting: Ca
                 found.extend(gradients)
                 return trainable_variables, optimizer_variables
 
-            with micro_batch(denominators, share), _applying(model.optimizer, capture):
+            with micro_batch(denominators, share), applying(model.optimizer, capture):
                 logs, state = train_step((weights, others, optimizer_variables, metrics), part)
             sums = [s + share * g.astype(s.dtype) for s, g in zip(sums, found, strict=True)]
             return logs, sums, state[1], state[3]
@@ -57,6 +57,11 @@ def accumulating_step(model: Any, train_step: Callable, steps: int, counting: Ca
             logs, *carry = run(rest, (rows - whole * size) / rows, *carry)
         sums, others, metrics = carry
         weights, optimizer_variables = model.optimizer.stateless_apply(optimizer_variables, sums, weights)
+        # Metrics that watch the gradient keep it when they are asked.
+        scope = keras.StatelessScope(state_mapping=list(zip(model.metrics_variables, metrics, strict=True)))
+        with scope:
+            logs = {**logs, **model.get_metrics_result()} if isinstance(logs, dict) else logs
+        metrics = [scope.get_current_value(variable) for variable in model.metrics_variables]
         return logs, (weights, others, optimizer_variables, metrics)
 
     return step
@@ -67,7 +72,7 @@ def _map(function, data):
 
 
 @contextlib.contextmanager
-def _applying(optimizer, function):
+def applying(optimizer, function):
     """Gives an optimizer another `stateless_apply` for a while."""
     before = replace_own(optimizer, "stateless_apply", function)
     try:

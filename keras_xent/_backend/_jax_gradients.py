@@ -35,23 +35,29 @@ def custom_gradient(
     has_rows: tuple[bool, ...] = (),
     keep: Callable = lambda *_, **__: None,
     keeps: Callable[[Tensor], bool] = lambda x: False,
+    step: Any = None,
+    fits_step: Callable[..., bool] = lambda *_, **__: False,
 ) -> Callable:
     """Joins `forward` and `backward` into a function that is differentiated in its first argument.
 
     See the function of this name for TensorFlow, which has the same parts. Here forward and backward pass of a step are
     parts of one program: where `keeps(x)`, the forward pass runs without blocks, and what it then has in memory,
-    `keep(residuals, x, *nondiff_args, **options)`, is one more residual.
+    `keep(residuals, x, *nondiff_args, **options)`, is one more residual. Where `fits_step(x, *nondiff_args, **options)`
+    too, `step` has the `forward`, `backward` and `keep` to use in place of these.
     """
 
     def kernel(x: Tensor, *nondiff_args: Tensor, **options: Any) -> Tensor:
         is_kept = uses_xla() and is_traced() and keeps(x)
+        parts = getattr(forward, "unblocked", forward), backward, keep
+        if is_kept and fits_step(x, *nondiff_args, **options):
+            parts = step.forward, step.backward, step.keep
 
         @jax.custom_vjp
         def value(*inputs):
             padded, num_rows = pad_inputs(inputs, has_rows)
             return take_rows(forward(*padded, **options)[0], num_rows)
 
-        unblocked = functools.partial(getattr(forward, "unblocked", forward), **options)
+        unblocked = functools.partial(parts[0], **options)
 
         @jax.custom_jvp
         def residuals(*inputs):
@@ -64,7 +70,7 @@ def custom_gradient(
             _, tangents = jax.jvp(unblocked, where_finite(saved, inputs), _where_finite_tangents(saved, tangents))
             return (result, saved), tangents
 
-        kept = _kept(keep, options)
+        kept = _kept(parts[2], options)
 
         def forward_rule(*inputs):
             # What is saved keeps the rows that were added.
@@ -77,7 +83,7 @@ def custom_gradient(
             saved, inputs = saved_and_inputs
             num_rows, missing = upstream.shape[0], inputs[0].shape[0] - upstream.shape[0]
             upstream = append_zeros(upstream, missing) if missing else upstream
-            gradient = take_rows(backward(upstream, saved, *inputs, **options), num_rows if missing else None)
+            gradient = take_rows(parts[1](upstream, saved, *inputs, **options), num_rows if missing else None)
             return gradient, *[None] * len(nondiff_args)
 
         value.defvjp(forward_rule, vjp)

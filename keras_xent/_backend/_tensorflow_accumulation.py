@@ -28,7 +28,7 @@ def accumulating_step(model: Any, train_step: Callable, steps: int, counting: Ca
         weights = model.trainable_weights
 
         def run(part, share, sums):
-            with micro_batch(denominators, share), _captured(model.optimizer, weights) as captured:
+            with micro_batch(denominators, share), captured_gradients(model.optimizer, weights) as captured:
                 logs = train_step(part)
             gradients = {id(variable): gradient for gradient, variable in captured}
             found = [gradients.get(id(weight)) for weight in weights]
@@ -109,7 +109,7 @@ _gradients: contextvars.ContextVar[list[tuple[Any, Any]] | None] = contextvars.C
 
 
 @contextlib.contextmanager
-def _captured(optimizer, weights):
+def captured_gradients(optimizer, weights):
     """Yields the gradients and variables that the optimizer is given, in place of applying them."""
     apply = optimizer.apply if isinstance(optimizer.apply, _Apply) else _Apply(optimizer, weights)
     if apply.users == 0:

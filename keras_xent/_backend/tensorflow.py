@@ -7,6 +7,7 @@ import keras
 import tensorflow as tf
 
 from keras_xent._backend._tensorflow_accumulation import accumulating_step as accumulating_step
+from keras_xent._backend._tensorflow_judging import judged_step as judged_step
 from keras_xent._backend._tensorflow_gradients import clear_programs as clear_programs
 from keras_xent._backend._tensorflow_gradients import custom_gradient as custom_gradient
 from keras_xent._backend._tensorflow_gradients import fused_gradient as fused_gradient

@@ -1,15 +1,16 @@
-"""The loss of the last batch and its worst tokens, left where they can be read after the step."""
+"""The loss of the last batch and its worst tokens, judged in the step and left where they can be read after it."""
 
 import inspect
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import keras
 from keras import ops
 
-from keras_xent import _keras, _loss_statistics
+from keras_xent import _accumulation, _backend, _keras, _loss_statistics
 from keras_xent._types import Tensor
+from keras_xent.callbacks._verdict import Verdict, judge
 from keras_xent.metrics import Perplexity
 
 CONTEXT = 8
@@ -25,51 +26,78 @@ class WorstToken(NamedTuple):
     context: list[int]
 
 
+class Limits(NamedTuple):
+    """When a step is a spike, and which steps are left out."""
+
+    threshold: float
+    window: int
+    # "never", "non_finite" or "always"
+    skip: str
+
+
+class Seen(NamedTuple):
+    """What is known of the last batch."""
+
+    verdict: Verdict
+    worst: list[WorstToken]
+    # How many steps were left out, of all that were watched.
+    num_skipped: int
+
+
 class BatchLoss(keras.metrics.Metric):
     """Loss, mean nll in nats and the `worst` tokens with the largest nll of the last batch that was trained.
 
     Keras shows labels and predictions of a step to its loss, and a step can leave numbers only in variables of the
     model, the optimizer or the metrics. So this stands around the loss and is a metric that has no place in the logs.
+    The step is judged where it is computed, since only there its update can still be left out.
     """
 
     is_in_logs = False
     # As a consumer of loss statistics: see `_loss_statistics`.
     needs_statistics: frozenset[str] = frozenset()
 
-    def __init__(self, worst: int, loss: Any, name: str = "batch_loss", dtype: Any = None) -> None:
+    def __init__(self, worst: int, limits: Limits, loss: Any, name: str = "batch_loss", dtype: Any = None) -> None:
         super().__init__(name=name, dtype=dtype)
-        self.worst, self.of = worst, loss
+        self.worst, self.limits, self.of = worst, limits, loss
         # In a tuple, where Keras does not look for variables. It computes the values of tokens and sums up none.
         self._tokens = (_tokens_of(loss),)
         self._record: _loss_statistics.LossRecord | None = None
         self._unwatch: Callable[[], None] | None = None
-        # The loss, the mean nll, and the number of valid tokens.
-        self._means = self.add_variable((3,), initializer="zeros", dtype="float32", name="means")
-        self._nll = self.add_variable((worst,), initializer="zeros", dtype="float32", name="worst_nll")
+        # Of the step: the loss, weighted nll, its weight, valid tokens, and how many micro-batches were added.
+        self._sums = self._variable("sums", (5,))
+        self._verdict = self._variable("verdict", (len(Verdict._fields),))
+        # The values that a spike is measured by, and how many there were; one more is how many steps were left out.
+        self._before = self._variable("before", (limits.window,))
+        self._counts = self._variable("counts", (2,), "int32")
+        self._nll = self._variable("worst_nll", (worst,))
         # Label, sequence, position, and the labels before it; -1 where there is none.
-        self._places = self.add_variable((worst, 3 + CONTEXT), initializer="zeros", dtype="int32", name="worst_places")
+        self._places = self._variable("worst_places", (worst, 3 + CONTEXT), "int32")
         _loss_statistics.register(self)
+
+    def _variable(self, name, shape, dtype="float32"):
+        return self.add_variable(shape, initializer="zeros", dtype=dtype, name=name)
 
     @property
     def knows_tokens(self) -> bool:
         """True if the loss has one value for each token."""
         return self._tokens[0] is not None
 
-    @classmethod
-    def watching(cls, model: Any, worst: int) -> "BatchLoss":
-        """The loss of the batches of a model, from the next call of `fit` on until `unwatch`."""
+    def watches(self, model: Any) -> bool:
+        """Returns whether this is what watches the batches of a model, with the loss that it has now."""
+        return getattr(model, "_keras_xent_batch_loss", None) is self and self.of is model.loss
+
+    def watch(self, model: Any) -> None:
+        """Watches the batches of a model, from the next call of `fit` on until `unwatch`."""
         if getattr(getattr(model, "distribute_strategy", None), "num_replicas_in_sync", 1) > 1:
             raise ValueError("SpikeDetector does not work under tf.distribute: each replica has a loss of its own.")
-        watched = getattr(model, "_keras_xent_batch_loss", None)
-        if watched is not None and (watched.worst != worst or watched.of is not model.loss):
-            watched.unwatch()
-            watched = None
-        if watched is None:
+        before = getattr(model, "_keras_xent_batch_loss", None)
+        if before is not self:
+            if before is not None:
+                before.unwatch()
             # As an attribute of the model its variables are part of the state of the training step.
-            watched = model._keras_xent_batch_loss = cls(worst, model.loss)
-        if watched._unwatch is None:
-            watched._watch(model)
-        return watched
+            model._keras_xent_batch_loss = self
+        if self._unwatch is None:
+            self._watch(model)
 
     def _watch(self, model):
         compute_loss = model.compute_loss
@@ -79,17 +107,25 @@ class BatchLoss(keras.metrics.Metric):
         def watched(x=None, y=None, y_pred=None, sample_weight=None, training=True):
             self._record = None
             loss = compute_loss(x, y, y_pred, sample_weight, **({"training": training} if takes_training else {}))
-            if training:
+            if training and not _accumulation.is_counting():
                 self._observe(loss, y, y_pred, sample_weight)
             self._record = None
             return loss
 
+        skips = self.limits.skip != "never"
+        step = _backend.judged_step(model, model.train_step, self._judge, self.variables, skips)
+        changed = {"compute_loss": watched, "train_step": step}
+        # Past the tracking of Keras, which takes what is set for a part of the model.
+        before = {name: _backend.replace_own(model, name, value) for name, value in changed.items()}
+
         def unwatch():
             watched_model = reference()
             if watched_model is not None:
-                watched_model.compute_loss, watched_model.train_function = compute_loss, None
+                for name, value in before.items():
+                    _backend.restore_own(watched_model, name, value)
+                watched_model.train_function = None
 
-        model.compute_loss, model.train_function, self._unwatch = watched, None, unwatch
+        model.train_function, self._unwatch = None, unwatch
 
     def unwatch(self) -> None:
         """Leaves the model as it was: its next step is compiled without this."""
@@ -107,26 +143,30 @@ class BatchLoss(keras.metrics.Metric):
 
     def _observe(self, loss: Tensor, y: Tensor, y_pred: Tensor, sample_weight: Tensor) -> None:
         (tokens,) = self._tokens
-        nll = num_valid = ops.zeros((), dtype="float32")
+        sums = ops.convert_to_tensor(self._sums)
+        # The sums of the step before stay until the next begins, to be read.
+        continues = sums[4] > 0
+        sums = ops.where(continues, sums, 0.0)
+        nll = weight = num_valid = ops.zeros((), dtype="float32")
         if tokens is not None and hasattr(y, "shape") and hasattr(y_pred, "shape"):
             found = None if self._record is None else tokens._from_record(self._record, sample_weight)
             values, weights, labels = found or tokens._token_values(y, y_pred, sample_weight)
             values = ops.stop_gradient(ops.cast(values, "float32"))
             is_active = ops.not_equal(weights, 0)
             num_valid = ops.sum(ops.cast(is_active, "float32"))
-            nll = ops.sum(ops.where(is_active, values * weights, 0.0)) / ops.maximum(ops.sum(weights), 1e-30)
+            nll, weight = ops.sum(ops.where(is_active, values * weights, 0.0)), ops.sum(weights)
             # Labels of one sequence: all but the first axis.
             length = ops.maximum(ops.cast(ops.size(labels), "int32") // ops.maximum(ops.shape(y)[0], 1), 1)
-            self._observe_tokens(ops.where(is_active, values, float("-inf")), labels, length)
-        self._means.assign(ops.stack([ops.cast(ops.stop_gradient(loss), "float32"), nll, num_valid]))
+            self._observe_tokens(ops.where(is_active, values, float("-inf")), labels, length, continues)
+        loss = ops.cast(ops.stop_gradient(loss), "float32") * _accumulation.share_of_rows()
+        one = ops.ones((), dtype="float32")
+        self._sums.assign(sums + ops.stack([loss, nll, ops.cast(weight, "float32"), num_valid, one]))
 
-    def _observe_tokens(self, values: Tensor, labels: Tensor, length: Tensor) -> None:
+    def _observe_tokens(self, values: Tensor, labels: Tensor, length: Tensor, continues: Tensor) -> None:
         labels = ops.cast(ops.reshape(labels, (-1,)), "int32")  # [N]
         missing = ops.full((self.worst,), float("-inf"), dtype="float32")
         values = ops.concatenate([ops.reshape(values, (-1,)), missing])  # [N + worst]
-        _, index = ops.top_k(ops.where(ops.isnan(values), float("inf"), values), self.worst)
-        index = ops.cast(index, "int32")
-        self._nll.assign(ops.take(values, index))
+        values, index = _largest(values, self.worst)
         sequence, position = (part[:, None] for part in (index // length, index % length))
         # The token itself and those before it in its sequence.
         back = ops.arange(CONTEXT, -1, -1, dtype="int32")
@@ -134,19 +174,50 @@ class BatchLoss(keras.metrics.Metric):
         last = ops.cast(ops.size(labels), "int32") - 1
         around = ops.take(labels, ops.clip(places, 0, ops.maximum(last, 0)))
         around = ops.where(ops.logical_and(position >= back, places <= last), around, -1)
-        self._places.assign(ops.concatenate([around[:, -1:], sequence, position, around[:, :-1]], axis=1))
+        places = ops.concatenate([around[:, -1:], sequence, position, around[:, :-1]], axis=1)
+        # Those of the micro-batches before.
+        values = ops.concatenate([ops.where(continues, ops.convert_to_tensor(self._nll), missing), values])
+        places = ops.concatenate([ops.convert_to_tensor(self._places), places])
+        values, index = _largest(values, self.worst)
+        self._nll.assign(values)
+        self._places.assign(ops.take(places, index, axis=0))
 
-    def read(self, model: Any) -> tuple[float, float | None, list[WorstToken]]:
-        """Loss, mean nll (None without a valid token) and the worst tokens. Waits for the device."""
+    def _judge(self, gradients: Sequence[Tensor]) -> Tensor:
+        """Judges the step whose losses were observed, and returns whether it is to be left out."""
+        if isinstance(getattr(_keras.model_of_step(), "optimizer", None), keras.optimizers.LossScaleOptimizer):
+            # It looks for steps that are not finite itself, and lowers its scale for them.
+            gradients = ()
+        sums, counts = ops.convert_to_tensor(self._sums), ops.convert_to_tensor(self._counts)
+        before, limits = ops.convert_to_tensor(self._before), self.limits
+        verdict, kept = judge(sums, gradients, before, counts[0], limits.threshold, self.knows_tokens)
+        skip = ops.zeros((), dtype="bool") if limits.skip == "never" else verdict.is_not_finite
+        if limits.skip == "always":
+            skip = ops.logical_or(skip, verdict.is_spike)
+        place = ops.equal(ops.arange(limits.window, dtype="int32"), counts[0] % limits.window)
+        self._before.assign(ops.where(ops.logical_and(place, ops.isfinite(kept)), kept, before))
+        added = ops.stack([ops.isfinite(kept), skip])
+        self._counts.assign(counts + ops.cast(added, "int32"))
+        numbers = [ops.cast(one, "float32") for one in verdict._replace(is_skipped=skip)]
+        self._verdict.assign(ops.stack(numbers))
+        # The next loss begins a step.
+        self._sums.assign(ops.where(ops.arange(5) < 4, sums, 0.0))
+        return skip
+
+    def read(self, model: Any) -> Seen:
+        """What is known of the last batch. Waits for the device."""
+        if self._unwatch is None:
+            raise ValueError("`fit` can have one SpikeDetector only. Received: another one in its `callbacks`.")
         with _keras.training_state(model):
-            means, nll, places = map(ops.convert_to_numpy, (self._means, self._nll, self._places))
-        loss, mean, num_valid = means.tolist()
-        rows = [(value, *place.tolist()) for value, place in zip(nll.tolist(), places, strict=True)]
+            sums, verdict, counts, nll, places = map(
+                ops.convert_to_numpy, (self._sums, self._verdict, self._counts, self._nll, self._places)
+            )
+        value, mean, spread, *flags = verdict.tolist()
+        rows = [(one, *place.tolist()) for one, place in zip(nll.tolist(), places, strict=True)]
         worst = [
-            WorstToken(value, label, sequence, position, [one for one in context if one >= 0])
-            for value, label, sequence, position, *context in rows[: int(num_valid)]
+            WorstToken(one, label, sequence, position, [c for c in context if c >= 0])
+            for one, label, sequence, position, *context in rows[: int(sums[3])]
         ]
-        return loss, mean if num_valid else None, worst
+        return Seen(Verdict(value, mean, spread, *map(bool, flags)), worst, int(counts[1]))
 
     def update_state(self, *arguments: Any, **named: Any) -> None:
         """Does nothing: the loss passes the batch to `receive`."""
@@ -163,6 +234,13 @@ class BatchLoss(keras.metrics.Metric):
 
     def load_own_variables(self, store: Any) -> None:
         """Loads nothing."""
+
+
+def _largest(values, number):
+    """The largest values, NaN first, and where they stand."""
+    _, index = ops.top_k(ops.where(ops.isnan(values), float("inf"), values), number)
+    index = ops.cast(index, "int32")
+    return ops.take(values, index), index
 
 
 def _tokens_of(loss: Any) -> Perplexity | None:

@@ -53,37 +53,44 @@ class GradientNorm(keras.metrics.Metric):
         # Keras would save an attribute, and load it into what is not watched.
         self._optimizer = weakref.ref(optimizer)
         if _backend.NAME == "jax":
-            apply_stateless = optimizer.stateless_apply
+            self._watch_stateless(optimizer)
+            return
+        apply = optimizer.apply
 
-            def watched_stateless(optimizer_variables, gradients, trainable_variables):
-                scale = getattr(optimizer, "dynamic_scale", None)
-                if scale is not None:
-                    scale = optimizer_variables[[v is scale for v in optimizer.variables].index(True)]
-                self._take(gradients, scale)
-                return apply_stateless(optimizer_variables, gradients, trainable_variables)
+        def take(gradients):
+            scale = getattr(optimizer, "dynamic_scale", None) if optimizer.built else None
+            self._norm.assign(_norm_of(gradients, scale))
 
-            optimizer.stateless_apply = watched_stateless
-        else:
-            apply = optimizer.apply
+        def watched(gradients, trainable_variables=None):
+            gradients = list(gradients)
+            take(gradients)
+            return apply(gradients, trainable_variables)
 
-            def watched(gradients, trainable_variables=None):
-                scale = getattr(optimizer, "dynamic_scale", None) if optimizer.built else None
-                gradients = list(gradients)
-                self._take(gradients, scale)
-                return apply(gradients, trainable_variables)
+        # For who calls the optimizer in a branch, out of which a number would not come.
+        watched.watch, watched.unwatched = take, apply  # type: ignore[attr-defined]
+        optimizer.apply = watched
 
-            optimizer.apply = watched
+    def _watch_stateless(self, optimizer):
+        apply = optimizer.stateless_apply
 
-    def _take(self, gradients, scale):
-        gradients = [_whole(g) for g in gradients if g is not None]
-        norm = ops.sqrt(sum(ops.sum(ops.square(ops.cast(g, "float32"))) for g in gradients))
-        self._of_this_step = norm if scale is None else norm / scale
+        def take(optimizer_variables, gradients):
+            scale = getattr(optimizer, "dynamic_scale", None)
+            if scale is not None:
+                scale = optimizer_variables[[v is scale for v in optimizer.variables].index(True)]
+            self._of_this_step = _norm_of(gradients, scale)
+
+        def watched(optimizer_variables, gradients, trainable_variables):
+            take(optimizer_variables, gradients)
+            return apply(optimizer_variables, gradients, trainable_variables)
+
+        watched.watch, watched.unwatched = take, apply  # type: ignore[attr-defined]
+        optimizer.stateless_apply = watched
 
     def update_state(self, *arguments: Any, **named: Any) -> None:
         """Does nothing: the optimizer passes the gradient."""
 
     def result(self) -> dict[str, Any]:
-        """No entries for the logs. Keras asks at the end of a step, inside the step."""
+        """No entries for the logs. On JAX the norm is kept here, which is asked for after the optimizer."""
         if self._of_this_step is not None:
             self._norm.assign(self._of_this_step)
             self._of_this_step = None
@@ -102,6 +109,12 @@ class GradientNorm(keras.metrics.Metric):
         """The norm, for the model that is watched. Waits for the device."""
         with training_state(model):
             return float(ops.convert_to_numpy(self._norm))
+
+
+def _norm_of(gradients, scale):
+    gradients = [_whole(g) for g in gradients if g is not None]
+    norm = ops.sqrt(sum(ops.sum(ops.square(ops.cast(g, "float32"))) for g in gradients))
+    return norm if scale is None else norm / scale
 
 
 def _whole(gradient):

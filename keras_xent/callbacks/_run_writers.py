@@ -16,8 +16,13 @@ class RunWriters:
     def __init__(self, folder: str) -> None:
         self.folder = folder
         self._writers: dict[str, Any] = {}
+        # Runs that have something written which may not be in the file yet, and when each was flushed.
+        self._unflushed: set[str] = set()
         self._flushed: dict[str, float] = {}
+        # What the default writer was entered with, the run that it is of, and whether summaries are recorded.
         self._default: contextlib.ExitStack | None = None
+        self._default_run: str | None = None
+        self._is_recorded = False
 
     def writer(self, run: str) -> Any:
         """The writer of `tf.summary` for a run; of the folder above for `""`."""
@@ -31,16 +36,20 @@ class RunWriters:
         """Has summaries of the user's own layers go into a run, until the next call or `end_default`."""
         import tensorflow as tf
 
-        self.end_default()
-        self._default = contextlib.ExitStack()
-        self._default.enter_context(self.writer(run).as_default(step))
-        self._default.enter_context(tf.summary.record_if(is_recorded))
+        self._is_recorded = is_recorded
+        if self._default_run != run:
+            self.end_default()
+            self._default, self._default_run = contextlib.ExitStack(), run
+            self._default.enter_context(self.writer(run).as_default(step))
+            self._default.enter_context(tf.summary.record_if(lambda: self._is_recorded))
+        # Leaving and entering the writer for every step would flush its file each time.
+        tf.summary.experimental.set_step(step)
 
     def end_default(self) -> None:
         """Leaves what `make_default` has entered."""
         if self._default is not None:
             self._default.close()
-            self._default = None
+            self._default = self._default_run = None
 
     def write(self, run: str, summaries: Iterable[Any], step: int = 0) -> None:
         """Writes summaries as one event, which takes a fraction of the time that one for each takes."""
@@ -48,15 +57,20 @@ class RunWriters:
 
         # One message after the other is the message of both.
         event = b"".join(one.SerializeToString() for one in summaries)
-        with self.writer(run).as_default(step), tf.summary.record_if(True):
+        is_default = run == self._default_run
+        # The end of `as_default` flushes.
+        with contextlib.nullcontext() if is_default else self.writer(run).as_default(step), tf.summary.record_if(True):
             tf.summary.experimental.write_raw_pb(event, step)
+        if is_default:
+            self._unflushed.add(run)
 
     def flush(self) -> None:
         """Completes the files, since no callback is called where `fit` was interrupted."""
         now, remote = time.monotonic(), "://" in self.folder
-        for run, writer in self._writers.items():
+        for run in list(self._unflushed):
             if not remote or now - self._flushed.get(run, -_REMOTE_FLUSH) >= _REMOTE_FLUSH:
-                writer.flush()
+                self._writers[run].flush()
+                self._unflushed.discard(run)
                 self._flushed[run] = now
 
     def close(self) -> None:
@@ -64,4 +78,4 @@ class RunWriters:
         self.end_default()
         for writer in self._writers.values():
             writer.close()
-        self._writers, self._flushed = {}, {}
+        self._writers, self._flushed, self._unflushed = {}, {}, set()

@@ -45,9 +45,9 @@ class TensorBoard(TrainingLog, keras.callbacks.TensorBoard):
         histogram_freq, write_graph, write_images, write_steps_per_second, profile_batch, embeddings_freq,
             embeddings_metadata: arguments of `keras.callbacks.TensorBoard`, with its defaults.
         gradient_norm: whether to write the norm of the gradient of the last step; needs a recompilation.
-        probe: a fixed batch `(x, y)` or `(x, y, sample_weight)`, labels `[sequences, length]`, whose tokens are looked
-            at after each epoch, in the run `probe`: a histogram of their losses, a picture of the tokens on a ground
-            that is the darker the larger the loss, and a table of the worst.
+        probe: a fixed batch `(x, y)` or `(x, y, sample_weight)`, labels `[sequences, length]`, of which the run
+            `probe` shows after each epoch a histogram of the tokens' losses, a picture of the tokens whose background
+            is darker where the loss is larger, and a table of the worst.
         probe_freq: after how many epochs.
         decode: how tokens are read: a function from number to text, a list of texts, or a dict.
         hparams: more settings for the table of runs: a dict, or the `HyperParameters` of KerasTuner. What is no number,

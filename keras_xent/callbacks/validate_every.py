@@ -43,6 +43,7 @@ class ValidateEvery(keras.callbacks.Callback):
 
     Example:
 
+    >>> import keras
     >>> import numpy as np
     >>> import keras_xent as kx
     >>> data = np.ones((32, 8)), np.zeros(32)

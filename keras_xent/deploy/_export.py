@@ -69,10 +69,13 @@ def export_scorer(
 
     Example:
 
+    >>> import tempfile
+    >>> import keras
     >>> import keras_xent as kx
     >>> model = keras.Sequential([keras.Input((None,)), keras.layers.Embedding(100, 8), kx.layers.LogitsDense(100)])
-    >>> kx.deploy.export_scorer(model, getfixture("tmp_path"))
-    >>> scorer = kx.deploy.load_scorer(getfixture("tmp_path"))
+    >>> folder = tempfile.mkdtemp()
+    >>> kx.deploy.export_scorer(model, folder)
+    >>> scorer = kx.deploy.load_scorer(folder)
     >>> scorer.score([[3, 14, 15], [9, 2, 6]])["token_log_likelihood"].shape
     (2, 2)
     """

@@ -1,5 +1,6 @@
 """Loading of exported scorers."""
 
+import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ def load_scorer(path: Any) -> Scorer:
         A `Scorer`.
 
     Raises:
+        ImportError: TensorFlow is not installed.
         ValueError: no SavedModel, one that TensorFlow cannot load, or one without our signature.
 
     Example:
@@ -34,6 +36,8 @@ def load_scorer(path: Any) -> Scorer:
         if folder.suffix in (".keras", ".h5"):
             what = "a file of Keras: load it with `keras.models.load_model`, and export the model"
         raise ValueError(f"`path` must be a folder that `export_scorer` has written. Received: '{path}', {what}.")
+    if importlib.util.find_spec("tensorflow") is None:
+        raise ImportError("`load_scorer` needs tensorflow, which runs SavedModels. Run: pip install tensorflow")
     # On JAX, nothing else imports TensorFlow.
     import tensorflow as tf
 

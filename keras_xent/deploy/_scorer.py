@@ -25,11 +25,13 @@ class Scorer:
 
     Example:
 
+    >>> import tempfile
     >>> import keras
     >>> import keras_xent as kx
     >>> model = keras.Sequential([keras.Input((None,)), keras.layers.Embedding(100, 8), kx.layers.LogitsDense(100)])
-    >>> kx.deploy.export_scorer(model, getfixture("tmp_path"))
-    >>> scorer = kx.deploy.load_scorer(getfixture("tmp_path"))
+    >>> folder = tempfile.mkdtemp()
+    >>> kx.deploy.export_scorer(model, folder)
+    >>> scorer = kx.deploy.load_scorer(folder)
     >>> scorer.score_document([3, 14, 15, 92, 65]).shape
     (5,)
     """

@@ -19,7 +19,7 @@ from keras_xent.kernels._compiled import CompiledKernel
 from keras_xent.kernels._dtypes import accumulator_dtype, is_float
 from keras_xent.kernels._masking import where_or_zero
 from keras_xent.kernels._token_chunks import active_first, chunk_sizes, gather_rows, in_order, restored, slice_rows
-from keras_xent.kernels._xla_cpu import accumulate_matmul, map_row_blocks
+from keras_xent.kernels._xla_cpu import accumulate_matmul, map_row_blocks, matmul_over_classes
 
 
 class Result(NamedTuple):
@@ -115,6 +115,7 @@ def _run_on_device(rows, replicated, *, mesh, needs_grad, transpose, rule, chunk
         copies=rule.num_logits + (factor is not None),
         chunk_bytes=chunk_bytes,
         needs_kernel=needs_kernel,
+        features=features,
     )
     is_single = isinstance(num_chunks, int) and num_chunks == 1
     order = active_first(None if is_single else is_active, size, num_chunks)
@@ -150,7 +151,7 @@ def _run_on_device(rows, replicated, *, mesh, needs_grad, transpose, rule, chunk
             return carry
         d_logits = ops.cast(d_logits, kernel.dtype)
         if needs_hidden:
-            d_chunk = matmul(d_logits, kernel, transpose_b=not transpose)  # [size, D]
+            d_chunk = matmul_over_classes(d_logits, kernel, transpose=not transpose)  # [size, D]
             carry = carry._replace(d_hidden=update_rows(carry.d_hidden, start, d_chunk))
         if needs_projected:
             d_low = matmul(d_logits, factor, transpose_b=not transpose)  # [size, R]

@@ -16,9 +16,11 @@ ACCELERATOR_CHUNK_BYTES = 2**29
 MIN_CHUNK_TOKENS = 512
 # The same where the gradient of the kernel is not computed: each chunk reads the kernel once.
 MIN_CHUNK_TOKENS_WITHOUT_KERNEL = 128
-# Of few tokens a chunk is a share, so that what it takes stays small beside the logits it saves: half of the fewest
-# tokens, unless the chunk has less than a share of its bytes.
-MIN_CHUNKS = 8
+# Of few tokens a chunk is a share, so that what it takes stays small beside the logits it saves and the gradient of the
+# kernel: of fewer than `FEW_TOKENS` a quarter of that gradient, which is a quarter of the features in tokens, unless
+# a quarter of the bytes above holds more.
+FEW_TOKENS = 4096
+MIN_CHUNKS, MIN_CHUNKS_OF_FEW = 8, 32
 SMALL_SHARE = 4
 # Tokens that are not active are left out by whole chunks: where there may be some, there should be a few chunks.
 MIN_CHUNKS_IF_MASKED = 4
@@ -32,11 +34,12 @@ def chunk_sizes(
     copies: int = 1,
     chunk_bytes: int | None = None,
     needs_kernel: bool = True,
+    features: int = 1,
 ) -> tuple[Any, Any]:
     """Tokens of a chunk, and the number of chunks: as even as they can be, and a whole number of blocks each.
 
     `copies` arrays of the size of the logits exist at once. With `chunk_bytes` a chunk takes no more, unless one token
-    does.
+    does. `features` are those of the kernel.
     """
     budget = chunk_bytes or (ACCELERATOR_CHUNK_BYTES if on_accelerator() else CPU_CHUNK_BYTES)
     bytes_of_token = 4 * num_classes * copies
@@ -49,7 +52,8 @@ def chunk_sizes(
         if is_masked:
             most = min(most, max(half, -(-tokens // MIN_CHUNKS_IF_MASKED)))
         if not chunk_bytes:
-            most = min(most, max(half, -(-tokens // MIN_CHUNKS), budget // SMALL_SHARE // bytes_of_token))
+            share = _share(tokens, features if needs_kernel else SMALL_SHARE * half, half)
+            most = min(most, max(share, budget // SMALL_SHARE // bytes_of_token))
     num_chunks = -(-tokens // most)
     if isinstance(tokens, int):
         size = -(-tokens // max(num_chunks, 1))
@@ -60,6 +64,12 @@ def chunk_sizes(
         return size, -(-tokens // size)
     size = -(-tokens // ops.maximum(num_chunks, 1))
     return ops.where(size <= block, size, -(-size // block) * block), num_chunks
+
+
+def _share(tokens, features, half):
+    if tokens >= FEW_TOKENS:
+        return max(half, -(-tokens // MIN_CHUNKS))
+    return max(-(-tokens // MIN_CHUNKS_OF_FEW), min(half, features // SMALL_SHARE))
 
 
 class Order(NamedTuple):
@@ -75,12 +85,12 @@ def active_first(is_active: Tensor, size: Any, num_chunks: Any) -> Order:
     if is_active is None:
         return Order(None, None, num_chunks)
     is_active = ops.reshape(is_active, (-1,))  # [N]
-    active_so_far = ops.cumsum(ops.cast(is_active, "int32"))
     index = ops.arange(ops.shape(is_active)[0], dtype="int32")
     num_active = ops.sum(ops.cast(is_active, "int32"))
-    inverse = ops.where(is_active, active_so_far - 1, num_active + index - active_so_far)
-    # All keys are different, so that any sort is a stable one.
-    permutation = ops.argsort(inverse)
+    # All keys are different, so that any sort is a stable one. A cumulative sum would give the inverse without a second
+    # one, and makes a larger program.
+    permutation = ops.argsort(ops.where(is_active, -(2**31) + index, index))
+    inverse = ops.argsort(permutation)
     size = max(size, 1) if isinstance(size, int) else ops.maximum(size, 1)
     return Order(permutation, inverse, -(-num_active // size))
 

@@ -8,6 +8,7 @@
 | a cast from float32 to bfloat16 takes as long as an exponential      | `cast_to_nearest_even` |
 | log1p is computed number by number, and log too in a sum (JAX 0.10)  | `log1p`                |
 | a product is written to memory before it is added to an accumulator  | `accumulate_matmul`    |
+| a factor with few rows is copied whole before it is multiplied       | `matmul_over_classes`  |
 | a product whose left factor is transposed takes half as long again   | `_linear_loop.py`      |
 
 `python -m tools.bench.workarounds` measures what each gains. Accelerators need none of them.
@@ -21,9 +22,9 @@ from typing import Any
 from keras import ops
 
 from keras_xent import _backend
-from keras_xent._backend import fori_loop, update_rows, uses_xla_cpu
+from keras_xent._backend import fori_loop, matmul, update_rows, uses_xla_cpu
 from keras_xent._types import Shape, Tensor
-from keras_xent.kernels._dtypes import dtype_of, narrow_float
+from keras_xent.kernels._dtypes import accumulator_dtype, dtype_of, narrow_float
 
 # A block of rows of this size, in float32, stays in the cache.
 _BLOCK_BYTES = 2**21
@@ -35,8 +36,8 @@ _MIN_SLICES = 8
 _MIN_SLICED_ROW = 2048
 # Each slice is a part of the program, and hundreds of them take long to compile.
 _MAX_SLICED_ROW = 64 * _MAX_SLICE
-# Products of more than a few strips of this size are added to their accumulator strip by strip. For smaller ones that
-# would take longer: for each strip a part of the logits' gradient is copied.
+# Products with matrices of more than a few strips of this size are computed strip by strip. For smaller ones that would
+# take longer: for each strip a part of a factor is copied.
 _STRIP_BYTES = 2**23
 _FEW_STRIPS = 4
 _MOST_NARROW_CLASSES = 4096
@@ -187,6 +188,22 @@ def cast_to_nearest_even(x: Tensor, dtype: Any) -> Tensor:
     return _backend.round_to_bfloat16(x)
 
 
+def matmul_over_classes(gradient: Tensor, kernel: Tensor, *, transpose: bool) -> Tensor:
+    """`gradient @ kernel` `[n, D]` for a kernel `[V, D]` (`[D, V]` with `transpose`), summed by strips of classes."""
+    num_classes, features = kernel.shape[1 if transpose else 0], kernel.shape[0 if transpose else 1]
+    strips = _num_strips(num_classes, features)
+    if not uses_xla_cpu() or strips <= _FEW_STRIPS:
+        return matmul(gradient, kernel, transpose_b=transpose)
+    rows = ops.shape(gradient)[0]
+
+    def add_strip(start, width, total):
+        begin, shape = ((0, start), (features, width)) if transpose else ((start, 0), (width, features))
+        columns = ops.slice(gradient, (0, start), (rows, width))
+        return total + matmul(columns, ops.slice(kernel, begin, shape), transpose_b=transpose)
+
+    return _in_strips(add_strip, strips, num_classes, ops.zeros((rows, features), accumulator_dtype(gradient)))
+
+
 def accumulate_matmul(total: Tensor, product: Callable, gradient: Tensor, *, classes_first: bool) -> Tensor:
     """`total + product(gradient)`, in strips of classes where the product is large; the product alone without a total.
 
@@ -196,16 +213,27 @@ def accumulate_matmul(total: Tensor, product: Callable, gradient: Tensor, *, cla
         return product(gradient)
     axis = 0 if classes_first else 1
     num_classes, features = total.shape[axis], total.shape[1 - axis]
-    strips = -(-4 * num_classes * features // _STRIP_BYTES)
-    if not uses_xla_cpu() or strips <= _FEW_STRIPS:
+    strips, rows = _num_strips(num_classes, features), gradient.shape[0]
+    # Of few tokens, the copy of the logits' gradient is smaller than the product.
+    fewest = 1 if rows is not None and rows <= features else _FEW_STRIPS
+    if not uses_xla_cpu() or strips <= fewest:
         return total + product(gradient)
-    width = num_classes // strips
 
     def add_strip(start, width, total):
         columns = ops.slice(gradient, (0, start), (ops.shape(gradient)[0], width))
         begin, shape = ((start, 0), (width, features)) if classes_first else ((0, start), (features, width))
         return ops.slice_update(total, begin, ops.slice(total, begin, shape) + product(columns))
 
-    total = fori_loop(strips, lambda i, total: add_strip(i * width, width, total), total)
+    return _in_strips(add_strip, strips, num_classes, total)
+
+
+def _num_strips(num_classes, features):
+    return -(-4 * num_classes * features // _STRIP_BYTES)
+
+
+def _in_strips(function, strips, num_classes, state):
+    """The state after `function(start, width, state)` for each strip."""
+    width = num_classes // strips
+    state = fori_loop(strips, lambda i, state: function(i * width, width, state), state)
     rest = num_classes - strips * width
-    return add_strip(strips * width, rest, total) if rest else total
+    return function(strips * width, rest, state) if rest else state

@@ -7,6 +7,7 @@ from keras import ops
 from keras_xent._backend import custom_gradient, no_autograph, with_rounded_rows
 from keras_xent._types import Tensor
 from keras_xent.kernels import _softmax_row as row
+from keras_xent.kernels import _step_rows
 from keras_xent.kernels._compiled import CompiledKernel, RowKernel
 from keras_xent.kernels._dtypes import accumulator_dtype, is_float, to_float_tensor, to_tensor, upcast
 from keras_xent.kernels._masking import multiply_no_nan, where_or_zero
@@ -167,7 +168,13 @@ def _exp_shifted(residuals, logits, targets, class_weight=None, *, options):
 _dense_forward = RowKernel(forward, num_outputs=5, is_blocked=lambda **options: True)
 _dense_backward = CompiledKernel(backward)
 _dense = custom_gradient(
-    _dense_forward, _dense_backward, has_rows=(True, True, False), keep=_exp_shifted, keeps=keeps_few_exponentials
+    _dense_forward,
+    _dense_backward,
+    has_rows=(True, True, False),
+    keep=_exp_shifted,
+    keeps=keeps_few_exponentials,
+    step=_step_rows.DENSE,
+    fits_step=_step_rows.fits,
 )
 
 

@@ -8,6 +8,7 @@ from keras_xent import _backend
 from keras_xent._backend import custom_gradient, no_autograph
 from keras_xent._types import Tensor
 from keras_xent.kernels import _softmax_row as row
+from keras_xent.kernels import _step_rows
 from keras_xent.kernels._compiled import CompiledKernel, RowKernel, row_kernel
 from keras_xent.kernels._dtypes import to_float_tensor, to_tensor, upcast
 from keras_xent.kernels._labels import class_indices, gather_class_weights, in_range, valid_mask
@@ -233,5 +234,11 @@ def _exp_except_label(residuals, logits, labels, class_weight=None, *, options):
 
 
 _sparse = custom_gradient(
-    _sparse_forward, _sparse_backward, has_rows=(True, True, False), keep=_exp_except_label, keeps=keeps_exponentials
+    _sparse_forward,
+    _sparse_backward,
+    has_rows=(True, True, False),
+    keep=_exp_except_label,
+    keeps=keeps_exponentials,
+    step=_step_rows.SPARSE,
+    fits_step=_step_rows.fits,
 )

@@ -179,7 +179,10 @@ class StatisticsRule(Rule):
         if self.everything:
             (mean_below,) = row.zero_rows(dead, mean_below)
             v, w = upstream[:, 1:2], upstream[:, 2:3]
-            of_all = w + multiply_no_nan(v, below - mean_below)
+            # log p + H has the mean 0: what a mean of many terms has rounded is in the rest of the sum of its parts.
+            from_mean = below - mean_below
+            rest = ops.sum(multiply_no_nan(p, from_mean), axis=1, keepdims=True)
+            of_all = w + multiply_no_nan(v, from_mean - rest)
         nll = row.nll(ops.take_along_axis(x, label, axis=1), max_logit, sum_exp_minus_one, self.softcap)
         # 1 - p of the label, exact where p has rounded to 1.
         at_label = -u * ops.expm1(-nll) + where_or_zero(multiply_no_nan(p, of_all), is_label)

@@ -39,6 +39,7 @@ def fuse_head(model: Any, layer: Any = None) -> Any:
 
     Example:
 
+    >>> import keras
     >>> import keras_xent as kx
     >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(100)])
     >>> model = kx.fuse_head(model)

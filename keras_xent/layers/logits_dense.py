@@ -36,6 +36,7 @@ class LogitsDense(keras.layers.Dense):
 
     Example:
 
+    >>> import keras
     >>> import keras_xent as kx
     >>> model = keras.Sequential([keras.layers.Embedding(100, 8), kx.layers.LogitsDense(100)])
     >>> model.compile("adam", loss=kx.losses.MaskedSequenceCrossentropy())

@@ -39,6 +39,7 @@ class TiedLogits(keras.layers.ReversibleEmbedding):
 
     Example:
 
+    >>> import keras
     >>> import keras_xent as kx
     >>> embedding = kx.layers.TiedLogits(100, 8)
     >>> tokens = keras.Input((None,), dtype="int32")

@@ -16,8 +16,8 @@ class KLDivergence(Crossentropy):
     """Kullback-Leibler divergence of predicted probabilities from target probabilities.
 
     For soft labels, such as those of several annotators. Unlike `CategoricalCrossentropy`, it is 0 where the prediction
-    equals the target. A drop-in for `keras.losses.KLDivergence`: same arguments,
-    defaults and values. Where the logits before a softmax are known, they are used, and nothing is clipped.
+    equals the target. A drop-in for `keras.losses.KLDivergence`: same arguments, defaults and values. Where the logits
+    before a softmax are known, they are used, and nothing is clipped.
 
     Formula: `sum_c y_c log (y_c / p_c)`, where probabilities below `keras.config.epsilon()` are raised to it, as in
     Keras. The gradient is `-y / p` with the raised `p`, also where Keras has 0.

@@ -48,6 +48,7 @@ class Perplexity(TokenCrossentropy):
 
     Example:
 
+    >>> import keras
     >>> import numpy as np
     >>> import keras_xent as kx
     >>> metric = kx.metrics.Perplexity(ignore_class=-1)

@@ -49,11 +49,11 @@ FOUND = {
 }
 
 TABLE = """\
-Milliseconds, warm: the median of 3 rounds. In brackets, times the first column: the median of the rounds' ratios.
+Milliseconds, medians of 3 rounds.
 
-| [rows, classes] | dtype | smoothing | ours | Keras, graph | Keras, XLA | floor | PyTorch |
+| [rows, classes] | dtype | smoothing | keras_xent | Keras, graph | Keras, XLA | floor | PyTorch |
 |---|---|---|--:|--:|--:|--:|--:|
-| [2048, 32000] | float32 | 0 | 10 | 40 (3.00) | 10 (1.00, tie) | 5 (0.50) | – |
+| [2048, 32000] | float32 | 0 | **10** | 40 (3.00) | **10** (1.00, tie) | 5 (0.50) | – |
 
 - PyTorch –: there is no .venv-torch."""
 
@@ -67,7 +67,7 @@ def test_a_row_that_was_not_measured_says_so():
 
 
 def test_every_peer_that_is_faster_than_ours_is_listed():
-    assert tables.faster(FOUND).splitlines()[2:] == ["| sparse [2048, 32000] bfloat16 0 | Keras, graph | 2.00 |"]
+    assert tables.faster(FOUND).splitlines()[2:] == ["| sparse | [2048, 32000], bfloat16, 0 | Keras, graph 2.00 |"]
     assert tables.faster({"rows": FOUND["rows"][:1]}) == "None."
 
 
@@ -194,6 +194,19 @@ def test_pages_are_filled_between_their_marks_only():
         "\n<!-- /bench -->\nafter\n<!-- bench: gemma -->\nNot measured yet.\n<!-- /bench -->\n"
     )
     assert pages.filled(filled, {"machine": MACHINE, "rows": []}) == filled
+
+
+def test_the_summary_tells_gains_from_losses_by_the_figures():
+    sizes = {"rows": 65536, "dtype": "float32", "smoothing": 0.0}
+    found = {"rows": [*FOUND["rows"], record("sparse", sizes, ours=[100.0], Keras_graph=[30.0])]}
+    gained, lost = (pages.block(name, found).splitlines() for name in ("better", "worse"))
+    assert [line.split(" | ")[1:] for line in gained[2:4]] == [
+        ["Keras in a graph, as `fit` runs it on a CPU", "10 ms", "40 ms", "4 |"],
+        ["Keras under `jit_compile=True`", "10 ms", "10 ms", "1 |"],
+    ]
+    assert gained[3].startswith("| the same |")
+    assert lost[2].split(" | ")[2:5] == ["100 ms", "30 ms", "3.3"]
+    assert lost[3] == ""
 
 
 @pytest.mark.parametrize("page", pages.PAGES, ids=lambda page: page.name)

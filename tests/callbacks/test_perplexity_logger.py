@@ -88,6 +88,7 @@ def test_a_second_fit_and_a_new_process_continue(tmp_path):
     np.testing.assert_allclose(read[2]["perplexity"], before[2]["perplexity"], rtol=1e-4)
 
 
+@pytest.mark.whole
 def test_the_file_of_another_training_is_kept(tmp_path):
     path = tmp_path / "log.jsonl"
     for _ in range(3):
@@ -96,6 +97,7 @@ def test_the_file_of_another_training_is_kept(tmp_path):
     assert len(rows(path)) == len(rows(tmp_path / "log.1.jsonl")) == 1
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("end", ["csv", "jsonl"])
 def test_half_a_row_is_left_out_and_a_foreign_file_is_kept(tmp_path, end):
     path, built = tmp_path / f"log.{end}", model()
@@ -111,6 +113,7 @@ def test_half_a_row_is_left_out_and_a_foreign_file_is_kept(tmp_path, end):
     assert len(rows(path)) == 1
 
 
+@pytest.mark.whole
 def test_folders_are_made_and_a_run_without_rows_leaves_nothing_behind(tmp_path):
     path = tmp_path / "new" / "log.csv"
     for epochs in (0, 1, 1):
@@ -153,6 +156,7 @@ def test_a_picture_is_drawn_at_the_end(tmp_path):
         assert f"<!-- {text} -->" in picture
 
 
+@pytest.mark.whole
 def test_infinite_perplexity_is_written_as_such(tmp_path):
     for end in ("csv", "jsonl"):
         built = model(rate=0.0)

@@ -101,7 +101,7 @@ def test_a_batch_without_a_valid_token_is_no_spike():
     detector = kx.callbacks.SpikeDetector(window=1)
     built = model(rate=0.0)
     fitted(built, detector, x[:BATCH], y[:BATCH])
-    assert detector.reports == [] and len(detector._before) == 0
+    assert detector.reports == [] and int(to_numpy(detector._watched._counts.value)[0]) == 0
 
 
 def test_arguments_are_checked():
@@ -110,6 +110,7 @@ def test_arguments_are_checked():
         ({"threshold": None}, "`threshold` must be a number above 0. Received: threshold=None."),
         ({"window": 0}, "`window` must be a whole number of at least 1. Received: window=0."),
         ({"stop": True}, "`stop` must be one of 'never', 'non_finite', 'always'. Received: stop=True."),
+        ({"skip": "spike"}, "`skip` must be one of 'never', 'non_finite', 'always'. Received: skip='spike'."),
     ):
         with pytest.raises(ValueError) as error:
             kx.callbacks.SpikeDetector(**options)

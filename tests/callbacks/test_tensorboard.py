@@ -136,6 +136,7 @@ def test_batch_values_are_of_the_batch_alone(tmp_path):
         assert read["tokens/per_second"][step + 1] > 0
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("options", [{}, {"steps_per_execution": 3}], ids=["", "three steps at once"])
 def test_between_two_writings_the_batches_are_taken_together(tmp_path, options):
     fit(model(rate=0.0, **options), kx.callbacks.TensorBoard(tmp_path / "3", update_freq=3), epochs=2)
@@ -277,6 +278,7 @@ def test_data_of_unknown_length_end_without_an_empty_batch(tmp_path):
 # What goes wrong.
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
 def test_an_interrupted_run_leaves_complete_files(tmp_path, error):
     class Interrupt(keras.callbacks.Callback):

@@ -240,6 +240,7 @@ def test_a_classifier_is_scored_with_its_own_loss(compiled, tmp_path):
     np.testing.assert_allclose(steps, history, rtol=1e-5)
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize(
     "loss, labels",
     [
@@ -261,6 +262,7 @@ def test_any_loss_that_keras_knows_scores(loss, labels, tmp_path):
     np.testing.assert_allclose(scored["per_example_loss"].mean(), scored["loss"], rtol=1e-5)
 
 
+@pytest.mark.whole
 def test_a_tagger_is_told_by_causal(tmp_path):
     model, tokens = language_model(rate=0.0), sequences(4, 9)
     export_scorer(model, tmp_path, causal=False)
@@ -271,6 +273,7 @@ def test_a_tagger_is_told_by_causal(tmp_path):
 # What lies beside the model
 
 
+@pytest.mark.whole
 def test_what_lay_beside_an_earlier_model_does_not_stay(tmp_path):
     model = language_model()
     tokenizer = tmp_path / "vocabulary.json"
@@ -285,6 +288,7 @@ def test_what_lay_beside_an_earlier_model_does_not_stay(tmp_path):
     assert json.loads((tmp_path / "model/assets.extra/scorer.json").read_text())["causal"] is True
 
 
+@pytest.mark.whole
 def test_a_tokenizer_may_be_that_of_the_export_which_is_written_over(tmp_path):
     tokenizer = tmp_path / "vocabulary.json"
     tokenizer.write_text("{}")

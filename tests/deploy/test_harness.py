@@ -127,6 +127,7 @@ def test_rolling_log_likelihoods_score_each_token_once(model, tokenizer, batch_s
     assert found == pytest.approx(right, rel=1e-5, abs=1e-5)
 
 
+@pytest.mark.whole
 def test_each_window_may_begin_with_the_start_token(model, tokenizer):
     lm = HarnessModel(model, start_in_every_window=True)
     [found] = lm.loglikelihood_rolling(requests((TEXTS[1],)))

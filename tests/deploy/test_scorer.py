@@ -145,6 +145,7 @@ def fixed_length_models(tmp_path):
     return loaded
 
 
+@pytest.mark.whole
 def test_models_of_fixed_length_and_batch_are_given_padded_texts(tmp_path):
     free, *fixed = fixed_length_models(tmp_path)
     assert [(scorer.batch, scorer.length) for scorer in (free, *fixed)] == [(None, None), (None, 5), (3, 5)]

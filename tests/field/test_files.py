@@ -10,7 +10,7 @@ import pytest
 
 import keras_xent as kx
 from keras_xent.layers.fuse_head import is_fused
-from tests.tiers import sample
+from tests.tiers import fast_for, sample
 
 X = np.random.default_rng(0).integers(1, 50, (2, 8)).astype("int32")
 
@@ -45,6 +45,7 @@ def same(one, other):
     np.testing.assert_allclose(other.predict(X, verbose=0), one.predict(X, verbose=0), rtol=1e-5, atol=1e-7)
 
 
+@fast_for("tied", "with_lora")
 @pytest.mark.parametrize("build", [dense, tied, untied, with_lora])
 def test_a_file_of_weights_works_both_ways(build, tmp_path):
     path = tmp_path / "w.weights.h5"
@@ -54,6 +55,7 @@ def test_a_file_of_weights_works_both_ways(build, tmp_path):
         same(one, other)
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("build", sample([dense, tied, untied, with_lora], [tied]))
 def test_a_fused_model_is_saved_copied_and_pickled_as_the_plain_one(build, tmp_path):
     model = fused(build())
@@ -70,6 +72,7 @@ def test_a_fused_model_is_saved_copied_and_pickled_as_the_plain_one(build, tmp_p
         np.testing.assert_allclose(other.evaluate(X, X, verbose=0), expected, rtol=1e-5)
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("mode", sample(["int8", "int4"], ["int8"]))
 @pytest.mark.parametrize(
     "build", sample(["LogitsDense", "TiedLogits", "fused Dense", "fused ReversibleEmbedding"], ["LogitsDense"])

@@ -10,6 +10,7 @@ import keras_xent as kx
 from keras_xent import _loss_statistics
 from tests import oracles
 from tests.backend import BACKEND, to_numpy
+from tests.tiers import fast_for
 
 CLASSES = 50
 METRICS = {
@@ -44,6 +45,7 @@ def nll(logits):
     return oracles.sparse(Y.ravel(), to_numpy(logits).reshape(-1, CLASSES))[0].reshape(Y.shape)
 
 
+@fast_for("Perplexity-*")
 @pytest.mark.parametrize("mode", [{}, {"run_eagerly": True}, {"jit_compile": True}], ids=["auto", "eager", "xla"])
 @pytest.mark.parametrize("name", METRICS)
 def test_a_metric_of_logits_does_not_repeat_a_forgotten_from_logits(name, mode):
@@ -55,6 +57,7 @@ def test_a_metric_of_logits_does_not_repeat_a_forgotten_from_logits(name, mode):
     assert len(told) == 1 and told[0].filename == __file__
 
 
+@fast_for("loss-auto-*", "metric-auto-*", "loss-jit*", "metric-jit*")
 @pytest.mark.parametrize("head", [keras.layers.Dense, kx.layers.LogitsDense], ids=["dense", "fused"])
 @pytest.mark.parametrize("mode", [{}, {"run_eagerly": True}], ids=["auto", "eager"])
 @pytest.mark.parametrize("which", ["loss", "metric"])
@@ -81,6 +84,7 @@ def test_padding_marked_by_weights_here_and_by_labels_there_is_no_disagreement()
     assert told == []
 
 
+@fast_for("fused")
 @pytest.mark.parametrize("head", [keras.layers.Dense, kx.layers.LogitsDense], ids=["dense", "fused"])
 def test_a_metric_without_the_soft_cap_of_the_loss_has_none(head):
     model = language_model(head)
@@ -101,6 +105,7 @@ class Inside(keras.losses.Loss):
         return self.base(y_true, self.change(y_pred))
 
 
+@fast_for("of other logits")
 @pytest.mark.parametrize("kind", ["function", "loss", "of other logits"])
 def test_a_mask_counts_also_when_our_loss_is_inside_another(kind):
     ours = kx.losses.MaskedSequenceCrossentropy()

@@ -7,13 +7,14 @@ from keras import ops
 
 import keras_xent as kx
 from tests.backend import BACKEND, MODES, tensor, to_numpy, value_and_gradient
-from tests.tiers import sample
+from tests.tiers import fast_for, sample
 
 Binary = kx.losses.BinaryCrossentropy
 in_one_program = pytest.mark.parametrize("mode", ["xla" if BACKEND == "tensorflow" else "jit"])
 every_mode = pytest.mark.parametrize("mode", MODES)
 
 
+@fast_for("3-2-*", "3-nan-*")
 @in_one_program
 @pytest.mark.parametrize("bad", [-1, 2, 255, np.nan])
 @pytest.mark.parametrize("labels", [1, 3])
@@ -68,6 +69,7 @@ def test_a_loss_scale_sees_the_overflow_of_a_gradient(mode):
     assert float(loss) < 0.1
 
 
+@fast_for("categorical-*")
 @every_mode
 @pytest.mark.parametrize("loss", [Binary, kx.losses.CategoricalCrossentropy], ids=["binary", "categorical"])
 def test_an_overflow_of_a_scaled_loss_is_infinite_and_of_a_plain_one_the_largest_number(loss, mode):
@@ -78,6 +80,7 @@ def test_an_overflow_of_a_scaled_loss_is_infinite_and_of_a_plain_one_the_largest
         assert gradient[0, 0] == expected and np.isfinite(gradient[0, 1])
 
 
+@fast_for("eager")
 @pytest.mark.parametrize("mode", [{"run_eagerly": True}, {}, {"jit_compile": True}], ids=["eager", "auto", "xla"])
 def test_a_softmax_over_another_axis_counts_as_probabilities(mode):
     z, y = np.array([[[2.0], [0.0], [0.0]]], "float32"), np.array([[[1.0], [0.0], [0.0]]], "float32")

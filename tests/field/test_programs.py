@@ -7,6 +7,7 @@ from keras import ops
 
 import keras_xent as kx
 from tests.backend import BACKEND, MODES, tensor, to_numpy, value_and_gradient
+from tests.tiers import fast_for
 
 LOSSES = {
     "sparse": (kx.losses.SparseCategoricalCrossentropy(from_logits=True), np.arange(4)),
@@ -17,6 +18,7 @@ LOSSES = {
 }
 
 
+@fast_for("tokens-*", "binary-*")
 @pytest.mark.parametrize("mode", [m for m in MODES if m != "eager"])
 @pytest.mark.parametrize("name", LOSSES)
 def test_a_loss_inside_a_condition_has_its_gradient_outside(name, mode):
@@ -59,6 +61,7 @@ def test_a_loss_inside_a_condition_of_fit():
     )
 
 
+@fast_for("99-*")
 @pytest.mark.parametrize("eager", [False, True], ids=["graph", "eager"])
 @pytest.mark.parametrize("bad", [-1, 99])
 def test_a_fused_head_looks_at_weights_before_labels(bad, eager):
@@ -120,6 +123,7 @@ if BACKEND == "tensorflow":
             value = of_known(tf.zeros((4, 3)), tf.constant([0, 1, -1, 2]))
             np.testing.assert_allclose(to_numpy(value), np.log(3), rtol=1e-6)
 
+    @fast_for("binary")
     @pytest.mark.parametrize("name", ["sparse", "binary"])
     def test_the_error_of_a_step_begins_with_the_sentence(name):
         import tensorflow as tf
@@ -222,6 +226,7 @@ def test_a_loss_is_exported_for_any_number_of_rows(name):
             np.testing.assert_allclose(one, other, rtol=2e-6, atol=1e-8)
 
 
+@pytest.mark.whole
 @pytest.mark.skipif(BACKEND != "jax", reason="jax.export")
 def test_a_head_is_exported_for_any_number_of_tokens():
     import jax

@@ -9,6 +9,7 @@ from keras import layers
 
 import keras_xent as kx
 from tests.backend import BACKEND
+from tests.tiers import fast_for
 
 rng = np.random.default_rng(0)
 TOKENS = rng.integers(0, 50, (8, 6))
@@ -42,6 +43,7 @@ LOGITS = {
 }
 
 
+@fast_for("dense", "inside")
 @pytest.mark.parametrize("name", LOGITS)
 def test_a_forgotten_from_logits_is_told(name):
     shape, stack, labels = LOGITS[name]()

@@ -5,6 +5,7 @@ import pytest
 
 import keras_xent as kx
 from tests.backend import TWO_MODES, tensor, value_and_gradient
+from tests.tiers import fast_for
 
 rng = np.random.default_rng(0)
 X = rng.normal(size=(4, 3)).astype("float32")
@@ -31,6 +32,7 @@ def reduced(reduction, element, kept):
     return (factor * element).sum(), factor
 
 
+@fast_for("True-*")
 @pytest.mark.parametrize("mode", TWO_MODES)
 @pytest.mark.parametrize("reduction", ["sum_over_batch_size", "sum", "token_mean", "sequence_mean"])
 @pytest.mark.parametrize("missing", [False, True])

@@ -13,7 +13,7 @@ from keras import ops
 from keras_xent import kernels, losses
 from tests import internals
 from tests.backend import BACKEND, tensor, to_numpy, value_and_gradient
-from tests.tiers import sample
+from tests.tiers import fast_for, sample
 
 if BACKEND == "jax":
     import jax
@@ -58,6 +58,7 @@ def names(dtype="float32"):
     return [program[0] for program in programs(dtype)]
 
 
+@fast_for("*plain*", "sparse *-float32")
 @pytest.mark.parametrize(
     "name, dtype",
     sample(
@@ -190,6 +191,7 @@ else:
         "binary": lambda x, labels: kernels.sigmoid_cross_entropy(tf.one_hot(labels, 11), x, focal_gamma=1.0),
     }
 
+    @fast_for("linear")
     @pytest.mark.parametrize("name", KERNELS)
     def test_without_xla_the_kernels_give_the_same(name, monkeypatch):
         # Four chunks of tokens.

@@ -6,6 +6,7 @@ from keras import ops
 
 from keras_xent.kernels import _token_chunks, _xla_cpu, linear_distillation, linear_top_k_distillation
 from tests.backend import BACKEND, MODES, TWO_MODES, tensor, to_numpy
+from tests.tiers import fast_for
 
 TOKENS, FEATURES, WIDTH, CLASSES, K = 29, 6, 4, 23, 5
 RNG = np.random.default_rng(5)
@@ -107,6 +108,7 @@ CASES = {
 }
 
 
+@fast_for("Jensen-Shannon-*")
 @pytest.mark.parametrize("mode", TWO_MODES)
 @pytest.mark.parametrize("case", CASES)
 def test_losses_and_gradients_are_those_of_the_oracle(case, mode):
@@ -131,6 +133,7 @@ def test_the_gradient_of_a_mean_is_formed_in_the_forward_pass_to_the_same():
     assert_close(my_gradients, [np.where(MASK[:, None], gradients[0], 0), *gradients[1:]])
 
 
+@pytest.mark.whole
 def test_tied_kernels_are_the_transposed_ones():
     mine = linear_distillation(
         HIDDEN, KERNEL.T.copy(), TEACHER, TEACHER_KERNEL.T.copy(), transpose_kernel=True, transpose_teacher_kernel=True
@@ -139,6 +142,7 @@ def test_tied_kernels_are_the_transposed_ones():
     np.testing.assert_allclose(to_numpy(mine), to_numpy(plain), atol=2e-6)
 
 
+@fast_for("forward_kl")
 @pytest.mark.parametrize("divergence", ["forward_kl", "reverse_kl", "jensen_shannon"])
 def test_a_student_that_is_its_teacher_has_loss_and_gradient_0(divergence):
     def function(hidden, kernel, bias):
@@ -184,6 +188,7 @@ def top_k_oracle(hidden, kernel, bias, upstream, temperature):
     return temperature**2 * terms.sum(1), [d @ kernel.T, hidden.T @ d, d.sum(0)]
 
 
+@fast_for("eager")
 @pytest.mark.parametrize("mode", TWO_MODES)
 def test_top_k_losses_and_gradients_are_those_of_the_oracle(mode):
     upstream = RNG.standard_normal(TOKENS).astype("float32")
@@ -196,6 +201,7 @@ def test_top_k_losses_and_gradients_are_those_of_the_oracle(mode):
     assert_close([mine, *my_gradients], [value, *gradients])
 
 
+@pytest.mark.whole
 def test_all_classes_are_the_whole_teacher():
     p = softmax(TEACHER.astype("float64") @ TEACHER_KERNEL / 2)
     ids = np.tile(np.arange(CLASSES), (TOKENS, 1))

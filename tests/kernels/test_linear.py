@@ -13,7 +13,7 @@ from keras_xent.kernels import linear_cross_entropy, linear_token_statistics, sp
 from tests import oracles
 from tests.backend import BACKEND, DTYPES, MODES, every_mode, tensor, to_numpy
 from tests.internals import REDUCTIONS, linear_with_ranks, set_sizes
-from tests.tiers import sample, whole
+from tests.tiers import fast_for, sample, whole
 
 if BACKEND == "tensorflow":
     import tensorflow as tf
@@ -188,6 +188,7 @@ def test_mismatched_shapes_are_refused_with_both_shapes():
 # Agreement with the oracle.
 
 
+@fast_for("*-all-True")
 @pytest.mark.parametrize(
     "options, transpose",
     sample(
@@ -258,6 +259,7 @@ def test_every_reduction_has_the_gradient_of_its_definition(reduction, training)
     assert_near([value, *gradients], [3 * total, *[3 * e for e in expected]])
 
 
+@fast_for("xla", "jit")
 @pytest.mark.parametrize("mode", MODES)
 def test_every_mode_gives_the_same(mode):
     hidden, kernel, bias, labels = example()
@@ -269,6 +271,7 @@ def test_every_mode_gives_the_same(mode):
     assert_near([value, *gradients], [(share * losses).sum(), *expected])
 
 
+@fast_for("17-6-38-sum", "0-3-5-sum")
 @pytest.mark.parametrize("reduction", sample(["none", "sum"], ["sum"]))
 @pytest.mark.parametrize(
     "tokens, features, classes",
@@ -287,6 +290,7 @@ def test_sizes_that_no_chunk_divides(tokens, features, classes, reduction):
 
 if BACKEND == "tensorflow":
 
+    @fast_for("graph")
     @pytest.mark.parametrize("jit", [False, True], ids=["graph", "xla"])
     def test_the_number_of_tokens_need_not_be_known(jit):
         signature = [tf.TensorSpec([None, None, FEATURES], "float64"), tf.TensorSpec([None, None], "int64")]
@@ -360,6 +364,7 @@ else:
         assert products((0, 1)) > products(0)
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("reduction", ["sum", "none"])
 def test_an_upstream_gradient_of_0_gives_0_even_where_there_is_no_gradient(reduction):
     """Two logits of +inf have no gradient."""
@@ -370,6 +375,7 @@ def test_an_upstream_gradient_of_0_gives_0_even_where_there_is_no_gradient(reduc
         assert all((np.isfinite(g).all() and not g.any()) == (upstream == 0) for g in gradients)
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize(
     "wanted",
     [("hidden",), *[pytest.param(names, marks=whole) for names in (("kernel",), ("bias",), ("hidden", "bias"))]],
@@ -396,6 +402,7 @@ def test_token_weights_have_a_gradient():
     np.testing.assert_allclose(gradient, (losses - mean) / weights.sum(), atol=2e-6 * np.abs(losses).max())
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("dtype", sample(["bfloat16", "float16"], ["bfloat16"]))
 def test_16_bit_inputs_cost_no_more_than_the_naive_computation(dtype):
     *matrices, labels = example()
@@ -412,6 +419,7 @@ def test_16_bit_inputs_cost_no_more_than_the_naive_computation(dtype):
         assert np.abs(mine - right).max() <= np.abs(other - right).max() + 2.0**-8 * np.abs(right).max()
 
 
+@pytest.mark.whole
 def test_small_weights_do_not_vanish_in_float16():
     """The gradient is formed before the division by the number of tokens, which would take it below float16."""
     hidden, kernel, _, labels = example(tokens=4000)
@@ -469,6 +477,7 @@ def test_statistics_are_the_plain_cross_entropy_and_the_rank_of_the_label():
     assert to_numpy(known.rank).tolist() == np.where(mask, ranks(hidden @ kernel + bias, labels), 0).tolist()
 
 
+@pytest.mark.whole
 def test_statistics_are_chosen_by_name():
     hidden, kernel, _, labels = (np.asarray(a) for a in example())
     _, found = linear_cross_entropy(hidden, kernel, labels, return_statistics=("entropy", "rank"))
@@ -488,6 +497,7 @@ def test_of_equal_logits_the_first_has_rank_0():
 # What is kept in memory.
 
 
+@fast_for("all-token_mean")
 @pytest.mark.parametrize(
     "options, reduction",
     sample(

@@ -8,6 +8,7 @@ from keras_xent._backend._buckets import bucket_of, buckets
 from keras_xent.kernels import sparse_softmax
 from tests import internals
 from tests.backend import BACKEND, hessian_vector_product, tensor, to_numpy, value_and_gradient
+from tests.tiers import fast_for
 
 CLASSES = 7
 
@@ -42,6 +43,7 @@ LOSSES = {
 }
 
 
+@fast_for("linear", "sparse*")
 @pytest.mark.parametrize("name", LOSSES)
 def test_values_and_gradients_of_sizes_within_a_bucket(name):
     for rows in (3, 513):
@@ -113,6 +115,7 @@ def count_traces(monkeypatch):
     return traces
 
 
+@pytest.mark.whole
 def test_sixty_lengths_take_few_programs_in_eager_mode(monkeypatch):
     traces = count_traces(monkeypatch)
     for length in range(5, 65):

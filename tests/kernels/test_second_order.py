@@ -6,7 +6,7 @@ import pytest
 from keras_xent.kernels import sigmoid_cross_entropy, softmax_cross_entropy, sparse_softmax_cross_entropy
 from tests.backend import BACKEND, MODES, every_mode, hessian_vector_product, tensor, to_numpy
 from tests.internals import reduce
-from tests.tiers import sample
+from tests.tiers import fast_for, sample
 
 INF, NAN = float("inf"), float("nan")
 ONE_HOT = np.eye(3, dtype="float32")[[0, 0]]
@@ -40,6 +40,7 @@ def _gradient_penalty(function, x, mode):
     return to_numpy(MODES[mode](run)(x))
 
 
+@fast_for("sparse-*")
 @every_mode
 @pytest.mark.parametrize(
     "kernel, how",
@@ -75,6 +76,7 @@ def test_gradient_penalties_of_masked_rows_are_0(kernel, how, mode):
     assert penalty[0].any() and not penalty[1].any()
 
 
+@fast_for("dense-*")
 @every_mode
 @pytest.mark.parametrize("gamma", sample([0.5, 1.5], [0.5]))
 @every_kernel
@@ -86,6 +88,7 @@ def test_focal_second_derivatives_are_0_where_1_minus_p_underflows(kernel, gamma
     assert np.array_equal(product, np.zeros((2, 3)))
 
 
+@fast_for("dense-*")
 @every_mode
 @every_kernel
 def test_second_derivatives_for_16_bit_logits_are_those_for_float32(kernel, mode):

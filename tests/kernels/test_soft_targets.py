@@ -8,6 +8,7 @@ from keras import ops
 import keras_xent as kx
 from keras_xent.kernels import _token_chunks, soft_targets
 from tests.backend import TWO_MODES, to_numpy, value_and_gradient
+from tests.tiers import fast_for
 
 TOKENS, FEATURES, CLASSES = 22, 5, 12
 RNG = np.random.default_rng(0)
@@ -30,6 +31,7 @@ def small_chunks(monkeypatch):
     monkeypatch.setattr(_token_chunks, "CPU_CHUNK_BYTES", 4 * CLASSES * 2 * 4)
 
 
+@fast_for("False-all-False")
 @pytest.mark.parametrize("transpose", [False, pytest.param(True, marks=pytest.mark.whole)])
 @pytest.mark.parametrize("options", OPTIONS)
 @pytest.mark.parametrize("masked", [False, True])
@@ -82,6 +84,7 @@ def test_losses_without_reduction_keep_their_shape(small_chunks):
     assert losses.shape == (2, 11) and float(losses[0, 3]) == 0.0
 
 
+@pytest.mark.whole
 def test_one_hot_targets_are_labels():
     labels = RNG.integers(0, CLASSES, TOKENS)
     of_targets = kx.kernels.linear_softmax_cross_entropy(HIDDEN, KERNEL, np.eye(CLASSES, dtype="int32")[labels])

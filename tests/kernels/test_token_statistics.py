@@ -7,6 +7,7 @@ from keras import ops
 import keras_xent as kx
 from keras_xent.kernels import _token_chunks, _xla_cpu, linear_token_statistics
 from tests.backend import BACKEND, DTYPES, MODES, TWO_MODES, tensor, to_numpy
+from tests.tiers import fast_for
 
 TOKENS, FEATURES, CLASSES = 29, 6, 23
 RNG = np.random.default_rng(4)
@@ -79,6 +80,7 @@ CASES = {
 }
 
 
+@fast_for("softcap-*")
 @pytest.mark.parametrize("mode", TWO_MODES)
 @pytest.mark.parametrize("case", CASES)
 def test_values_and_gradients_are_those_of_the_oracle(case, mode):
@@ -92,6 +94,7 @@ def test_values_and_gradients_are_those_of_the_oracle(case, mode):
         np.testing.assert_allclose(one, other, atol=1e-6 * np.abs(other).max())
 
 
+@fast_for("bfloat16")
 @pytest.mark.parametrize("dtype", [d for d in DTYPES if d != "float32"])
 def test_other_dtypes_have_their_own_accuracy(dtype):
     exact = [to_numpy(tensor(x, dtype)) for x in (HIDDEN, KERNEL, BIAS)]
@@ -102,6 +105,7 @@ def test_other_dtypes_have_their_own_accuracy(dtype):
         np.testing.assert_allclose(one, other, atol=tolerance * np.abs(other).max())
 
 
+@pytest.mark.whole
 def test_a_tied_kernel_is_the_transposed_one():
     mine = linear_token_statistics(HIDDEN, KERNEL, LABELS)
     tied = linear_token_statistics(HIDDEN, KERNEL.T.copy(), LABELS, transpose_kernel=True)
@@ -158,3 +162,11 @@ def test_the_log_probability_is_minus_the_cross_entropy():
     log_prob = linear_token_statistics(HIDDEN, KERNEL, LABELS, BIAS).log_prob
     loss = kx.kernels.linear_cross_entropy(HIDDEN, KERNEL, LABELS, BIAS)
     np.testing.assert_array_equal(to_numpy(log_prob), -to_numpy(loss))
+
+
+def test_ranks_of_ties_and_no_tokens():
+    kernel = np.ones((5, 11), "float32")
+    found = kx.kernels.linear_token_statistics(np.zeros((3, 5), "float32"), kernel, np.array([0, 4, 10]))
+    np.testing.assert_array_equal(to_numpy(found.rank), [0, 4, 10])
+    nothing = kx.kernels.linear_token_statistics(np.zeros((0, 5), "float32"), kernel, np.zeros(0, "int32"))
+    assert all(to_numpy(column).shape == (0,) for column in nothing)

@@ -21,6 +21,16 @@ def test_a_budget_is_kept_to():
     assert _token_chunks.chunk_sizes(1000, 50, is_masked=False, chunk_bytes=1)[0] == 1
 
 
+@pytest.mark.parametrize("features", [64, 256, 768])
+def test_of_few_tokens_a_chunk_takes_a_quarter_of_the_gradient(features):
+    classes = 2**20 // features * 128  # as large a kernel each time: 512 MB
+    size, _ = _token_chunks.chunk_sizes(2048, classes, is_masked=True, features=features)
+    share = _token_chunks.CPU_CHUNK_BYTES / 4
+    assert 4 * classes * size <= max(4 * classes * max(features / 4, 2048 / 32), share) * 1.05
+    # The more tokens, the more each pass over that gradient has to be worth.
+    assert _token_chunks.chunk_sizes(4096, classes, is_masked=True, features=features)[0] >= 512
+
+
 def tied(chunk_bytes):
     embedding = kx.layers.TiedLogits(50, 8, chunk_bytes=chunk_bytes)
     tokens = keras.Input((None,), dtype="int32")

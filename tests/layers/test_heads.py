@@ -130,6 +130,7 @@ OPTIONS = (
 )
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("arguments", sample(OPTIONS, [OPTIONS[3]]), ids=lambda options: next(iter(options)))
 def test_every_option_of_the_loss_trains_the_same(arguments):
     results = [
@@ -151,6 +152,7 @@ def test_mixed_precision_trains_alike(policy):
         np.testing.assert_allclose(results[1][0][name], results[0][0][name], rtol=0.01)
 
 
+@pytest.mark.whole
 def test_the_softmax_activation_keeps_provenance(calls):
     loss = SparseCategoricalCrossentropy(ignore_class=0)
     results = [
@@ -162,6 +164,7 @@ def test_the_softmax_activation_keeps_provenance(calls):
     assert_same_training(*results)
 
 
+@pytest.mark.whole
 def test_gradient_accumulation_is_exact():
     results = []
     for layer in (keras.layers.Dense, kx.layers.LogitsDense):
@@ -185,6 +188,7 @@ def test_a_frozen_head_stays_and_the_rest_trains(calls):
     assert_same_training(*results)
 
 
+@pytest.mark.whole
 def test_lora_on_the_head_trains_alike():
     results = []
     for layer in (keras.layers.Dense, kx.layers.LogitsDense):
@@ -229,6 +233,7 @@ def test_metrics_reuse_the_statistics_of_the_loss(calls):
     assert traces == len(calls)
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize(
     "metric", sample(["same weights", "other weights", "another ignored class"], ["another ignored class"])
 )
@@ -325,6 +330,7 @@ def test_a_detached_head_warns_once_with_the_layer_and_the_fix(calls):
 
 if BACKEND == "tensorflow":
 
+    @pytest.mark.whole
     def test_another_output_of_the_same_shape_is_not_a_detached_head():
         tokens, following, _ = data()
         inputs = keras.Input((LENGTH,))
@@ -382,6 +388,7 @@ def test_a_metric_that_reads_logits_works_and_warns_once():
     ]
 
 
+@pytest.mark.whole
 def test_a_linear_activation_in_float32_keeps_provenance(calls):
     """Keras' own advice for mixed precision."""
     keras.mixed_precision.set_global_policy("mixed_bfloat16")
@@ -399,6 +406,7 @@ def test_a_linear_activation_in_float32_keeps_provenance(calls):
 # Models that exist.
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("tied", sample([False, True], [False]))
 def test_fuse_head_changes_the_call_and_nothing_else(calls, tied):
     tokens, _, _ = data()

@@ -8,6 +8,7 @@ from keras import ops
 import keras_xent as kx
 from keras_xent.kernels import _linear_loop
 from tests.backend import BACKEND, to_numpy
+from tests.tiers import fast_for
 
 TOKENS = np.random.default_rng(0).integers(1, 20, (4, 6))
 RNG = np.random.default_rng(1)
@@ -64,6 +65,7 @@ def formed(monkeypatch):
     return found
 
 
+@fast_for("tied")
 @pytest.mark.parametrize("build", [dense, tied])
 def test_factors_train_as_those_of_keras_and_no_gradient_of_the_kernel_is_formed(build, formed):
     after = []
@@ -82,6 +84,7 @@ def test_factors_train_as_those_of_keras_and_no_gradient_of_the_kernel_is_formed
     assert "factor" in formed and "kernel" not in formed
 
 
+@fast_for("dense")
 @pytest.mark.parametrize("build", [dense, tied])
 def test_a_frozen_head_forms_no_gradient_of_its_kernel(build, formed):
     model, head = build()
@@ -108,6 +111,7 @@ def test_a_frozen_head_forms_no_gradient_of_its_kernel(build, formed):
         assert formed == {"hidden"}
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("transpose", [False, pytest.param(True, marks=pytest.mark.whole)])
 def test_the_kernel_is_that_of_the_merged_kernel(transpose):
     hidden, labels = RNG.standard_normal((7, 5)), RNG.integers(0, 20, 7)

@@ -29,7 +29,7 @@ from tests.losses.cases import (
     parameters,
 )
 from tests.losses.running import assert_close, run, value
-from tests.tiers import sample, whole
+from tests.tiers import fast_for, sample, whole
 
 every_loss = pytest.mark.parametrize("name", NAMES)
 # The constructors
@@ -170,6 +170,7 @@ def test_compiled_models_load_in_a_fresh_process(tmp_path):
 # Values
 
 
+@fast_for("(4, 3)-*")
 @every_loss
 @pytest.mark.parametrize("shape", [(12,), (4, 3), (2, 3, 2)], ids=str)
 def test_all_arguments_together_give_the_value_and_gradient_of_the_formula(name, shape):
@@ -184,6 +185,7 @@ def test_all_arguments_together_give_the_value_and_gradient_of_the_formula(name,
 ONE_BY_ONE = [(name, argument) for name in NAMES for argument in arguments(name) if argument != "from_logits"]
 
 
+@fast_for("Binary*", "Masked*")
 @pytest.mark.parametrize("name, argument", ONE_BY_ONE)
 def test_each_argument_alone_does_what_the_formula_says(name, argument):
     options = {argument: arguments(name)[argument]}
@@ -196,6 +198,7 @@ def test_each_argument_alone_does_what_the_formula_says(name, argument):
     assert np.abs(plain - losses).max() > 1e-2, "the example does not show what the argument does"
 
 
+@fast_for("-2-*")
 @pytest.mark.parametrize("name", [name for name in NAMES if "axis" in ARGUMENTS[name]])
 @pytest.mark.parametrize("axis", sample([0, 1, 2, -2, -3], [0, -2]))
 def test_the_class_axis_may_be_any(name, axis):
@@ -209,6 +212,7 @@ def test_the_class_axis_may_be_any(name, axis):
     assert_close(np.moveaxis(gradient, axis, -1), expected_gradient, scale=1e-6)
 
 
+@fast_for("bfloat16-MaskedSequenceCrossentropy", "bfloat16-BinaryCrossentropy")
 @every_loss
 @pytest.mark.parametrize("dtype", sample(DTYPES, ["bfloat16"]))
 def test_the_result_has_the_dtype_of_the_loss_and_the_gradient_that_of_the_logits(name, dtype):
@@ -228,6 +232,7 @@ def test_the_result_has_the_dtype_of_the_loss_and_the_gradient_that_of_the_logit
     assert np.all(np.abs(gradient - exact) <= rounding * np.abs(exact) + 1e-6 * np.abs(exact).max())
 
 
+@fast_for("MaskedSequenceCrossentropy")
 @pytest.mark.skipif("float64" not in DTYPES, reason="JAX has no float64 unless asked")
 @every_loss
 def test_a_float64_loss_is_computed_in_float64_whatever_the_logits(name):
@@ -303,6 +308,7 @@ def test_inputs_that_keras_takes_give_what_keras_gives(name, labels, predictions
     assert_close(to_numpy(ours), to_numpy(theirs), rtol=3e-6)
 
 
+@fast_for("1-1-*", "1-32769-*")
 @pytest.mark.parametrize("name", SPARSE)
 @pytest.mark.parametrize("rows, classes", [(1, 1), (1, 2**15 + 1), (1, 2**18), (16, 2**16)])
 def test_losses_are_accurate_for_any_number_of_classes(name, rows, classes):

@@ -9,6 +9,7 @@ from keras_xent import _accumulation
 from keras_xent.losses import distillation as module
 from tests import internals
 from tests.backend import BACKEND, MODES, tensor, to_numpy, value_and_gradient
+from tests.tiers import fast_for
 
 RNG = np.random.default_rng(2)
 TEACHER, STUDENT = RNG.standard_normal((2, 3, 4, 7)).astype("float32")
@@ -29,6 +30,7 @@ def test_the_value_where_keras_default_is_wrong():
     np.testing.assert_allclose(gradient, expected, atol=1e-6)
 
 
+@fast_for("forward_kl")
 @pytest.mark.parametrize("divergence", ["forward_kl", "reverse_kl", "jensen_shannon"])
 def test_from_logits_it_is_the_linear_kernel_with_an_identity(divergence):
     loss = kx.losses.Distillation(1.5, divergence, beta=0.3, reduction="none")

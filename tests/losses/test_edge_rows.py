@@ -9,7 +9,7 @@ from tests import facts
 from tests.backend import MODES, every_mode, tensor, to_numpy
 from tests.losses.cases import ARGUMENTS, NAMES, SOFTMAX, make
 from tests.losses.running import assert_close, run
-from tests.tiers import sample
+from tests.tiers import fast_for, sample
 
 every_loss = pytest.mark.parametrize("name", NAMES)
 DTYPES_OF_LABELS = (
@@ -29,6 +29,7 @@ def labels_of(name):
     return np.eye(facts.CLASSES, dtype="float32")[rows.labels] if name == "CategoricalCrossentropy" else rows.labels
 
 
+@fast_for("*-xla", "*-jit")
 @pytest.mark.parametrize("mode", MODES)
 @every_loss
 def test_edge_rows_have_their_losses_and_gradients(name, mode):
@@ -83,6 +84,7 @@ def test_an_out_of_range_label_is_nan_in_loss_and_gradient_inside_xla(dtype, mod
 # Labels are integers.
 
 
+@fast_for("bfloat16-eager")
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("dtype", sample(["float32", "bfloat16", "float16"], ["bfloat16"]))
 def test_labels_are_never_rounded_to_the_dtype_of_the_loss(dtype, mode):

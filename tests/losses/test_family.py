@@ -9,6 +9,7 @@ from keras import ops
 
 import keras_xent as kx
 from tests.backend import TWO_MODES, tensor, value_and_gradient
+from tests.tiers import fast_for
 
 rng = np.random.default_rng(0)
 LOGITS = rng.normal(size=(6, 5)).astype("float32")
@@ -32,6 +33,7 @@ FUNCTIONS = {
 }
 
 
+@fast_for("*-eager")
 @pytest.mark.parametrize("mode", TWO_MODES)
 @pytest.mark.parametrize("name", CLASSES)
 def test_values_and_gradients_are_those_of_keras(name, mode):

@@ -20,7 +20,7 @@ from tests.backend import BACKEND, MODES, environment, every_mode, hessian_vecto
 from tests.internals import on_accelerator
 from tests.losses.cases import example
 from tests.losses.running import assert_close, run, value
-from tests.tiers import sample, whole
+from tests.tiers import fast_for, sample, whole
 
 Binary = kx.losses.BinaryCrossentropy
 Categorical = kx.losses.CategoricalCrossentropy
@@ -75,6 +75,7 @@ def test_narrow_labels_do_not_abort_the_process():
     assert child.stdout.splitlines() == trained, child.stderr[-2000:]
 
 
+@pytest.mark.whole
 def test_labels_may_be_python_lists():
     logits = tensor(np.array([[2.0, 1.0], [0.0, 3.0]], "float32"))
     expected = (math.log1p(math.exp(-1)) + math.log1p(math.exp(-3))) / 2
@@ -194,6 +195,7 @@ EXPECTED_WARNINGS = [
 ]
 
 
+@fast_for("Sparse*")
 @tensorflow_only(reason="tensors that JAX traces do not remember their activation")
 @pytest.mark.parametrize(
     "loss, activation, use, policy", sample(EXPECTED_WARNINGS, [EXPECTED_WARNINGS[i] for i in (1, 4)])
@@ -307,6 +309,7 @@ def test_probabilities_that_are_all_0_have_the_loss_of_uniform_ones(loss, mode):
     assert_close(gradient, [[-2e7 / 3, 1e7 / 3, 1e7 / 3]])
 
 
+@fast_for("Sparse*")
 @pytest.mark.parametrize("loss", [Binary, Categorical, Sparse])
 def test_probabilities_between_0_and_1_have_the_loss_and_gradient_of_keras(loss):
     rng = np.random.default_rng(12)
@@ -383,6 +386,7 @@ def test_a_target_of_2_has_the_gradient_of_its_loss(mode):
 # Label smoothing
 
 
+@fast_for("-1")
 @pytest.mark.parametrize("axis", [0, 1, 2, -1])
 def test_smoothing_spreads_over_the_class_axis(axis):
     """With uniform logits every distribution has loss log C; one spread over another axis does not sum to 1."""

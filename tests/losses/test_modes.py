@@ -14,7 +14,7 @@ from tests.backend import BACKEND, MODES, environment, every_mode
 from tests.losses import replicas
 from tests.losses.cases import CLASSES, NAMES, arguments, example, make
 from tests.losses.running import assert_close, run
-from tests.tiers import sample, whole
+from tests.tiers import fast_for, sample, whole
 
 every_loss = pytest.mark.parametrize("name", NAMES)
 tensorflow_only = functools.partial(pytest.mark.skipif, BACKEND != "tensorflow")
@@ -26,6 +26,7 @@ COMPILED = [mode for mode in MODES if mode != "eager"]
 OF_TOKENS = ("token_mean", "sequence_mean")
 
 
+@fast_for("*-xla", "*-jit")
 @pytest.mark.parametrize("mode", COMPILED)
 @pytest.mark.parametrize(
     "name, reduction",
@@ -45,6 +46,7 @@ def test_same_loss_and_gradient_as_in_eager_mode(name, reduction, mode):
     assert_close(gradient, expected_gradient, scale=1e-6)
 
 
+@pytest.mark.whole
 @every_mode
 @pytest.mark.parametrize("name", sample(NAMES, [NAMES[0], NAMES[-1]]))
 def test_the_same_inputs_give_the_same_bits(name, mode):
@@ -58,6 +60,7 @@ def test_the_same_inputs_give_the_same_bits(name, mode):
 UNKNOWN = ("batch", "batch and time", "all")
 
 
+@fast_for("SparseCategoricalCrossentropy-*")
 @tensorflow_only(reason="shapes are always known to JAX")
 @pytest.mark.parametrize(
     "name, unknown, jit_compile",
@@ -129,6 +132,7 @@ def _trained(name, fit):
     return history, [np.array(w) for w in model.get_weights()]
 
 
+@fast_for("MaskedSequenceCrossentropy-*", "SparseCategoricalCrossentropy-auto")
 @pytest.mark.parametrize(
     "name, fit",
     sample(

@@ -13,7 +13,7 @@ import keras_xent as kx
 from tests.backend import BACKEND, DTYPES, MODES, every_mode, tensor, to_numpy
 from tests.losses.cases import NAMES, make
 from tests.losses.running import assert_close, run
-from tests.tiers import sample
+from tests.tiers import fast_for, sample
 
 tensorflow_only = functools.partial(pytest.mark.skipif, BACKEND != "tensorflow")
 Binary, Categorical, Sparse = (
@@ -87,6 +87,7 @@ def test_an_empty_batch_may_come_from_an_activation(name, activation):
     assert float(make(name, from_logits=False)(labels, outputs)) == 0
 
 
+@fast_for("BinaryCrossentropy-*", "MaskedSequenceCrossentropy-keras-*")
 @every_mode
 @pytest.mark.parametrize("kind", ["keras", "tf"])
 @pytest.mark.parametrize("name", NAMES)
@@ -123,6 +124,7 @@ UNDER = [
 ]
 
 
+@fast_for("loss1-*", "loss3-*")
 @every_mode
 @pytest.mark.parametrize("loss, labels, weights", UNDER)
 def test_masked_nan_probabilities_leave_no_trace(loss, labels, weights, mode):

@@ -11,7 +11,7 @@ import keras_xent as kx
 from tests.losses import reference
 from tests.losses.cases import ARGUMENTS, CLASSES, DROP_INS, NAMES, SPARSE, arguments, example, formula, make
 from tests.losses.running import assert_close, run, value
-from tests.tiers import sample
+from tests.tiers import fast_for, sample
 
 every_loss = pytest.mark.parametrize("name", NAMES)
 KERAS_REDUCTIONS = ("sum_over_batch_size", "mean", "mean_with_sample_weight", "sum", "none", None)
@@ -33,6 +33,7 @@ KERAS_SHAPES = [
 ]
 
 
+@fast_for("*-sum_over_batch_size")
 @pytest.mark.parametrize("reduction", KERAS_REDUCTIONS)
 @pytest.mark.parametrize("name", DROP_INS)
 def test_reductions_of_keras_agree_with_keras(name, reduction):

@@ -31,6 +31,7 @@ def test_a_uniform_model_needs_the_bits_of_its_choice_for_each_byte():
     assert float(to_numpy(metric.result())) == pytest.approx(1.5)
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("head", sample([keras.layers.Dense, kx.layers.LogitsDense], [kx.layers.LogitsDense]))
 def test_fit_and_evaluate_report_the_true_value(head):
     """With a mask, ignored labels and sample weights, in ragged batches, with and without logits."""

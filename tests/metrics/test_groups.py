@@ -6,7 +6,7 @@ import pytest
 
 import keras_xent as kx
 from tests.backend import to_numpy
-from tests.tiers import sample
+from tests.tiers import fast_for, sample
 
 CLASSES, ROWS, LENGTH, GROUPS = 23, 10, 16, ["code", "prose", "chat"]
 MODES = {"auto": {}, "compiled": {"jit_compile": True}, "eager": {"run_eagerly": True}}
@@ -32,6 +32,7 @@ def expected(name, logits, labels, weights, groups):
 CASES = [(head, mode) for head in (kx.layers.LogitsDense, keras.layers.Dense) for mode in MODES]
 
 
+@fast_for("LogitsDense-auto")
 @pytest.mark.parametrize("head, mode", sample(CASES, [(kx.layers.LogitsDense, "auto")]))
 def test_a_group_of_each_example_in_fit(head, mode):
     tokens, labels, domains, weights = data()

@@ -10,7 +10,7 @@ from keras import ops
 import keras_xent as kx
 from tests import oracles
 from tests.backend import BACKEND, to_numpy
-from tests.tiers import sample
+from tests.tiers import fast_for, sample
 
 CLASSES, IGNORED = 23, 3
 # Sequences, their length, and how many of their tokens the mask of an Embedding leaves: 32, 8 and 4 in all.
@@ -78,6 +78,7 @@ def expected(model, data):
     return dict(zip(names, np.where([True, True, False, False, True], np.exp(means), means), strict=True))
 
 
+@fast_for("fused-batches of one shape-plain-auto")
 @pytest.mark.parametrize(
     "shapes, loss, mode",
     sample(
@@ -102,6 +103,7 @@ def test_fit_and_evaluate_agree_with_float64_under_masks_weights_and_ignored_lab
             np.testing.assert_allclose(report[f"{prefix}{name}"], value, rtol=1e-6, err_msg=f"{prefix}{name}")
 
 
+@fast_for("fused")
 @every_head
 def test_each_of_several_outputs_has_its_own_statistics(head):
     """Also on JAX, where all losses hand what they know to all metrics; and other metrics that live do not matter."""
@@ -204,6 +206,7 @@ def exponentials(metrics, head):
     return len([line for line in text.splitlines() if f",{CLASSES}]" in line and " exponential(" in line])
 
 
+@fast_for("dense")
 @every_head
 def test_metrics_add_no_softmax_to_the_step(head):
     without = exponentials((), head)
@@ -212,6 +215,7 @@ def test_metrics_add_no_softmax_to_the_step(head):
     assert exponentials(with_all, head) == without
 
 
+@pytest.mark.whole
 def test_a_softmax_that_a_metric_adds_would_be_counted():
     own = (kx.metrics.Perplexity(logit_softcap=30.0),)
     assert exponentials(own, keras.layers.Dense) > exponentials((), keras.layers.Dense)

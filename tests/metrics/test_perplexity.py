@@ -9,6 +9,7 @@ import keras_xent as kx
 from tests import oracles
 from tests.backend import MODES, tensor, to_numpy
 from tests.internals import ExactSums, set_keras_mask
+from tests.tiers import fast_for
 
 
 def example(shape, seed=0, classes=11):
@@ -145,6 +146,7 @@ def test_the_arguments_survive():
     assert {name: config[name] for name in given} == given
 
 
+@fast_for("False")
 @pytest.mark.parametrize("compiled", [True, False])
 def test_fit_and_evaluate_report_the_true_value(compiled):
     labels, logits = example((10, 6), classes=7)

@@ -20,6 +20,7 @@ def batches():
     return hidden, labels
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("head", sample([keras.layers.Dense, kx.layers.LogitsDense], [kx.layers.LogitsDense]))
 def test_a_metric_named_loss_replaces_the_loss_that_keras_logs(head):
     """The token mean of the epoch, where Keras has the mean of the batches' means."""

@@ -176,6 +176,7 @@ def test_keras_takes_the_mean_of_unequal_means_and_the_loss_says_so():
     assert distance(model.get_weights(), expected) > 1e-2
 
 
+@pytest.mark.whole
 def test_a_fixed_normalizer_is_the_same_in_parts_and_whole():
     """Micro-batches that the optimizer accumulates: a fixed number of tokens for all."""
     whole_batches = trained(1, loss=kx.losses.MaskedSequenceCrossentropy(ignore_class=0, normalizer=12.0))

@@ -25,7 +25,7 @@ from tools.bench import accuracy, peak
 TOKENS, FEATURES, CLASSES, ROUNDS = 8192, 256, 32_000, 7
 # Gemma 2's head in miniature: an eighth of the classes, with features and tokens in proportion to the machine.
 LORA = {"tokens": 2048, "features": 2304, "classes": 32_000}
-SCORE = {"batch": 8, "length": 128, "classes": 131_072}
+SCORE = {"batch": 32, "length": 128, "classes": 131_072}
 
 
 def _random(*shape, scale=1.0):

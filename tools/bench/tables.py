@@ -1,17 +1,16 @@
 """Results as Markdown."""
 
+import re
 from itertools import groupby
 from statistics import median, quantiles
 
 from tools.bench.results import ratio
 
 FLOOR = "floor"
-# The units, and how a case is described.
+# What the numbers of a table are.
 ABOUT = {
-    "milliseconds": "Milliseconds, warm: the median of {rounds} rounds. In brackets, times the first column: the "
-    "median of the rounds' ratios.",
-    "megabytes": "Peak memory in MB above where it stood with the inputs there, gradients and compilation included: "
-    "fresh processes, one sample each. In brackets, times the first column.",
+    "milliseconds": "Milliseconds, medians of {rounds} rounds.",
+    "megabytes": "Peak memory in MB.",
     "compilations": "Programs that XLA was given.",
     "operations": "Operations in the graph.",
 }
@@ -49,7 +48,7 @@ def table(results: dict, row: str, **case) -> str:
 
 def _lines(records, peers):
     names = list(dict.fromkeys(name for record in records for name in about(record["case"])))
-    yield "| " + " | ".join([*names, *peers]) + " |"
+    yield "| " + " | ".join([*names, *map(named, peers)]) + " |"
     yield "|---" * len(names) + "|--:" * len(peers) + "|"
     for record in records:
         facts = about(record["case"])
@@ -80,20 +79,39 @@ def about(case: dict) -> dict[str, str]:
     return facts
 
 
+def named(text: str) -> str:
+    """The text with the name of the package, which the results call "ours"."""
+    return re.sub(r"\bours\b", "keras_xent", text)
+
+
+def number(value: float, digits: int = 3) -> str:
+    """A number of so many digits, or of all those before its point."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.{digits}g}"
+
+
 def cell(record: dict, name: str) -> str:
-    """The median, and how many times the first column it is."""
+    """The median, and how many times the first column it is; bold where nobody needs less."""
     values = record["values"].get(name)
     if not values:
         return "–"
-    value = f"{median(values):.4g}"
-    if (
-        name == record["peers"][0]
-        or record["peers"][0] not in record["values"]
-        or record["unit"] in ("compilations", "operations")
-    ):
+    first = record["peers"][0]
+    value = number(median(values))
+    if name in _best(record):
+        value = f"**{value}**"
+    if name == first or first not in record["values"] or record["unit"] in ("compilations", "operations"):
         return value
-    times = ratio(record, name, record["peers"][0])
+    times = ratio(record, name, first)
     return f"{value} ({times:.2f}{', tie' if name != FLOOR and is_tie(record, name) else ''})"
+
+
+def _best(record):
+    """Those with the smallest number, where ours are compared with others."""
+    if record["unit"] not in ("milliseconds", "megabytes") or not record["peers"][0].startswith("ours"):
+        return []
+    medians = {name: median(values) for name, values in record["values"].items() if values and name != FLOOR}
+    if all(name.startswith("ours") for name in medians):
+        return []
+    return [name for name, value in medians.items() if value == min(medians.values())]
 
 
 def is_tie(record: dict, name: str) -> bool:
@@ -113,7 +131,7 @@ def _reasons(records):
     for record in records:
         reasons |= dict.fromkeys(record["missing"].items())
     if reasons:
-        yield "\n".join(f"- {name} –: {reason}." for name, reason in reasons)
+        yield "\n".join(f"- {named(name)} –: {reason}." for name, reason in reasons)
 
 
 def title(row: str, case: dict) -> str:
@@ -129,19 +147,24 @@ def line(record: dict) -> str:
 
 
 def faster(results: dict) -> str:
-    """Returns every case in which another is faster than ours, without ties, the largest ratio first."""
+    """Every case in which another is faster than ours, without ties, the largest ratio first; one line for a case."""
     lines = []
     for record in results["rows"]:
         ours, *others = record["peers"]
         if record["unit"] != "milliseconds" or not ours.startswith("ours") or ours not in record["values"]:
             continue
+        found = []
         for name in others:
             if name == FLOOR or name.startswith("ours") or name not in record["values"] or is_tie(record, name):
                 continue
             times = 1 / ratio(record, name, ours)
             if times > 1:
-                lines.append((times, f"| {title(record['row'], record['case'])} | {name} | {times:.2f} |"))
+                found.append((times, f"{name} {times:.2f}"))
+        if found:
+            found.sort(reverse=True)
+            case = ", ".join(about(record["case"]).values())
+            lines.append((found[0][0], f"| {record['row']} | {case} | {'; '.join(text for _, text in found)} |"))
     if not lines:
         return "None."
-    heading = "| case | who is faster than our first column | how many times |\n|---|---|--:|"
+    heading = "| table | case | who is faster, and how many times |\n|---|---|---|"
     return "\n".join([heading, *(line for _, line in sorted(lines, reverse=True))])

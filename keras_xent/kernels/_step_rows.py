@@ -1,0 +1,195 @@
+"""The plain softmax losses of rows in a compiled step of JAX on a CPU, written for what its XLA (0.10) fuses.
+
+There forward and backward pass are one program, and keep the exponentials in memory. What is fast:
+
+- Sums of an array in memory, of the product of two, and for few classes a product with a vector of ones. A comparison
+  inside a sum makes it four times as slow, so that terms are taken out of an array before it is summed: the label's by
+  writing one number to each row, or the largest by a loop that reads nothing but the array.
+- Numbers of a row as vectors `[n]`: loops over columns `[n, 1]` are not vectorized.
+- Branches for what most batches do not have: infinite logits, and confident rows of many classes.
+
+Formulas and residuals are those of `_softmax_row.py`, for float32 logits `[n, C]` without options.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from keras import ops
+
+from keras_xent._types import Tensor
+from keras_xent.kernels import _softmax_row as row
+from keras_xent.kernels._dtypes import accumulator_dtype, dtype_of, largest, upcast
+from keras_xent.kernels._masking import multiply_no_nan, nan_unless, where_or_zero
+from keras_xent.kernels._options import SoftmaxOptions
+from keras_xent.kernels._xla_cpu import log1p
+
+# Up to so many classes a loop that compares is faster than writing to single places, and ones are faster than sums.
+_FEW_CLASSES = 64
+# A branch takes some microseconds, as do the loops of so small an array.
+_FEW_NUMBERS = 2**13
+# Above this sum of exp(x - max) subtracting 1 loses no digits; below it only the largest is above 1/2.
+_CONFIDENT = 1.5
+
+
+class Step(NamedTuple):
+    """The parts of a step, as `custom_gradient` takes them."""
+
+    forward: Callable
+    backward: Callable
+    keep: Callable
+
+
+def fits(logits: Tensor, labels: Tensor, *class_weight: Tensor, options: SoftmaxOptions) -> bool:
+    """Whether a step of this file can compute the loss, and is faster."""
+    if class_weight or options != SoftmaxOptions() or dtype_of(logits) != "float32" or len(logits.shape) != 2:
+        return False
+    num_rows, classes = logits.shape
+    return isinstance(num_rows, int) and isinstance(classes, int) and num_rows * classes >= _FEW_NUMBERS
+
+
+def _has_few(logits):
+    return logits.shape[1] <= _FEW_CLASSES
+
+
+def _sum(array):
+    if _has_few(array):
+        return ops.matmul(array, ops.ones((array.shape[1],), array.dtype))
+    return ops.sum(array, axis=1)
+
+
+def _max(logits):
+    return ops.stop_gradient(ops.max(upcast(logits), axis=1))
+
+
+def _shifted(logits, max_logit):
+    """`x - max_logit`, 0 for +inf."""
+    shifted = logits - ops.minimum(max_logit, largest(max_logit))[:, None]
+    return where_or_zero(shifted, ops.logical_not(shifted > 0))
+
+
+def _clean_columns(dead, *columns):
+    return row.zero_rows(dead, *(column[:, 0] for column in columns))
+
+
+# Sparse.
+
+
+def _places(logits, label):
+    return ops.stack([ops.arange(logits.shape[0], dtype="int32"), label], axis=1)  # [n, 2]
+
+
+def _exp_off_label(logits, label, max_logit):
+    """`exp(x - max_logit)`, 0 for the label: `[n, C]`."""
+    exp_shifted = ops.exp(_shifted(logits, max_logit))
+    if _has_few(logits):
+        is_other = ops.not_equal(row.class_ids(logits), label[:, None])
+        return where_or_zero(exp_shifted, is_other)
+    return ops.scatter_update(exp_shifted, _places(logits, label), ops.zeros_like(max_logit))
+
+
+def _label_and_logit(logits, labels):
+    label = ops.maximum(labels[:, 0], 0)
+    return label, ops.take_along_axis(logits, label[:, None], axis=1)[:, 0]
+
+
+def _sparse_forward(logits, labels, *, options):
+    max_logit = _max(logits)
+    label, label_logit = _label_and_logit(logits, labels)
+    at_label = row.exp_shifted(label_logit, max_logit, None) - 1.0
+    sum_exp_minus_one = _sum(_exp_off_label(logits, label, max_logit)) + at_label
+    sum_exp_minus_one = row.with_infinite_logits(sum_exp_minus_one, max_logit, None)
+    sum_exp_minus_one = nan_unless(labels[:, 0] >= 0, sum_exp_minus_one)
+    loss = row.nll(label_logit, max_logit, sum_exp_minus_one, None)
+    return loss[:, None], (max_logit[:, None], sum_exp_minus_one[:, None])
+
+
+def _sparse_keep(residuals, logits, labels, *, options):
+    return _exp_off_label(logits, ops.maximum(labels[:, 0], 0), residuals[0][:, 0])
+
+
+def _sparse_backward(upstream, residuals, logits, labels, *, options):
+    *columns, exp_off_label = residuals
+    upstream = upstream[:, 0]
+    dead = row.is_dead_row(upstream, *(column[:, 0] for column in columns))
+    max_logit, sum_exp_minus_one = _clean_columns(dead, *columns)
+    label, label_logit = _label_and_logit(logits, labels)
+    (label_logit,) = row.zero_rows(dead, label_logit)
+    sum_exp = 1.0 + sum_exp_minus_one
+    sum_of_others = sum_exp_minus_one + (1.0 - row.exp_shifted(label_logit, max_logit, None))
+    at_label = upstream * (-sum_of_others / sum_exp)
+    (exp_off_label,) = row.zero_rows(dead[:, None], exp_off_label)
+    gradient = exp_off_label * (upstream / sum_exp)[:, None]
+    if _has_few(logits):
+        return ops.where(ops.equal(row.class_ids(logits), label[:, None]), at_label[:, None], gradient)
+    return ops.scatter_update(gradient, _places(logits, label), at_label)
+
+
+SPARSE = Step(_sparse_forward, _sparse_backward, _sparse_keep)
+
+
+# Dense.
+
+
+def _minus_largest(exp_shifted):
+    """`exp_shifted`, of the largest logits less 1; written so that the derivative of these is kept."""
+    return ops.where(exp_shifted >= 1.0, exp_shifted - 1.0, exp_shifted)
+
+
+def _dense_forward(logits, targets, *, options):
+    max_logit = _max(logits)
+    targets = ops.cast(targets, accumulator_dtype(logits))
+    # The maximum is used here only, and so is subtracted by the loop that finds it.
+    shifted = logits - max_logit[:, None]
+    exp_shifted = ops.exp(shifted)
+    sum_exp, distance = _sum(exp_shifted), -ops.sum(targets * shifted, axis=1)
+    is_confident = sum_exp < _CONFIDENT
+
+    def exactly():
+        return ops.where(is_confident, _sum(_minus_largest(exp_shifted)), sum_exp - 1.0)
+
+    if _has_few(logits):
+        sum_exp_minus_one = exactly()
+    else:
+        sum_exp_minus_one = ops.cond(ops.any(is_confident), exactly, lambda: sum_exp - 1.0)
+
+    def with_infinities():
+        max_logit = _max(logits)
+        x = _shifted(logits, max_logit)
+        infinite = row.with_infinite_logits(_sum(ops.exp(x)) - 1.0, max_logit, None)
+        far = _sum(multiply_no_nan(targets, -x))
+        # Of classes infinitely far below a logit of +inf.
+        is_below = ops.logical_and(row.is_positive_infinity(max_logit), ops.not_equal(far, 0.0))
+        far = ops.where(is_below, far * largest(far) * largest(far), far)
+        is_finite = ops.isfinite(sum_exp)
+        return (
+            ops.where(is_finite, sum_exp_minus_one, infinite),
+            ops.where(ops.logical_and(is_finite, ops.isfinite(distance)), distance, far),
+        )
+
+    all_finite = ops.isfinite(ops.sum(sum_exp + distance))
+    sum_exp_minus_one, distance = ops.cond(all_finite, lambda: (sum_exp_minus_one, distance), with_infinities)
+    sum_targets = _sum(targets)
+    loss = multiply_no_nan(sum_targets, log1p(sum_exp_minus_one)) + distance
+    return loss[:, None], (max_logit[:, None], sum_exp_minus_one[:, None], sum_targets[:, None])
+
+
+def _dense_keep(residuals, logits, targets, *, options):
+    return ops.exp(logits - residuals[0])
+
+
+def _dense_backward(upstream, residuals, logits, targets, *, options):
+    _, *columns, exp_shifted = residuals
+    upstream = upstream[:, 0]
+    dead = row.is_dead_row(upstream, *(column[:, 0] for column in columns))
+    sum_exp_minus_one, sum_targets = _clean_columns(dead, *columns)
+    exp_shifted, targets = row.zero_rows(dead[:, None], exp_shifted, ops.cast(targets, exp_shifted.dtype))
+    # 1 for +inf, and for NaN, whose row has a NaN beside.
+    exp_shifted = ops.where(exp_shifted <= 1.0, exp_shifted, ops.ones((), exp_shifted.dtype))
+    # See `_softmax_row.logits_gradient`.
+    ratio = sum_targets / (1.0 + sum_exp_minus_one)
+    at_max = (sum_targets[:, None] - targets) + ((exp_shifted - 1.0) - sum_exp_minus_one[:, None]) * ratio[:, None]
+    off_max = exp_shifted * ratio[:, None] - targets
+    return upstream[:, None] * ops.where(exp_shifted >= 1.0, at_max, off_max)
+
+
+DENSE = Step(_dense_forward, _dense_backward, _dense_keep)
