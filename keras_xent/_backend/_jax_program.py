@@ -1,5 +1,6 @@
 """A function and its gradient as one program, with JAX."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -23,12 +24,12 @@ def reads_variables_once() -> bool:
 
 
 def is_concrete(tensor: Tensor) -> bool:
-    """Whether the value of `tensor` can be read now: also of what is differentiated outside of programs."""
+    """Whether the results of a program of `tensor` can be read now: also where it is differentiated."""
     return not isinstance(tensor, jax.core.Tracer) or tensor.to_concrete_value() is not None
 
 
 def one_program(function: Callable) -> Callable:
-    """`function(x, y, valid, num_rows)`, whose gradient is computed with its value, in one program.
+    """`function(x, y, valid, weights, num_rows)`, whose gradient is computed with its value, in one program.
 
     See the function of this name for TensorFlow.
     """
@@ -38,38 +39,38 @@ def one_program(function: Callable) -> Callable:
         return value, tuple(aux)
 
     program = jax.jit(with_aux)
-    gradients: dict[tuple[int, ...], Callable] = {
-        needed: jax.jit(jax.value_and_grad(with_aux, needed, True)) for needed in ((0,), (1,), (0, 1))
-    }
+
+    @functools.cache
+    def with_gradients(needed):
+        return jax.jit(jax.value_and_grad(with_aux, needed, True))
 
     @jax.custom_vjp
-    def value(x, y, valid):
-        rows = x.shape[0]
-        (x, y, valid), num_rows = _padded(x, y, valid)
-        return _taken(program(x, y, valid, num_rows), num_rows, rows)
+    def value(*inputs):
+        padded, num_rows = _padded(*inputs)
+        return _taken(program(*padded, num_rows), num_rows, inputs[0].shape[0])
 
-    def forward_rule(x, y, valid):
-        needed = tuple(i for i, one in enumerate((x, y)) if one.perturbed)
-        x, y, valid = jax.tree.map(lambda leaf: leaf.value, (x, y, valid))
-        rows = x.shape[0]
-        (x, y, valid), num_rows = _padded(x, y, valid)
+    def forward_rule(*inputs):
+        needed = tuple(i for i, one in enumerate(inputs) if one is not None and one.perturbed)
+        inputs = jax.tree.map(lambda leaf: leaf.value, inputs)
+        rows, nothing = inputs[0].shape[0], tuple(None for _ in inputs)
+        padded, num_rows = _padded(*inputs)
         if not needed:
-            return _taken(program(x, y, valid, num_rows), num_rows, rows), (None, None)
-        results, slopes = gradients[needed](x, y, valid, num_rows)
+            return _taken(program(*padded, num_rows), num_rows, rows), nothing
+        results, slopes = with_gradients(needed)(*padded, num_rows)
         slopes = take_rows(slopes, None if num_rows is None else rows)
-        slopes = tuple(slopes[needed.index(i)] if i in needed else None for i in (0, 1))
+        slopes = tuple(slopes[needed.index(i)] if i in needed else None for i in range(len(inputs)))
         return _taken(results, num_rows, rows), slopes
 
     def vjp(slopes, upstreams):
         upstream = upstreams[0]
         if isinstance(upstream, jax.custom_derivatives.SymbolicZero):
-            return None, None, None
-        return (*(None if s is None else _scaled(s, upstream) for s in slopes), None)
+            return tuple(None for _ in slopes)
+        return tuple(None if s is None else _scaled(s, upstream) for s in slopes)
 
     value.defvjp(forward_rule, vjp, symbolic_zeros=True)
 
-    def call(x: Tensor, y: Tensor, valid: Tensor) -> tuple[Tensor, Any, Any]:
-        result, (rows, others) = value(x, y, valid)
+    def call(*inputs: Tensor) -> tuple[Tensor, Any, Any]:
+        result, (rows, others) = value(*inputs)
         return result, rows, others
 
     return call

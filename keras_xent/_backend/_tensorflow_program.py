@@ -23,17 +23,17 @@ def reads_variables_once() -> bool:
 
 
 def is_concrete(tensor: Tensor) -> bool:
-    """Whether the value of `tensor` can be read now."""
-    return not tf.is_symbolic_tensor(tensor)
+    """Whether the results of a program of `tensor` can be read now."""
+    return is_eager(tensor)
 
 
 def one_program(function: Callable) -> Callable:
-    """`function(x, y, valid, num_rows)`, whose gradient for `x` is computed with its value, in one program.
+    """`function(x, y, valid, weights, num_rows)`, whose gradient for `x` is computed with its value, in one program.
 
     It returns `(value, rows, others)`: a scalar, and tensors without a gradient, of which the first have rows. Its
-    arguments have rows; `valid` may be None.
+    arguments have rows; all but `x` may be None.
     The number of rows is rounded up to a bucket: `num_rows`, `[1]`, says how many there were, None that all are there.
-    What is differentiated twice, or in `y`, is compiled when it is needed.
+    What is differentiated twice, or in another input than `x`, is compiled when it is needed.
     """
 
     @jit
@@ -42,52 +42,64 @@ def one_program(function: Callable) -> Callable:
         return value, *aux, tf.gradients(value, x)[0]
 
     @jit
-    def second_derivative(upstream, x, *others):
+    def second_derivatives(upstream, x, *others):
         (gradient,) = tf.gradients(function(x, *others)[0], x)
-        return tf.gradients(gradient, x, upstream, unconnected_gradients="zero")[0]
+        return tf.gradients(gradient, [x, *_floats(others)], upstream, unconnected_gradients="zero")
 
     @jit
-    def gradient_for_y(upstream, x, y, *others):
-        gradient = tf.gradients(function(x, y, *others)[0], y, unconnected_gradients="zero")[0]
-        return gradient * tf.cast(upstream, gradient.dtype)
+    def gradients_of_others(upstream, x, *others):
+        gradients = tf.gradients(function(x, *others)[0], _floats(others), unconnected_gradients="zero")
+        return [gradient * tf.cast(upstream, gradient.dtype) for gradient in gradients]
 
-    def call(x: Tensor, y: Tensor, valid: Tensor) -> tuple[Tensor, Any, Any]:
-        eager = is_eager(x)
+    def call(*inputs: Tensor) -> tuple[Tensor, Any, Any]:
+        eager = is_eager(inputs[0])
         # An eager tape must not record what is inside. In a graph, eager tensors become part of it: the gradient of
         # `tf.cond` refuses what is not (`cond_v2._resolve_grad_inputs`, TensorFlow 2.21).
-        given = tuple(None if t is None else tf.stop_gradient(t) if eager else _of_graph(t) for t in (x, y, valid))
-        y = y if eager else given[1]
+        given = tuple(None if t is None else tf.stop_gradient(t) if eager else _of_graph(t) for t in inputs)
         padded, num_rows = pad_to_bucket(given)
-        others = (*padded[1:], tf.constant([num_rows]) if isinstance(num_rows, int) else num_rows)
-        result, rows, rest, slope = program(padded[0], *others)
+        constants = (*padded, tf.constant([num_rows]) if isinstance(num_rows, int) else num_rows)
+        result, rows, rest, slope = program(*constants)
         # In a graph the padding is differentiated; in eager mode nobody sees it.
         taken = num_rows if eager else None
         slope = take_rows(slope, taken)
 
+        def with_floats(floats):
+            """The inputs of the program, of which those of a float type are these."""
+            rows = iter(captured(floats) if taken is None else [append_rows(t, padded[0]) for t in floats])
+            return [next(rows) if _is_float(t) else captured(t) for t in constants]
+
         @tf.custom_gradient
-        def value(x, y):
+        def value(*floats):
             def vjp(upstream):
-                slope, constants = gradient(x), captured(others)
-                for_x = _scaled(slope, upstream)
-                if not y.dtype.is_floating:
-                    return for_x, None
-                x_rows = captured(padded[0])
-                return for_x, take_rows(gradient_for_y(upstream, x_rows, *constants), taken)
+                for_x = _scaled(gradient(*captured(floats)), upstream)
+                if len(floats) == 1:
+                    return for_x
+                of_others = gradients_of_others(upstream, *with_floats(floats))
+                return for_x, *(take_rows(one, taken) for one in of_others)
 
             return tf.identity(result), vjp
 
         @tf.custom_gradient
-        def gradient(x):
+        def gradient(*floats):
             def vjp(upstream):
-                both = [upstream, x] if taken is None else [append_rows(t, padded[0]) for t in (upstream, x)]
-                return take_rows(second_derivative(*both, *captured(others)), taken)
+                upstream = upstream if taken is None else append_rows(upstream, padded[0])
+                return [take_rows(one, taken) for one in second_derivatives(upstream, *with_floats(floats))]
 
             return tf.identity(captured(slope)), vjp
 
-        y = y if eager else padded[1]
-        return value(x if eager else padded[0], y), take_rows(rows, num_rows), rest
+        # In eager mode the inputs themselves, which may be variables that a tape watches.
+        floats = [t for t, one in zip(inputs, given, strict=True) if _is_float(one)] if eager else _floats(padded)
+        return value(*floats), take_rows(rows, num_rows), rest
 
     return call
+
+
+def _is_float(tensor):
+    return tensor is not None and tensor.dtype.is_floating
+
+
+def _floats(tensors):
+    return [tensor for tensor in tensors if _is_float(tensor)]
 
 
 def _of_graph(tensor):

@@ -14,7 +14,7 @@ from keras_xent import _accumulation, _backend, _loss_statistics, arguments
 from keras_xent._backend import assert_in_graph, num_replicas, on_accelerator, one_program
 from keras_xent._types import Tensor
 from keras_xent.kernels._compiled import on_clear_cache
-from keras_xent.kernels._dtypes import dtype_of
+from keras_xent.kernels._dtypes import accumulator_dtype, dtype_of
 from keras_xent.kernels._shapes import as_rows, ensure_shape, reshape_to, same_shape
 from keras_xent.kernels.reduction import reduce
 
@@ -47,7 +47,7 @@ class HasProgram:
             return None
         return ensure_shape(y_true, logits, "`y_true` and `y_pred` must have the same shape.")
 
-    def _unreduced_in_program(self, y_true: Tensor, logits: Tensor, valid: Tensor) -> Any:
+    def _unreduced_in_program(self, y_true: Tensor, logits: Tensor, valid: Tensor, weights: Tensor) -> Any:
         """The losses of rows, as an `Unreduced`."""
         raise NotImplementedError
 
@@ -56,8 +56,10 @@ class HasProgram:
         raise NotImplementedError
 
 
-def reduced(loss: Any, y_true: Tensor, logits: Tensor, valid: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
-    """`(value, losses, valid)` of a loss without weights; None where it is to be computed step by step.
+def reduced(
+    loss: Any, y_true: Tensor, logits: Tensor, valid: Tensor, weights: Tensor
+) -> tuple[Tensor, Tensor, Tensor] | None:
+    """`(value, losses, valid)` of a loss; None where it is to be computed step by step.
 
     The losses, and which of them are valid, have the shape of the logits without the classes; both are None if no
     metric could ask for them.
@@ -77,7 +79,7 @@ def reduced(loss: Any, y_true: Tensor, logits: Tensor, valid: Tensor) -> tuple[T
     key = (type(loss), loss.reduction, loss.normalizer, checks, publishes, *key)
     if key not in _programs:
         _programs[key] = one_program(_function(loss, checks, publishes))
-    value, of_rows, bad = _programs[key](*_rows(logits, labels, valid))
+    value, of_rows, bad = _programs[key](*_rows(logits, labels, valid, weights))
     if eager and int(bad[0]) < _NOWHERE:
         return None  # Step by step there is a sentence that says which.
     if not eager and checks:
@@ -112,23 +114,30 @@ def _is_small(logits):
     return bool(rows) and bool(size) and classes <= _MOST_CLASSES and size <= _MOST_BYTES
 
 
-def _rows(logits, labels, valid):
+def _rows(logits, labels, valid, weights):
     lead = logits.shape[:-1]
-    if valid is not None and not (len(lead) == 1 or (same_shape(valid.shape, lead) and None not in lead)):
-        valid = ops.broadcast_to(valid, ops.shape(logits)[:-1])
-    if len(lead) == 1:
-        return logits, labels, valid
     is_sparse = len(labels.shape) == len(lead)
     labels = ops.reshape(labels, (-1,)) if is_sparse else as_rows(labels, -1)
-    return as_rows(logits, -1), labels, None if valid is None else ops.reshape(valid, (-1,))
+    weights = None if weights is None else ops.cast(weights, accumulator_dtype(logits))
+    return as_rows(logits, -1), labels, _of_rows(valid, logits), _of_rows(weights, logits)
+
+
+def _of_rows(array, logits):
+    """`[n]` of an array that broadcasts against the logits without their classes; None of None."""
+    lead = logits.shape[:-1]
+    if array is None or (len(lead) == 1 and same_shape(array.shape, lead)):
+        return array
+    if not same_shape(array.shape, lead) or None in lead:
+        array = ops.broadcast_to(array, ops.shape(logits)[:-1])
+    return ops.reshape(array, (-1,))
 
 
 def _function(loss, checks, publishes):
-    def function(logits, labels, valid, num_rows):
+    def function(logits, labels, valid, weights, num_rows):
         if num_rows is not None:
             there = ops.arange(ops.shape(logits)[0], dtype="int32") < num_rows
             valid = there if valid is None else ops.logical_and(valid, there)
-        unreduced = loss._unreduced_in_program(labels, logits, valid)
+        unreduced = loss._unreduced_in_program(labels, logits, valid, weights)
         counted = unreduced.has_label
         if counted is None or valid is None:
             counted = valid if counted is None else counted
@@ -138,10 +147,15 @@ def _function(loss, checks, publishes):
             unreduced.losses,
             reduction=loss.reduction,
             valid=counted,
+            weights=weights,
             label_weights=unreduced.label_weights,
             normalizer=loss.normalizer,
         )
-        bad = _first(labels, loss._bad_labels(labels, logits, valid)) if checks else None
+        checked = valid
+        if weights is not None:
+            # Under weight 0 a label may be anything.
+            checked = ops.not_equal(weights, 0) if valid is None else ops.logical_and(valid, ops.not_equal(weights, 0))
+        bad = _first(labels, loss._bad_labels(labels, logits, checked)) if checks else None
         return value, (unreduced.losses, counted) if publishes else None, bad
 
     return function

@@ -104,8 +104,8 @@ class Crossentropy(NamedArguments, _one_program.HasProgram, keras.losses.Loss):
         with keras.name_scope(self.name), arguments.named("y_true", "y_pred"):
             y_true, logits = self._labels_and_logits(y_true, y_pred)
             aligned = self._align(logits, mask, sample_weight)
-            if all(part is None for part in aligned[1:]):
-                found = _one_program.reduced(self, y_true, logits, aligned.valid)
+            if aligned.label_mask is None and aligned.weights_of_labels is None:
+                found = _one_program.reduced(self, y_true, logits, aligned.valid, aligned.weights)
                 if found is not None:
                     self._publish_statistics(given, *found[1:], logits)
                     return ops.cast(found[0], self.dtype)

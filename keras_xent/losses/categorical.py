@@ -161,7 +161,7 @@ class CategoricalCrossentropy(Crossentropy):
             self._warn_of_sums(y_true, Alignment())
         return None if logits.shape[-1] == 1 else super()._labels_of_program(y_true, logits)
 
-    def _unreduced_in_program(self, y_true: Tensor, logits: Tensor, valid: Tensor) -> Unreduced:
+    def _unreduced_in_program(self, y_true: Tensor, logits: Tensor, valid: Tensor, weights: Tensor) -> Unreduced:
         return self._of_logits(y_true, logits, valid)
 
     def _bad_labels(self, y_true: Tensor, logits: Tensor, valid: Tensor) -> Tensor:

@@ -193,8 +193,8 @@ class SparseCategoricalCrossentropy(Crossentropy):
     def _labels_of_program(self, y_true: Tensor, logits: Tensor) -> Tensor:
         return None if logits.shape[-1] == 1 else squeeze_class_axis(y_true, logits, -1)
 
-    def _unreduced_in_program(self, y_true: Tensor, logits: Tensor, valid: Tensor) -> Unreduced:
-        return self._unreduced(y_true, logits, Alignment(valid))
+    def _unreduced_in_program(self, y_true: Tensor, logits: Tensor, valid: Tensor, weights: Tensor) -> Unreduced:
+        return self._unreduced(y_true, logits, Alignment(valid, weights=weights))
 
     _rule_of_labels = "must be classes from 0 to the number of classes less 1"
     _advice_on_labels = "(if it marks padding, say so with `ignore_class`)"
