@@ -188,11 +188,17 @@ def data_of_step() -> Step | None:
 
 
 def inputs_of_step() -> Any:
-    """The `x` of the step of Keras whose loss or metrics are computed; None outside, and in a user's `train_step`."""
+    """The `x` of the step whose loss or metrics are computed, of Keras or a model's own; None outside of steps."""
     frame: types.FrameType | None = sys._getframe()
     while frame is not None:
-        if frame.f_code.co_name in _STEPS and str(frame.f_globals.get("__name__")).startswith("keras.src."):
-            return frame.f_locals.get("x")
+        code = frame.f_code
+        if code.co_name in _STEPS:
+            if str(frame.f_globals.get("__name__")).startswith("keras.src."):
+                return frame.f_locals.get("x")
+            given = [frame.f_locals.get(name) for name in code.co_varnames[: code.co_argcount]]
+            # `self`, on JAX the state, and the data last.
+            if len(given) > 1 and isinstance(given[0], keras.Model):
+                return keras.utils.unpack_x_y_sample_weight(given[-1])[0]
         frame = frame.f_back
     return None
 

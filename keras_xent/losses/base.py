@@ -16,7 +16,7 @@ from keras_xent.kernels._dtypes import dtype_of, is_float, to_tensor
 from keras_xent.kernels._labels import is_soft_label
 from keras_xent.kernels._shapes import align_weights, checked_axis, ensure_shape, same_shape
 from keras_xent.kernels.reduction import checked_reduction
-from keras_xent.losses import _one_program
+from keras_xent.losses import _accumulation_warning, _one_program
 
 
 class Unreduced(NamedTuple):
@@ -91,10 +91,10 @@ class Crossentropy(NamedArguments, _one_program.HasProgram, keras.losses.Loss):
     @no_autograph
     def __call__(self, y_true: Tensor, y_pred: Tensor, sample_weight: Tensor = None) -> Tensor:
         """The reduced loss, a scalar of the loss's dtype (of the shape of the losses for reduction None)."""
+        _accumulation_warning.warn_of_accumulation(self, y_pred, sample_weight)
         if self._overrides_call():
             return self._reduce_overridden(y_true, y_pred, sample_weight)
-        if self._instead_of_class_weight:
-            self._warn_of_class_weight(y_true, sample_weight)
+        self._warn_of_class_weight(y_true, sample_weight)
         given = (y_true, y_pred, sample_weight)
         mask = _keras.mask_of(y_pred)
         if _accumulation.is_counting():
@@ -262,9 +262,9 @@ class Crossentropy(NamedArguments, _one_program.HasProgram, keras.losses.Loss):
     def _warn_of_class_weight(self, y_true: Tensor, sample_weight: Tensor) -> None:
         """Says that the `class_weight` of `fit` is wrong for several labels to an example."""
         shape = tuple(getattr(arguments.tensor("y_true", y_true), "shape", ()))
-        if sample_weight is None or "class_weight" in self._warned or len(shape) < 2 or shape[-1] == 1:
+        if not self._instead_of_class_weight or sample_weight is None or len(shape) < 2 or shape[-1] == 1:
             return
-        if _keras.class_weight_of_fit() is not None:
+        if "class_weight" not in self._warned and _keras.class_weight_of_fit() is not None:
             self._warn_once(
                 "class_weight",
                 f"`class_weight` of `fit` is wrong for labels of shape {shape}: Keras makes one weight per example of "

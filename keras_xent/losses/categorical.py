@@ -13,6 +13,7 @@ from keras_xent.kernels import linear_softmax_cross_entropy, softmax_cross_entro
 from keras_xent.kernels._dtypes import accumulator_dtype, to_tensor
 from keras_xent.kernels._labels import class_weights
 from keras_xent.kernels._shapes import checked_axis, same_shape
+from keras_xent.losses._accumulation_warning import warn_of_accumulation
 from keras_xent.losses._fused import head_for, mask_and_weights, options_of
 from keras_xent.losses.base import Alignment, Crossentropy, Unreduced
 
@@ -103,6 +104,7 @@ class CategoricalCrossentropy(Crossentropy):
         head = None if reads_logits else head_for(self, arguments.tensor("y_pred", y_pred))
         if head is None:
             return super().__call__(y_true, y_pred, sample_weight)
+        warn_of_accumulation(self, y_pred, sample_weight)
         with keras.name_scope(self.name), arguments.named("y_true", "y_pred"):
             targets = to_tensor(arguments.tensor("y_true", y_true))
             self._check(targets, y_pred, Alignment())

@@ -14,6 +14,7 @@ from keras_xent.kernels._divergence import Divergence, Softmax, divergence_of_ro
 from keras_xent.kernels._dtypes import to_float_tensor, to_tensor
 from keras_xent.kernels._masking import where_or_zero
 from keras_xent.kernels._shapes import align_weights, same_shape
+from keras_xent.losses._accumulation_warning import warn_of_accumulation
 
 
 @keras.saving.register_keras_serializable(package="keras_xent")
@@ -76,7 +77,7 @@ class Distillation(keras.losses.Loss):
         self.temperature = arguments.above_zero("temperature", temperature)
         self._divergence = Divergence(divergence, beta)
         self.divergence, self.beta = divergence, beta
-        self._has_warned = False
+        self._warned: set[str] = set()
 
     @no_autograph
     def __call__(self, y_true: Tensor, y_pred: Tensor, sample_weight: Tensor = None) -> Tensor:
@@ -87,6 +88,7 @@ class Distillation(keras.losses.Loss):
                 "`y_true` must hold the teacher's logits, of the shape of `y_pred`. "
                 f"Received: y_true of shape {tuple(teacher.shape)} and y_pred of shape {tuple(student.shape)}."
             )
+        warn_of_accumulation(self, student, sample_weight)
         with keras.name_scope(self.name):
             shape = student.shape[:-1]
             valid = weights = None
@@ -112,8 +114,8 @@ class Distillation(keras.losses.Loss):
 
     def _overridden(self, teacher, student, valid, weights, head):
         """Applies masks, weights and reduction to the losses that a user's `call` returns."""
-        if head is not None and not self._has_warned:
-            self._has_warned = True
+        if head is not None and "call" not in self._warned:
+            self._warned.add("call")
             arguments.warn(
                 f"{type(self).__name__} overrides `call`, which gets the logits of layer '{head.layer}': they are "
                 "materialized, and the fused computation of the loss is not used."

@@ -5,7 +5,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_xent import _accumulation, _keras, _loss_statistics, arguments, provenance
+from keras_xent import _accumulation, _loss_statistics, arguments, provenance
 from keras_xent._backend import is_eager, no_autograph
 from keras_xent._types import DType, Reduction, Tensor
 from keras_xent.kernels import linear, sparse_softmax, sparse_softmax_cross_entropy
@@ -19,6 +19,7 @@ from keras_xent.kernels._labels import (
 )
 from keras_xent.kernels._options import SoftmaxOptions
 from keras_xent.kernels._shapes import checked_axis, same_shape, squeeze_class_axis
+from keras_xent.losses._accumulation_warning import warn_of_accumulation
 from keras_xent.losses._fused import head_for, mask_and_weights, options_of
 from keras_xent.losses.base import Alignment, Crossentropy, Unreduced
 
@@ -112,27 +113,13 @@ class SparseCategoricalCrossentropy(Crossentropy):
         """The reduced loss; without the logits, where their head is known."""
         if _accumulation.is_counting() and not self._overrides_call():
             return self._count(y_true, y_pred, sample_weight)
-        if not is_eager(y_pred):
-            self._warn_of_accumulation(y_pred, sample_weight)
         head = None if self._overrides_call() else head_for(self, arguments.tensor("y_pred", y_pred))
         if head is None:
             return super().__call__(y_true, y_pred, sample_weight)
+        warn_of_accumulation(self, y_pred, sample_weight)
         self._warn_of_class_weight(y_true, sample_weight)
         with keras.name_scope(self.name), arguments.named("y_true", "y_pred"):
             return ops.cast(self._fused(head, y_true, y_pred, sample_weight), self.dtype)
-
-    def _warn_of_accumulation(self, y_pred: Tensor, sample_weight: Tensor) -> None:
-        """Says that the optimizer takes the mean of means over unequal numbers of tokens."""
-        may_differ = self.ignore_class is not None or sample_weight is not None or _keras.mask_of(y_pred) is not None
-        if self.reduction == "token_mean" and self.normalizer is None and may_differ:
-            optimizer = getattr(_keras.model_of_step(), "optimizer", None)
-            if getattr(getattr(optimizer, "inner_optimizer", optimizer), "gradient_accumulation_steps", None):
-                self._warn_once(
-                    "accumulation",
-                    f"{type(self).__name__} is a mean over the tokens of each micro-batch, and the optimizer's "
-                    "`gradient_accumulation_steps` takes the mean of these means: tokens of short micro-batches weigh "
-                    "more. Use keras_xent.accumulate_gradients(model, steps) on whole batches, or `normalizer`.",
-                )
 
     def _fused(self, head: provenance.Head, y_true: Tensor, y_pred: Tensor, sample_weight: Tensor) -> Tensor:
         labels = to_tensor(arguments.tensor("y_true", y_true))

@@ -45,9 +45,10 @@ class Groups:
         x = _keras.inputs_of_step()
         if not isinstance(x, dict) or self.group_of not in x:
             raise ValueError(
-                f"`group_of` must name an entry of `x`, a dict, in `fit` and `evaluate`. Received: "
-                f"group_of={self.group_of!r}, and {f'x with {sorted(x)}' if isinstance(x, dict) else f'x={x!r}'}. "
-                "Outside of these, give `group_of` as a function of the labels."
+                "`group_of` must name an entry of `x`, a dict, in `fit`, `evaluate` and a model's own `train_step`. "
+                f"Received: group_of={self.group_of!r}, and "
+                f"{f'x with {sorted(x)}' if isinstance(x, dict) else f'x={x!r}'}. "
+                "In a loop of your own, give `group_of` as a function of the labels."
             )
         return x[self.group_of]
 

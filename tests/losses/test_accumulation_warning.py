@@ -1,0 +1,71 @@
+"""Which losses say that an optimizer takes the mean of means over unequal numbers of labels."""
+
+import warnings
+
+import keras
+import numpy as np
+import pytest
+
+import keras_xent as kx
+from tests.tiers import sample
+
+BY_NAME = {
+    "binary": lambda **options: kx.losses.BinaryCrossentropy(from_logits=True, **options),
+    "categorical": lambda **options: kx.losses.CategoricalCrossentropy(from_logits=True, **options),
+    "fused": lambda **options: kx.losses.CategoricalCrossentropy(from_logits=True, **options),
+    "distillation": lambda **options: kx.losses.Distillation(**options),
+    "sparse": lambda **options: kx.losses.SparseCategoricalCrossentropy(from_logits=True, **options),
+}
+
+
+def warnings_of_accumulation(loss, mask=False, weights=False, **options):
+    """Sentences about a loss whose optimizer accumulates gradients itself."""
+    inputs = keras.Input((2, 4))
+    hidden = keras.layers.Masking()(inputs) if mask else inputs
+    head = kx.layers.LogitsDense if loss == "fused" else keras.layers.Dense
+    model = keras.Model(inputs, head(3)(hidden))
+    model.compile(keras.optimizers.SGD(0.05, gradient_accumulation_steps=2), BY_NAME[loss](**options))
+    targets = np.zeros((2, 2), "int32") if loss == "sparse" else np.eye(3, dtype="float32")[[[0, 1], [1, 2]]]
+    weights = np.ones((2, 2), "float32") if weights else None
+    x = np.random.default_rng(0).standard_normal((2, 2, 4)).astype("float32")
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        model.fit(x, targets, sample_weight=weights, batch_size=1, epochs=2, verbose=0)
+    return [str(one.message) for one in found if "weigh more" in str(one.message)]
+
+
+MAY_DIFFER = [
+    ("binary", {"mask": True}),
+    ("binary", {"ignore_class": -1}),
+    ("binary", {"weights": True, "reduction": "mean_with_sample_weight"}),
+    ("categorical", {"mask": True, "reduction": "token_mean"}),
+    ("categorical", {"weights": True, "reduction": "token_mean"}),
+    ("fused", {"mask": True}),
+    ("distillation", {"mask": True}),
+    ("sparse", {"ignore_class": 2}),
+    ("sparse", {"reduction": "token_mean", "class_weight": [1.0, 2.0, 3.0]}),
+]
+FAST = [("binary", {"mask": True}), ("categorical", {"weights": True, "reduction": "token_mean"})]
+
+
+@pytest.mark.parametrize("loss, options", sample(MAY_DIFFER, FAST))
+def test_every_loss_warns_once_of_means_of_means(loss, options):
+    (message,) = warnings_of_accumulation(loss, **options)
+    assert "Use keras_xent.accumulate_gradients(model, steps) on whole batches." in message
+
+
+EXACT = [
+    ("binary", {}),
+    ("categorical", {"reduction": "token_mean"}),
+    ("fused", {}),
+    ("distillation", {}),
+    ("sparse", {"class_weight": [1.0, 2.0, 3.0]}),
+    # Weights are no part of the number of labels, and sums have no denominator.
+    ("binary", {"weights": True}),
+    ("categorical", {"mask": True, "reduction": "sum"}),
+]
+
+
+@pytest.mark.parametrize("loss, options", sample(EXACT, [("binary", {"weights": True})]))
+def test_no_loss_warns_where_the_mean_of_means_is_the_mean(loss, options):
+    assert warnings_of_accumulation(loss, **options) == []
