@@ -7,7 +7,6 @@ import keras
 import tensorflow as tf
 
 from keras_xent._backend._tensorflow_accumulation import accumulating_step as accumulating_step
-from keras_xent._backend._tensorflow_judging import judged_step as judged_step
 from keras_xent._backend._tensorflow_gradients import clear_programs as clear_programs
 from keras_xent._backend._tensorflow_gradients import custom_gradient as custom_gradient
 from keras_xent._backend._tensorflow_gradients import fused_gradient as fused_gradient
@@ -18,6 +17,7 @@ from keras_xent._backend._tensorflow_graph import assert_in_graph as assert_in_g
 from keras_xent._backend._tensorflow_graph import in_branch_of_xla as in_branch_of_xla
 from keras_xent._backend._tensorflow_graph import on_accelerator as on_accelerator
 from keras_xent._backend._tensorflow_graph import sums_pairwise as sums_pairwise
+from keras_xent._backend._tensorflow_judging import judged_step as judged_step
 from keras_xent._backend._tensorflow_program import is_concrete as is_concrete
 from keras_xent._backend._tensorflow_program import one_program as one_program
 from keras_xent._backend._tensorflow_program import reads_variables_once as reads_variables_once

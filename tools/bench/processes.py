@@ -53,7 +53,7 @@ def second_process(work: Work, rounds: int) -> dict:
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     for _ in range(rounds):
         with tempfile.TemporaryDirectory() as folder:
-            flags = f"--tf_xla_persistent_cache_directory={folder} --tf_xla_persistent_cache_device_types=XLA_CPU_JIT"
+            flags = f"--tf_xla_persistent_cache_directory={folder}"
             environment = {
                 **os.environ,
                 "PYTHONPATH": path,
