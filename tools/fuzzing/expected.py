@@ -86,8 +86,9 @@ def limits_of_rows(
     factor = np.maximum(1.0, np.abs(slopes).sum(1, keepdims=True)) * focal
     of_loss = (factor * p * delta + focal * np.abs(slopes) * delta).sum(1)
     of_gradient = 2 * factor * of_probability
-    # Where neither is 0 or 1, the difference of a probability and a target cancels; the sum of C terms is rounded.
-    is_soft = (slopes != 0).sum(1, keepdims=True) > 1
+    # Where neither is 0 or 1, the difference of a probability and a target cancels; the sum of C terms is rounded, and
+    # so is a smoothed target, of a single class too.
+    is_soft = ((slopes != 0).sum(1, keepdims=True) > 1) | (options.get("label_smoothing", 0.0) > 0)
     of_sum = max(1.0, np.sqrt(x.shape[1]) / 2)
     of_gradient = of_gradient + eps * of_sum * focal * is_soft * (factor * p + np.abs(slopes))
     if z := options.get("z_loss", 0.0):
