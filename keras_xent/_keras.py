@@ -268,8 +268,8 @@ def metrics_of_step() -> list[Any] | None:
     own = {} if model is None else vars(model)
     if model is None or type(model).compute_metrics is not keras.Model.compute_metrics or "compute_metrics" in own:
         return None
-    # Those that were given to `compile` are inside one of the model's metrics, once it is built.
-    return [one for outer in model.metrics for one in (outer, *getattr(outer, "metrics", ()))]
+    # Those that were given to `compile` are inside one of the model's metrics, which names them once it is built.
+    return [one for outer in model.metrics for one in (outer, *keras.tree.flatten(list(vars(outer).values())))]
 
 
 def is_loss_scaled() -> bool | None:

@@ -5,6 +5,7 @@ import pytest
 from keras import ops
 
 from keras_xent import kernels
+from tests.backend import TWO_MODES
 from tools.fuzzing import calls, checking, running
 from tools.fuzzing import kernels as fuzzed
 from tools.fuzzing.exploring import Explorer
@@ -81,3 +82,29 @@ def test_a_label_out_of_range_is_nan_where_class_0_has_weight_0(kernel, mode):
     call.arrays["class_weight"][0] = 0.0
     call.arrays["labels"][:2] = -5, 100
     assert not checking.check(call, running.run)[1]
+
+
+def naive(logits, targets):
+    """Losses and gradients in float32, as a textbook has them."""
+    x = logits - logits.max(1, keepdims=True)
+    log_p = x - np.log(np.exp(x).sum(1, keepdims=True))
+    return -(targets * log_p).sum(1), targets.sum(1, keepdims=True) * np.exp(log_p) - targets
+
+
+@pytest.mark.parametrize("kernel", ["softmax", "sparse_softmax", "linear", "linear_softmax"])
+def test_tolerances_are_a_small_multiple_of_the_error_of_naive_code(kernel):
+    call = drawn(program(kernel, fuzzed.KERNELS[kernel].shapes[2], mode=TWO_MODES[1]), seed=2)
+    arrays, is_linear = call.arrays, "linear" in kernel
+    if "labels" in arrays:
+        arrays["labels"] = np.abs(arrays["labels"].astype("int64")) % call.program.shape[-1]
+    with np.errstate(all="ignore"):
+        expected = fuzzed.KERNELS[kernel].expected(call)
+        logits = arrays["hidden"] @ arrays["kernel"] if is_linear else arrays["logits"]
+        targets = arrays["targets"] if "targets" in arrays else np.eye(logits.shape[-1])[arrays["labels"]]
+        losses, gradients = naive(logits.astype("float32"), targets.astype("float32"))
+        gradients = gradients * arrays["upstream"].astype("float32")[:, None]
+        name = "hidden" if is_linear else "logits"
+        gradients = gradients @ arrays["kernel"].astype("float32").T if is_linear else gradients
+        for found, limits in (losses, expected.values[0]), (gradients, expected.gradients[name]):
+            share = np.abs(found - limits.value) / limits.tolerance
+            assert np.nanmax(np.where(np.isfinite(share), share, 0)) > 1 / 40

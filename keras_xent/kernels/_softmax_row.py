@@ -183,8 +183,8 @@ def logits_gradient(
     if options.z_loss:
         at_max = at_max + shifted * (z_slope / sum_exp)
     off_max = shifted * ((target_sum + z_slope) / sum_exp) - target
-    max_above_half = ops.where(sum_exp_minus_one < 1.0, max_logit, float("nan"))
-    gradient = upstream * ops.where(ops.equal(x, max_above_half), at_max, off_max)
+    is_likely = ops.logical_and(ops.equal(x, max_logit), sum_exp_minus_one < 1.0)
+    gradient = upstream * ops.where(is_likely, at_max, off_max)
     return to_logits_dtype(gradient, dead_rows, logits, softcap)
 
 

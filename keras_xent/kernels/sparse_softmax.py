@@ -142,10 +142,12 @@ def forward(
         nll = nll * row.focal(nll, options.focal_gamma)[0]
     loss = multiply_no_nan(label_weight, nll)
     if smoothing:
+        # Each term is divided, since their sum may overflow.
+        off_value = smoothing / num_classes * weights
         sum_of_losses = row.sum_of_losses(
-            lambda weights: weights, ops.sum(weights), logits, (weights,), max_logit, sum_exp_minus_one, options
+            lambda weights: weights, ops.sum(off_value), logits, (off_value,), max_logit, sum_exp_minus_one, options
         )
-        loss = multiply_no_nan(1.0 - smoothing, loss) + smoothing / num_classes * sum_of_losses
+        loss = multiply_no_nan(1.0 - smoothing, loss) + sum_of_losses
     if class_weight is not None or smoothing == 1.0:
         # A factor of 0 has made 0 of the NaN of a label out of range, whose weight is that of class 0.
         loss = nan_unless(has_label, loss)

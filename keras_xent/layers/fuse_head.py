@@ -35,7 +35,7 @@ def fuse_head(model: Any, layer: Any = None) -> Any:
         ValueError: no output layer of these kinds is found.
 
     Warns:
-        UserWarning: the layer is quantized. It is left as it is.
+        UserWarning: the layer is quantized, other than to int8 or int4. It is left as it is.
 
     Example:
 
@@ -56,11 +56,10 @@ def fuse_head(model: Any, layer: Any = None) -> Any:
             f"Received: model '{model.name}' with {_described(head)} at its end. Name the output layer with "
             "`layer`, or build the model with `keras_xent.layers.LogitsDense`."
         )
-    if getattr(head, "quantization_mode", None):
+    if getattr(head, "quantization_mode", None) not in (None, "int8", "int4"):
         warnings.warn(
             f"fuse_head leaves layer '{head.name}' as it is, since it is quantized ({head.quantization_mode}): its "
-            "kernel is no plain matrix, and a loss reads its logits. A head that is fused first can be quantized "
-            "afterwards, to the same effect.",
+            "kernel is no matrix that is known, and a loss reads its logits.",
             stacklevel=2,
         )
         return model

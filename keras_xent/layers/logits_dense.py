@@ -8,6 +8,7 @@ from keras import ops
 
 from keras_xent import arguments, provenance
 from keras_xent._backend import snapshot
+from keras_xent.layers._quantized import dequantized, has_matrix, quantized_head
 from keras_xent.layers.vocabulary_layout import must_divide
 
 
@@ -65,7 +66,9 @@ class LogitsDense(keras.layers.Dense):
         return {**super().get_config(), "chunk_bytes": self.chunk_bytes}
 
     def quantize(self, mode: Any = None, type_check: bool = True, config: Any = None) -> None:
-        """Quantizes the weights as those of a `Dense` layer. A loss then reads the logits."""
+        """Quantizes the weights as those of a `Dense` layer. Of modes other than int8 and int4 a loss reads the
+        logits.
+        """
         super().quantize(mode, type_check=type_check and type(self) is not LogitsDense, config=config)
 
     def rematerialized_call(self, layer_call: Any, *args: Any, **kwargs: Any) -> Any:
@@ -122,7 +125,14 @@ def scaled_factors(layer: Any, factors: tuple[Any, Any]) -> tuple[Any, Any]:
 
 
 def call_quantized_dense(layer: Any, inputs: Any, training: bool | None = None) -> Any:
-    """Calls a quantized `Dense` layer, and marks its logits as those that a loss has to read."""
+    """Calls a quantized `Dense` layer, and attaches the provenance of its logits, or why a loss has to read them."""
     logits = keras.layers.Dense.quantized_call(layer, inputs, training=training)
-    provenance.mark_materialized(logits, layer.name, f"is quantized ({layer.quantization_mode})")
+    if has_matrix(layer) and layer.activation in (None, keras.activations.linear):
+        zero = getattr(layer, "kernel_zero", None)
+        kernel = dequantized(layer.kernel, layer.kernel_scale, zero, getattr(layer, "g_idx", None), axis=0)
+        # With groups of features Keras multiplies floats.
+        head = quantized_head(layer, inputs, training, kernel, rounds_inputs=zero is None, bias=layer.bias)
+        provenance.attach(logits, head)
+    else:
+        provenance.mark_materialized(logits, layer.name, f"is quantized ({layer.quantization_mode})")
     return logits

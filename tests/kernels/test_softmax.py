@@ -142,6 +142,17 @@ def test_the_gradient_of_a_flat_distribution_is_rounded_as_its_probabilities(cla
         assert np.abs(gradient).max() <= 2e-6 / classes
 
 
+def test_smoothed_losses_whose_sum_overflows():
+    logits = np.zeros((1, 2000), "float32")
+    logits[:, :20] = -3e38
+    right = 0.1 / 2000 * 20 * 3e38
+    for loss in (
+        sparse_softmax_cross_entropy(np.array([50]), logits, label_smoothing=0.1),
+        softmax_cross_entropy(np.eye(2000, dtype="float32")[[50]], logits, label_smoothing=0.1),
+    ):
+        np.testing.assert_allclose(to_numpy(loss), right, rtol=2e-6)
+
+
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_labels_are_not_rounded_to_the_dtype_of_16_bit_logits(dtype):
     labels, logits, loss, _ = facts.edge_labels()

@@ -466,12 +466,15 @@ def test_fuse_head_says_what_it_cannot_do():
     assert is_fused(kx.fuse_head(model, layer="out").layers[-1])
 
 
-def test_a_quantized_head_is_left_alone_with_a_warning():
+def test_a_head_that_is_no_matrix_is_left_alone_with_a_warning():
     model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3, name="out")])
-    model.quantize("int8")
+    model.quantize("float8")
     with pytest.warns(UserWarning, match="^fuse_head leaves layer 'out' as it is, since it is quantized"):
         kx.fuse_head(model)
     assert not is_fused(model.layers[-1])
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3, name="out")])
+    model.quantize("int8")
+    assert is_fused(kx.fuse_head(model).layers[-1])
 
 
 # Saving.

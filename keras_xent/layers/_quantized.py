@@ -1,0 +1,59 @@
+"""Heads of int8 and int4 weights: the matrix that a loss computes their logits from."""
+
+from typing import Any
+
+from keras import ops
+
+from keras_xent import provenance
+from keras_xent._backend import snapshot
+
+
+def has_matrix(layer: Any) -> bool:
+    """Returns whether a loss can compute from the weights of a quantized layer: int8 or int4, without LoRA."""
+    return layer.quantization_mode in ("int8", "int4") and not getattr(layer, "lora_enabled", False)
+
+
+def dequantized(weights: Any, scale: Any, zero: Any = None, groups: Any = None, *, axis: int) -> Any:
+    """The float32 matrix of integer weights, whose features lie along `axis`.
+
+    `scale` has a number for each class, by which it divides; or, with `zero`, one for each class and group of features,
+    by which it multiplies: `(weights - zero) scale`. `groups` has the group of each feature.
+    """
+    weights, scale = (ops.cast(snapshot(tensor), "float32") for tensor in (weights, scale))
+    if zero is None:
+        return weights / (scale if axis == 0 else ops.reshape(scale, (-1, 1)))
+    groups = ops.cast(snapshot(groups), "int32")
+    zero = ops.cast(snapshot(zero), "float32")
+    return (weights - ops.take(zero, groups, axis=axis)) * ops.take(scale, groups, axis=axis)
+
+
+def quantized_head(
+    layer: Any,
+    inputs: Any,
+    training: Any,
+    kernel: Any,
+    *,
+    rounds_inputs: bool = True,
+    bias: Any = None,
+    transpose_kernel: bool = False,
+    logit_softcap: float | None = None,
+) -> provenance.Head:
+    """The inputs of the logits of a quantized layer. The kernel is not trained."""
+    hidden, trained = ops.cast(inputs, "float32"), ["hidden"]
+    if rounds_inputs and layer.inputs_quantizer:
+        rounded, scale = layer.inputs_quantizer(inputs, axis=-1)
+        # As in Keras, the gradient passes the rounding of the inputs.
+        hidden = hidden + ops.stop_gradient(ops.cast(rounded, "float32") / ops.cast(scale, "float32") - hidden)
+    if bias is not None and bias.trainable:
+        trained.append("bias")
+    return provenance.Head(
+        hidden=hidden,
+        kernel=ops.stop_gradient(kernel),
+        bias=None if bias is None else snapshot(bias),
+        transpose_kernel=transpose_kernel,
+        logit_softcap=logit_softcap,
+        training=provenance.is_training(training),
+        gradients=tuple(trained),
+        layer=layer.name,
+        chunk_bytes=getattr(layer, "chunk_bytes", None),
+    )
