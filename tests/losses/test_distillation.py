@@ -118,6 +118,11 @@ def test_the_compiled_step_has_no_logits():
     assert "[50000,23]" not in text and "[200,250,23]" not in text
 
 
+def test_lists_are_taken_as_arrays():
+    loss = kx.losses.Distillation()
+    assert float(loss(TEACHER.tolist(), STUDENT.tolist())) == pytest.approx(float(loss(TEACHER, STUDENT)), rel=1e-6)
+
+
 def test_wrong_arguments_are_named():
     with pytest.raises(ValueError, match="`y_true` must hold the teacher's logits"):
         kx.losses.Distillation()(TEACHER[..., 1:], STUDENT)
