@@ -189,7 +189,8 @@ def _dense_backward(upstream, residuals, logits, targets, *, options):
     ratio = sum_targets / (1.0 + sum_exp_minus_one)
     at_max = (sum_targets[:, None] - targets) + ((exp_shifted - 1.0) - sum_exp_minus_one[:, None]) * ratio[:, None]
     off_max = exp_shifted * ratio[:, None] - targets
-    return upstream[:, None] * ops.where(exp_shifted >= 1.0, at_max, off_max)
+    max_above_half = ops.where(sum_exp_minus_one < 1.0, 1.0, float("inf"))
+    return upstream[:, None] * ops.where(exp_shifted >= max_above_half[:, None], at_max, off_max)
 
 
 DENSE = Step(_dense_forward, _dense_backward, _dense_keep)

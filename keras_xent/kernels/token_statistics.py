@@ -175,18 +175,18 @@ class StatisticsRule(Rule):
         below = row.max_minus_logit(upcast(x), max_logit, self.softcap)
         p = ops.exp(-below) / (1.0 + sum_exp_minus_one)
         u = upstream[:, 0:1]
-        off_label = -u
+        of_all: Tensor = 0.0 * u
         if self.everything:
             (mean_below,) = row.zero_rows(dead, mean_below)
             v, w = upstream[:, 1:2], upstream[:, 2:3]
             # log p + H has the mean 0: what a mean of many terms has rounded is in the rest of the sum of its parts.
             from_mean = below - mean_below
             rest = ops.sum(multiply_no_nan(p, from_mean), axis=1, keepdims=True)
-            off_label = off_label + w + multiply_no_nan(v, from_mean - rest)
+            of_all = w + multiply_no_nan(v, from_mean - rest)
         nll = row.nll(ops.take_along_axis(x, label, axis=1), max_logit, sum_exp_minus_one, self.softcap)
         # 1 - p of the label, exact where p has rounded to 1.
-        at_label = -u * ops.expm1(-nll) + where_or_zero(multiply_no_nan(p, off_label + u), is_label)
-        gradient = ops.where(is_label, at_label, multiply_no_nan(p, off_label))
+        at_label = -u * ops.expm1(-nll) + where_or_zero(multiply_no_nan(p, of_all), is_label)
+        gradient = ops.where(is_label, at_label, multiply_no_nan(p, of_all - u))
         return row.to_logits_dtype(self.scale * gradient, dead, x, self.softcap)
 
     def _scaled(self, logits):

@@ -36,11 +36,12 @@ def _differences(call, expected, values, gradients):
     for i, (value, limits) in enumerate(zip(values, expected.values, strict=True)):
         found += _compare(f"value {i}", value, limits, "float64" if call.program.dtype == "float64" else "float32")
     for name, limits in expected.gradients.items():
-        found += _compare(f"gradient for {name}", gradients[name], limits, call.program.dtype)
+        axis = call.program.get("axis", -1) if call.program.kernel in ("softmax", "sparse_softmax") else -1
+        found += _compare(f"gradient for {name}", gradients[name], limits, call.program.dtype, axis)
     return found
 
 
-def _compare(what: str, actual: np.ndarray, limits: Limits, dtype: str) -> list[str]:
+def _compare(what: str, actual: np.ndarray, limits: Limits, dtype: str, axis: int = -1) -> list[str]:
     if actual.shape != limits.value.shape:
         return [f"{what} has shape {actual.shape} instead of {limits.value.shape}"]
     largest = _LARGEST.get(dtype, 3.4028235e38)
@@ -56,8 +57,8 @@ def _compare(what: str, actual: np.ndarray, limits: Limits, dtype: str) -> list[
         right = close | same | overflown
         # Of a row without a derivative some entries may be limits; NaN is to be among them.
         if what.startswith("gradient") and actual.ndim > 1:
-            lost = np.isnan(value).any(-1, keepdims=True)
-            right = np.where(lost, np.isnan(actual).any(-1, keepdims=True), right)
+            lost = np.isnan(value).any(axis, keepdims=True)
+            right = np.where(lost, np.isnan(actual).any(axis, keepdims=True), right)
         right = right | np.isposinf(limits.tolerance)
     if right.all():
         return []

@@ -86,8 +86,9 @@ def limits_of_rows(
     factor = np.maximum(1.0, np.abs(slopes).sum(1, keepdims=True)) * focal
     of_loss = (factor * p * delta + focal * np.abs(slopes) * delta).sum(1)
     of_gradient = 2 * factor * of_probability
-    # Where neither is 0 or 1, the difference of a probability and a target cancels; the sum of C terms is rounded.
-    is_soft = (slopes != 0).sum(1, keepdims=True) > 1
+    # Where neither is 0 or 1, the difference of a probability and a target cancels; the sum of C terms is rounded, and
+    # so is a smoothed target, of a single class too.
+    is_soft = ((slopes != 0).sum(1, keepdims=True) > 1) | (options.get("label_smoothing", 0.0) > 0)
     of_sum = max(1.0, np.sqrt(x.shape[1]) / 2)
     of_gradient = of_gradient + eps * of_sum * focal * is_soft * (factor * p + np.abs(slopes))
     if z := options.get("z_loss", 0.0):
@@ -135,7 +136,6 @@ def softmax(call: Call) -> Expected:
     )
     for_targets = for_targets + 2 * focal * loss * np.abs(finite(of_targets))
     if smoothing:
-        of_targets[~q.any(1)] = np.nan
         for_targets[~q.any(1)] = np.inf
     return _of_logits(
         call, losses, of_loss, {"logits": (gradients, of_gradient), "targets": (of_targets, for_targets)}, axis
@@ -219,7 +219,11 @@ def sigmoid(call: Call) -> Expected:
         gradients, of_labels = (np.where(bad, np.nan, a) for a in (gradients, of_labels))
     loss, gradient, eps = precision_of(call)
     focal = (1 + options.get("focal_gamma", 0.0)) ** 2
-    of_loss = loss * focal * np.abs(finite(losses))
+    # Noisy labels, below 0 or above 1, are weights of either sign.
+    with np.errstate(invalid="ignore", over="ignore"):
+        noise = np.maximum(0, np.maximum(-y, y - 1))
+        terms = np.abs(losses) + noise * (np.maximum(1.0, pos_weight) * (np.abs(x) + 1))
+    of_loss = loss * focal * finite(np.where(soft, terms, 0))
     # Of two terms of the sizes of 1 and w, which may cancel. That of a label is the difference of two costs.
     small = np.exp(-np.abs(np.where(np.isnan(x), 0, x)))
     size = np.maximum(1.0, pos_weight) * np.where(np.abs(finite(gradients)) > 0, 1.0, 0.0)
@@ -227,9 +231,12 @@ def sigmoid(call: Call) -> Expected:
     of_gradient = gradient * focal * np.maximum(np.abs(finite(gradients)), size * is_soft * np.maximum(small, 1e-3))
     of_gradient = of_gradient + eps * focal * np.abs(finite(gradients)) * 4
     for_labels = 4 * focal * loss * (np.abs(finite(of_labels)) + np.maximum(1.0, pos_weight) * np.abs(finite(x)) + 1)
-    if focal > 1:
-        # Factors of logits that nearly overflow.
+    if focal > 1 or "focal_alpha" in options:
+        # Factors and terms of logits that nearly overflow.
         for_labels = np.where(np.abs(x) > 1e36, np.inf, for_labels)
+    if options.get("label_smoothing") == 1:
+        # A label that is smoothed away has no derivative, whatever it is and costs.
+        of_labels, for_labels = finite(of_labels), np.where(np.isnan(of_labels), np.inf, for_labels)
     upstream = call.arrays["upstream"]
     result = Expected()
     if call.program.get("axis") is None:

@@ -48,7 +48,7 @@ def _result(call, values, tolerances, d, of_d):
     """With gradients of the logits `d` `[N, C]`, already times the upstream gradient, and their tolerances."""
     hidden, kernel, _ = _matrices(call)
     gradient = precision_of(call)[1]
-    used = (d != 0).any(1) | np.isnan(d).any(1)
+    used = (d != 0).any(1) | np.isnan(d).any(1) | (of_d > 0).any(1)
     hidden = np.where(used[:, None], hidden, 0)
     result = Expected([Limits(v, t) for v, t in zip(values, tolerances, strict=True)])
     with np.errstate(invalid="ignore", over="ignore"):
@@ -229,8 +229,8 @@ def _of_divergence(call, losses, gradients, errors, q):
     largest = np.abs(gradients).max(1, keepdims=True)
     apart = (1 + np.abs(losses / t**2))[:, None]
     of_probabilities = 4 * error[:, None] * np.maximum(q, np.sqrt(q) * 1e-2) * apart
-    # The last term is the rounding of the oracle.
-    of_gradient = gradient * largest + t * (of_probabilities + 1e-15 * apart)
+    # The last terms are the rounding of two probabilities whose difference it is, and that of the oracle.
+    of_gradient = gradient * largest + t * (of_probabilities + 2 * eps * q + 1e-15 * apart)
     valid = call.arrays.get("mask", np.ones(len(losses), bool)).reshape(-1)
     weights = _weights(call, len(losses))
     name = options.get("reduction", "none")
