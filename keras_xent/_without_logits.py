@@ -71,7 +71,8 @@ def _only_output(model, returned):
     if len(outputs) != 1:
         raise ValueError(
             f"`model` must have one output, the logits. Received: model '{model.name}' with {len(outputs)} outputs. "
-            "Make a model of that one, for instance `keras.Model(model.inputs, model.outputs[0])`."
+            "Give a model of that one: `keras.Model(model.inputs, model.outputs[0])`, or a subclass whose `call` returns "
+            "it alone."
         )
     return outputs[0]
 
