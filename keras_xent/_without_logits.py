@@ -71,8 +71,8 @@ def _only_output(model, returned):
     if len(outputs) != 1:
         raise ValueError(
             f"`model` must have one output, the logits. Received: model '{model.name}' with {len(outputs)} outputs. "
-            "Give a model of that one: `keras.Model(model.inputs, model.outputs[0])`, or a subclass whose `call` returns "
-            "it alone."
+            "Give a model of that one: `keras.Model(model.inputs, model.outputs[0])`, or a subclass whose `call` "
+            "returns it alone."
         )
     return outputs[0]
 
