@@ -35,30 +35,46 @@ def call_without_logits(model: Any, x: Any, training: bool | None = None) -> Out
     """The model's output, as a head wherever its output layer is a `Dense` or a `ReversibleEmbedding`.
 
     Of a Functional or Sequential model the output layer is known. A subclassed model has to return what a `LogitsDense`
-    or `TiedLogits` layer gave it, itself.
+    or `TiedLogits` layer gave it, itself. Raises a ValueError where the model has several outputs.
     """
     layer = output_layer(model)
     if layer is not None and _is_head(layer):
         with _heads_of([layer]) as found:
-            returned = model(x, training=training)
+            returned = _only_output(model, model(x, training=training))
         # A model may call its output layer in a way of its own, and never come here.
         if found:
             return Output(found[-1][0], None, _keras.mask_of(returned))
     elif layer is None and (layers := [one for one in _keras.all_layers(model) if _is_logits_layer(one)]):
         try:
             with _heads_of(layers) as found:
-                returned = model(x, training=training)
+                returned = _only_output(model, model(x, training=training))
         except Exception:  # What comes after the head did not expect a stand-in; the call below tells the truth.
             found = []
         heads = [head for head, stand_in in found if stand_in is returned]
         if heads:
             return Output(heads[-1], None, _keras.mask_of(returned))
-    predictions = model(x, training=training)
+    predictions = _only_output(model, model(x, training=training))
     mask = _keras.mask_of(predictions)
-    expected = "sigmoid" if predictions.shape[-1] == 1 else "softmax"
+    expected = "sigmoid" if len(predictions.shape) == 1 or predictions.shape[-1] == 1 else "softmax"
     activation, logits = provenance.activation_and_logits(predictions, expected)
+    if activation == "sigmoid" != expected:
+        raise ValueError(
+            "`model` must return logits, or a softmax of them. Received: a sigmoid of "
+            f"{predictions.shape[-1]} units, whose probabilities are those of independent labels, not of classes."
+        )
     logits = logits if activation == expected else predictions
     return Output(None if is_eager(logits) else provenance.head_of(logits), logits, mask)
+
+
+def _only_output(model, returned):
+    outputs = keras.tree.flatten(returned)
+    if len(outputs) != 1:
+        raise ValueError(
+            f"`model` must have one output, the logits. Received: model '{model.name}' with {len(outputs)} outputs. "
+            "Give a model of that one: `keras.Model(model.inputs, model.outputs[0])`, or a subclass whose `call` "
+            "returns it alone."
+        )
+    return outputs[0]
 
 
 def _is_logits_layer(layer):

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import keras
+import numpy as np
 from keras import ops
 
 from keras_xent import arguments
@@ -39,7 +40,7 @@ def calibrate(
     cross-entropy is the mean entropy, and that is what is solved, by the method of Ridders.
 
     Args:
-        model: a Keras model that returns logits, or a softmax or sigmoid of them.
+        model: a Keras model with one output, logits, a softmax of them, or one unit before or after a sigmoid.
         data: `(x, y)` arrays, or anything that gives batches `(x, y)` or `(x, y, sample_weight)` as often as it is
             iterated over: a `tf.data.Dataset`, a `keras.utils.PyDataset`, a list.
         ignore_class: the label of padding. The Keras mask of the predictions counts too.
@@ -118,9 +119,10 @@ def _root(function, tolerance):
 def _batches(data: Any, batch_size: int) -> Iterator[tuple[Any, Any, Any]]:
     is_arrays = isinstance(data, (tuple, list)) and 2 <= len(data) <= 3 and not isinstance(data[0], tuple)
     if is_arrays:
-        rows = len(keras.tree.flatten(data[1])[0])
-        for start in range(0, rows, batch_size):
-            piece = keras.tree.map_structure(lambda a: a[start : start + batch_size], tuple(data))  # noqa: B023
+        x, *others = data
+        arrays = (x, *(np.asarray(one) if isinstance(one, list) else one for one in others))
+        for start in range(0, len(arrays[1]), batch_size):
+            piece = keras.tree.map_structure(lambda a: a[start : start + batch_size], arrays)  # noqa: B023
             yield (*piece, None)[:3]
         return
     # A PyDataset has a length, and may be read by index only.
@@ -135,15 +137,17 @@ def _difference_and_weight(
     """Sums over the valid labels of a batch: of cross-entropy less entropy, and of the weights."""
     head, logits = output.head, output.logits
     if head is not None and head.num_classes == 1:
-        logits = matmul(_rows(head.hidden), head.merged_kernel(), transpose_b=head.transpose_kernel)
-        logits, head = logits if head.bias is None else logits + head.bias, None
+        rows = ops.reshape(head.hidden, (-1, head.hidden.shape[-1]))
+        logits = matmul(rows, head.merged_kernel(), transpose_b=head.transpose_kernel)
+        logits = logits if head.bias is None else logits + head.bias
+        logits, head = ops.reshape(logits, (*ops.shape(head.hidden)[:-1], 1)), None
     labels = to_tensor(arguments.tensor("labels", labels))
     if head is None:
         logits = to_float_tensor(logits)
-        if logits.shape[-1] == 1 or len(logits.shape) == 1:
-            column = ops.reshape(logits, (-1, 1))
+        logits = ops.expand_dims(logits, -1) if len(logits.shape) == 1 else logits
+        if logits.shape[-1] == 1:
             # A binary classifier is one of two classes, the logit of the other being 0.
-            logits, labels = ops.concatenate([ops.zeros_like(column), column], axis=1), ops.reshape(labels, (-1,))
+            logits = ops.concatenate([ops.zeros_like(logits), logits], axis=-1)
     like = logits if head is None else head.hidden
     labels = squeeze_class_axis(labels, like, len(like.shape) - 1)
     valid = valid_mask(labels, None, ignore_class)
@@ -176,7 +180,3 @@ def _difference_and_weight(
         weights = weights * align_weights(ops.cast(to_tensor(weight), nll.dtype), nll.shape)
     difference = ops.where(ops.equal(weights, 0), 0.0, (nll - entropy) * weights)
     return float(ops.sum(difference)), float(ops.sum(weights))
-
-
-def _rows(hidden):
-    return ops.reshape(hidden, (-1, hidden.shape[-1]))

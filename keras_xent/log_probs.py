@@ -34,7 +34,7 @@ def token_log_probs(
     Formula: `log softmax(logits / temperature)[label]`.
 
     Args:
-        model: a Keras model that returns logits `[B, T, V]`, or a softmax of them.
+        model: a Keras model with one output, logits `[B, T, V]` or a softmax of them.
         x: the inputs of the model.
         labels: integers `[B, T]`: what the model should predict at each position, the tokens that come next.
         mask: booleans `[B, T]`; False entries give 0. The Keras mask of the model's output counts too.
@@ -45,7 +45,7 @@ def token_log_probs(
         `[B, T]` (the shape of the labels), float32, never above 0.
 
     Raises:
-        ValueError: shapes that do not fit; in eager mode, a label out of range.
+        ValueError: shapes that do not fit; several outputs; in eager mode, a label out of range.
 
     Example:
 
@@ -79,7 +79,7 @@ def sequence_log_probs(
     sequence without a valid token.
 
     Args:
-        model: a Keras model that returns logits `[B, T, V]`, or a softmax of them.
+        model: a Keras model with one output, logits `[B, T, V]` or a softmax of them.
         x: the inputs of the model.
         labels: integers `[B, T]`: what the model should predict at each position, the tokens that come next.
         mask: booleans `[B, T]`: which tokens belong to the completion. The Keras mask of the output counts too.
@@ -91,7 +91,7 @@ def sequence_log_probs(
         `[B]`, float32.
 
     Raises:
-        ValueError: shapes that do not fit; in eager mode, a label out of range.
+        ValueError: shapes that do not fit; several outputs; in eager mode, a label out of range.
 
     Example:
 
@@ -118,6 +118,11 @@ def _log_probs_and_valid(model, x, labels, mask, temperature, training):
     temperature = arguments.above_zero("temperature", temperature)
     output = call_without_logits(model, x, training)
     like = output.logits if output.head is None else output.head.hidden
+    if (like.shape[-1] if output.head is None else output.head.num_classes) == 1:
+        raise ValueError(
+            "`model` must return a number for each class. Received: one unit, of a yes-or-no answer. Give a model with "
+            "two units, or use the binary loss."
+        )
     labels = squeeze_class_axis(to_tensor(arguments.tensor("labels", labels)), like, len(like.shape) - 1)
     valid = None
     for one in (mask, output.mask):

@@ -18,6 +18,18 @@ LABELS = RNG.integers(1, VOCABULARY, (4, LENGTH)).astype("int32")
 MASK = np.arange(LENGTH) < np.array([5, 3, 1, 0])[:, None]
 
 
+class OfStructure(keras.Model):
+    """A model that returns its logits inside a structure, and perhaps more."""
+
+    def __init__(self, structure):
+        super().__init__()
+        self.embedding, self.head = keras.layers.Embedding(VOCABULARY, WIDTH), kx.layers.LogitsDense(VOCABULARY)
+        self.structure = structure
+
+    def call(self, x):
+        return self.structure(self.head(self.embedding(x)))
+
+
 class Subclassed(keras.Model):
     """A model that returns what its head returns, or something made from it."""
 
@@ -49,6 +61,7 @@ MODELS = {
     "fused": lambda: kx.fuse_head(sequential(keras.layers.Dense(VOCABULARY))),
     "subclassed": Subclassed,
     "subclassed, scaled": lambda: Subclassed(np.linspace(0.5, 2, VOCABULARY).astype("float32")),
+    "in a dict": lambda: OfStructure(lambda logits: {"logits": logits}),
     "softmax layer": lambda: keras.Sequential(
         [keras.layers.Embedding(VOCABULARY, WIDTH), keras.layers.Dense(VOCABULARY), keras.layers.Softmax()]
     ),
@@ -63,7 +76,7 @@ def built(name):
 
 
 def from_predictions(model, temperature=1.0, probabilities=False):
-    x = to_numpy(model(TOKENS))
+    x = to_numpy(keras.tree.flatten(model(TOKENS))[0])
     x = np.log(x) if probabilities else x
     x = x / temperature
     log_p = x - np.log(np.exp(x).sum(-1, keepdims=True))
@@ -185,6 +198,36 @@ def test_wrong_arguments_are_named():
         kx.token_log_probs(model, TOKENS, LABELS, temperature=-1)
     with pytest.raises(ValueError, match="`labels` must have the shape"):
         kx.token_log_probs(model, TOKENS, LABELS[:, 1:])
+
+
+@pytest.mark.parametrize(
+    "make, sentence",
+    [
+        (lambda: OfStructure(lambda logits: (logits, logits[..., :1])), "one output, .* with 2 outputs"),
+        (lambda: two_heads(kx.layers.LogitsDense), "one output, .* with 2 outputs"),
+        (lambda: two_heads(keras.layers.Dense), "one output, .* with 2 outputs"),
+        (lambda: sequential(keras.layers.Dense(VOCABULARY, activation="sigmoid")), "Received: a sigmoid of 31 units"),
+        (lambda: sequential(keras.layers.Dense(1)), "Received: one unit"),
+        (lambda: sequential(keras.layers.Dense(1, activation="sigmoid")), "Received: one unit"),
+    ],
+)
+def test_models_without_one_output_of_classes_are_refused(make, sentence):
+    with pytest.raises(ValueError, match="`model` must .*" + sentence):
+        kx.token_log_probs(make(), TOKENS, LABELS)
+
+
+def two_heads(layer):
+    tokens = keras.Input((None,), dtype="int32")
+    hidden = keras.layers.Embedding(VOCABULARY, WIDTH)(tokens)
+    return keras.Model(tokens, {"next": layer(VOCABULARY)(hidden), "value": keras.layers.Dense(1)(hidden)})
+
+
+def test_the_keras_mask_of_a_single_output_in_a_list_counts():
+    model, padded = built("LogitsDense"), np.where(MASK, TOKENS, 0)
+    listed = keras.Model(model.inputs, [model.outputs[0]])
+    np.testing.assert_array_equal(
+        to_numpy(kx.token_log_probs(listed, padded, LABELS)), to_numpy(kx.token_log_probs(model, padded, LABELS))
+    )
 
 
 @pytest.mark.parametrize("name", ["plain Dense", "TiedLogits", "subclassed"])

@@ -55,6 +55,18 @@ class Matrices(NamedTuple):
         return hidden, self.kernel, self.bias, projected, inner
 
 
+class OverTokens(NamedTuple):
+    """The arguments that every linear loss of tokens has."""
+
+    mask: Tensor
+    token_weights: Tensor
+    reduction: str | None
+    normalizer: float | None
+    training: bool
+    gradients: tuple[str, ...]
+    chunk_bytes: int | None
+
+
 def _needs_grad(gradients):
     hidden, kernel, bias, low_rank = (name in gradients for name in GRADIENTS)
     return hidden, kernel, bias, hidden or low_rank, low_rank
@@ -151,9 +163,17 @@ def reduced(
 
 
 def reduced_over_tokens(
-    rule: Rule, matrices: Matrices, data: Data, *, mask: Tensor, token_weights: Tensor, **options: Any
+    rule: Rule,
+    matrices: Matrices,
+    rows: tuple[Tensor, ...],
+    constants: tuple[Tensor, ...] = (),
+    *,
+    label_weights: Tensor = None,
+    options: OverTokens,
 ) -> Tensor:
-    """The loss of a rule with one column, masked, weighted and reduced."""
+    """The loss of a rule with one column, masked, weighted and reduced; the rows are `[..., K]`, one for each token."""
+    data = Data(None, tuple(ops.reshape(one, (-1, one.shape[-1])) for one in rows), constants)
+    mask, token_weights, *_ = options
     shape = matrices.hidden.shape[:-1]
     like = ops.zeros(ops.shape(matrices.hidden)[:-1], "bool")
     valid = weights = None
@@ -163,7 +183,20 @@ def reduced_over_tokens(
     if token_weights is not None:
         weights = ops.cast(to_tensor(token_weights), accumulator_dtype(matrices.hidden))
         weights = align_weights(weights, shape, "token_weights", like=like)
-    return reduced(rule, matrices, data, valid=valid, weights=weights, **options)[0]
+    loss, _ = reduced(
+        rule,
+        matrices,
+        data,
+        valid=valid,
+        weights=weights,
+        label_weights=label_weights,
+        reduction=options.reduction,
+        normalizer=options.normalizer,
+        training=options.training,
+        gradients=options.gradients,
+        chunk_bytes=options.chunk_bytes,
+    )
+    return loss
 
 
 def _flat(data):

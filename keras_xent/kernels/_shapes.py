@@ -163,7 +163,7 @@ def _misaligned(name, given, shape):
         allowed.insert(2, (shape[0], 1))
     if name == "mask":
         fix = (
-            "It is the Keras mask of the predictions, which a layer has passed on though it changed their shape. Take "
+            "If it is the Keras mask of the predictions, a layer has passed it on though it changed their shape. Take "
             "it off with a layer that has no mask (`keras.layers.Lambda(lambda x: x)`), or leave out mask_zero=True."
         )
     elif len(shape) > 2:

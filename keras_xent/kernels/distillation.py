@@ -10,8 +10,7 @@ from keras_xent._backend import matmul, no_autograph, on_accelerator
 from keras_xent._types import Tensor
 from keras_xent.kernels._divergence import Divergence, Softmax
 from keras_xent.kernels._dtypes import accumulator_dtype
-from keras_xent.kernels._linear_loop import Data
-from keras_xent.kernels._linear_pass import GRADIENTS, checked_matrices, reduced_over_tokens
+from keras_xent.kernels._linear_pass import GRADIENTS, OverTokens, checked_matrices, reduced_over_tokens
 from keras_xent.kernels._rule import Rule
 from keras_xent.kernels._shapes import same_shape
 
@@ -109,19 +108,8 @@ def linear_distillation(
         Softmax(temperature, arguments.positive("teacher_logit_softcap", teacher_logit_softcap)),
         teacher.transpose,
     )
-    rows, kernel, bias, *_ = teacher.inputs(None)
-    return reduced_over_tokens(
-        rule,
-        student,
-        Data(None, (rows,), (kernel, bias)),
-        mask=mask,
-        token_weights=token_weights,
-        reduction=reduction,
-        normalizer=normalizer,
-        training=training,
-        gradients=gradients,
-        chunk_bytes=chunk_bytes,
-    )
+    options = OverTokens(mask, token_weights, reduction, normalizer, training, gradients, chunk_bytes)
+    return reduced_over_tokens(rule, student, (teacher.hidden,), (teacher.kernel, teacher.bias), options=options)
 
 
 @dataclass(frozen=True)

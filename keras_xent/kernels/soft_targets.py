@@ -10,8 +10,7 @@ from keras_xent._types import Tensor
 from keras_xent.kernels import softmax
 from keras_xent.kernels._dtypes import accumulator_dtype, to_tensor
 from keras_xent.kernels._labels import class_weights
-from keras_xent.kernels._linear_loop import Data
-from keras_xent.kernels._linear_pass import GRADIENTS, checked_matrices, reduced_over_tokens
+from keras_xent.kernels._linear_pass import GRADIENTS, OverTokens, checked_matrices, reduced_over_tokens
 from keras_xent.kernels._options import SoftmaxOptions
 from keras_xent.kernels._rule import Rule
 from keras_xent.kernels._shapes import same_shape
@@ -107,19 +106,9 @@ def linear_softmax_cross_entropy(
         # A row of targets weighs as much as its sum, an all-zero one nothing.
         of_classes = ops.ones((1, matrices.num_classes), dtype) if weights is None else weights
         label_weights = ops.squeeze(ops.matmul(ops.cast(targets, dtype), ops.transpose(of_classes)), axis=-1)
-    return reduced_over_tokens(
-        SoftTargetRule(SoftmaxOptions(label_smoothing, focal_gamma, z_loss, logit_softcap)),
-        matrices,
-        Data(None, (ops.reshape(targets, (-1, matrices.num_classes)),), (weights,)),
-        mask=mask,
-        token_weights=token_weights,
-        label_weights=label_weights,
-        reduction=reduction,
-        normalizer=normalizer,
-        training=training,
-        gradients=gradients,
-        chunk_bytes=chunk_bytes,
-    )
+    rule = SoftTargetRule(SoftmaxOptions(label_smoothing, focal_gamma, z_loss, logit_softcap))
+    options = OverTokens(mask, token_weights, reduction, normalizer, training, gradients, chunk_bytes)
+    return reduced_over_tokens(rule, matrices, (targets,), (weights,), label_weights=label_weights, options=options)
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,7 @@ from keras_xent._backend import add_at_columns, no_autograph
 from keras_xent._types import Tensor
 from keras_xent.kernels._divergence import Softmax
 from keras_xent.kernels._dtypes import accumulator_dtype, to_tensor
-from keras_xent.kernels._linear_loop import Data
-from keras_xent.kernels._linear_pass import GRADIENTS, checked_matrices, reduced_over_tokens
+from keras_xent.kernels._linear_pass import GRADIENTS, OverTokens, checked_matrices, reduced_over_tokens
 from keras_xent.kernels._masking import multiply_no_nan
 from keras_xent.kernels._rule import Rule
 from keras_xent.kernels._shapes import same_shape
@@ -88,24 +87,13 @@ def linear_top_k_distillation(
                 f"Received: ids of shape {tuple(ids.shape)}, log_probs of shape {tuple(log_probs.shape)} and hidden of "
                 f"shape {tuple(student.hidden.shape)}."
             )
-    k = ids.shape[-1]
     is_class = ops.logical_and(ids >= 0, ids < student.num_classes)
     ids = ops.cast(ops.where(is_class, ids, ops.zeros_like(ids)), "int32")
     log_probs = ops.where(is_class, ops.stop_gradient(log_probs), -math.inf)
     softcap = arguments.positive("logit_softcap", logit_softcap)
     rule = TopKRule(Softmax(arguments.above_zero("temperature", temperature), softcap))
-    return reduced_over_tokens(
-        rule,
-        student,
-        Data(None, (ops.reshape(ids, (-1, k)), ops.reshape(log_probs, (-1, k)))),
-        mask=mask,
-        token_weights=token_weights,
-        reduction=reduction,
-        normalizer=normalizer,
-        training=training,
-        gradients=gradients,
-        chunk_bytes=chunk_bytes,
-    )
+    options = OverTokens(mask, token_weights, reduction, normalizer, training, gradients, chunk_bytes)
+    return reduced_over_tokens(rule, student, (ids, log_probs), options=options)
 
 
 @dataclass(frozen=True)

@@ -82,7 +82,8 @@ class Distillation(keras.losses.Loss):
     @no_autograph
     def __call__(self, y_true: Tensor, y_pred: Tensor, sample_weight: Tensor = None) -> Tensor:
         """The reduced loss, a scalar of the loss's dtype (of the shape of the tokens for reduction None)."""
-        teacher, student = arguments.tensor("y_true", y_true), arguments.tensor("y_pred", y_pred)
+        teacher = provenance.read_variable(arguments.tensor("y_true", y_true))
+        student = provenance.read_variable(arguments.tensor("y_pred", y_pred))
         if not same_shape(teacher.shape, student.shape):
             raise ValueError(
                 "`y_true` must hold the teacher's logits, of the shape of `y_pred`. "

@@ -1,16 +1,30 @@
 """Log-probabilities as arguments: of a float dtype, and of one shape."""
 
+import keras
+from keras import ops
+
+from keras_xent import arguments
 from keras_xent._types import Tensor
-from keras_xent.kernels._dtypes import to_float_tensor, upcast
+from keras_xent.kernels._dtypes import dtype_of, to_float_tensor, upcast
 from keras_xent.kernels._shapes import same_shape
 
 
 def aligned(**log_probs: Tensor) -> list[Tensor]:
-    """The arguments as tensors of at least 32 bits; a ValueError names the one whose shape is not the first's."""
-    tensors = [upcast(to_float_tensor(value)) for value in log_probs.values()]
+    """The arguments as tensors of one dtype, the first's in at least 32 bits.
+
+    A ValueError names the one that is no tensor of numbers, or whose shape is not the first's.
+    """
+    tensors = [to_float_tensor(_checked(name, value)) for name, value in log_probs.items()]
     for name, one in zip(log_probs, tensors, strict=True):
         check_shape(name, one, tensors[0])
-    return tensors
+    # Reference log-probabilities come from NumPy, in float64 as likely as not.
+    first = upcast(tensors[0])
+    return [first, *(ops.cast(one, dtype_of(first)) for one in tensors[1:])]
+
+
+def _checked(name, value):
+    # Inside a Functional model they are symbolic.
+    return value if isinstance(value, keras.KerasTensor) else arguments.tensor(name, value)
 
 
 def check_shape(name: str, tensor: Tensor, like: Tensor) -> None:

@@ -28,7 +28,8 @@ def grpo(
     Advantages are the rewards of several completions of one prompt, less their mean (and divided by their deviation).
 
     Formula of a token, with `r = exp(policy - old)` and `d = reference - policy`:
-    `-min(r A, clip(r, 1 - epsilon, 1 + epsilon_high) A) + beta (exp(d) - d - 1)`.
+    `-min(r A, clip(r, 1 - epsilon, 1 + epsilon_high) A) + beta (exp(d) - d - 1)`. Both differences are clipped to
+    [-20, 20], as verl does: the loss and its gradient are finite, and 0 is the gradient beyond.
 
     Args:
         policy_logps: `[B, T]`, of each token of the completions, by the model that is trained.
@@ -57,10 +58,11 @@ def grpo(
 
     References: arXiv:2402.03300, equation (3); clip range of two sides and token mean, arXiv:2503.14476 (DAPO).
     """
-    policy, old = aligned(policy_logps=policy_logps, old_logps=old_logps)
     _reduction.checked_reduction(reduction)
     if arguments.not_negative("beta", beta) and reference_logps is None:
         raise ValueError(f"`reference_logps` must be given where `beta` is not 0. Received: beta={beta!r}.")
+    given = {"policy_logps": policy_logps, "old_logps": old_logps}
+    policy, old, *reference = aligned(**given, **({"reference_logps": reference_logps} if beta else {}))
     valid = None
     if mask is not None:
         valid = ops.cast(to_tensor(mask), "bool")
@@ -69,11 +71,15 @@ def grpo(
     policy, old = where_or_zero(policy, valid), where_or_zero(ops.stop_gradient(old), valid)
     advantages = align_weights(ops.cast(to_tensor(advantages), policy.dtype), policy.shape, "advantages")
     high = arguments.not_negative("epsilon_high", epsilon if epsilon_high is None else epsilon_high)
-    ratio = ops.exp(policy - old)
+    ratio = ops.exp(_clipped(policy - old))
     clipped = ops.clip(ratio, 1.0 - arguments.not_negative("epsilon", epsilon), 1.0 + high)
     losses = -ops.minimum(ratio * advantages, clipped * advantages)
     if beta:
-        (reference,) = aligned(reference_logps=reference_logps)
-        difference = where_or_zero(ops.stop_gradient(reference), valid) - policy
+        difference = _clipped(where_or_zero(ops.stop_gradient(reference[0]), valid) - policy)
         losses = losses + beta * (ops.expm1(difference) - difference)
     return _reduction.reduce(where_or_zero(losses, valid), reduction=reduction, valid=valid)
+
+
+def _clipped(log_ratio):
+    # The exponential of more would be infinite, and its product with a derivative of 0 NaN.
+    return ops.clip(log_ratio, -20.0, 20.0)

@@ -71,11 +71,11 @@ def test_configurations_round_trip():
     assert keras.saving.deserialize_keras_object(config).get_config() == loss.get_config()
 
 
-def model(width, seed):
+def model(width, seed, head=kx.layers.LogitsDense, dtype=None):
     keras.utils.set_random_seed(seed)
     tokens = keras.Input((None,), dtype="int32")
-    x = keras.layers.Embedding(23, width, mask_zero=True)(tokens)
-    return keras.Model(tokens, kx.layers.LogitsDense(23)(x))
+    x = keras.layers.Embedding(23, width, mask_zero=True, dtype=dtype)(tokens)
+    return keras.Model(tokens, head(23, dtype=dtype)(x))
 
 
 def test_keras_distiller_trains_a_student_without_logits(monkeypatch):
@@ -100,6 +100,25 @@ def test_keras_distiller_trains_a_student_without_logits(monkeypatch):
     assert losses[0] == pytest.approx(4 * (p * np.log(p / q)).sum(-1).mean(), rel=1e-4)
 
 
+@fast_for("mixed_bfloat16-LogitsDense-LogitsDense")
+@pytest.mark.parametrize("student_head", [kx.layers.LogitsDense, keras.layers.Dense])
+@pytest.mark.parametrize("teacher_head", [kx.layers.LogitsDense, keras.layers.Dense])
+@pytest.mark.parametrize("dtype", ["float32", "mixed_bfloat16"])
+def test_keras_distiller_of_all_heads_has_the_divergence_of_the_valid_tokens(dtype, teacher_head, student_head):
+    teacher, student = model(16, 0, teacher_head, dtype), model(8, 1, student_head, dtype)
+    for one in (teacher, student):
+        one.set_weights([20 * w for w in one.get_weights()])
+    tokens = np.where(MASK, RNG.integers(1, 23, MASK.shape), 0)
+    p, q = (softmax(to_numpy(one(tokens))[MASK] / 2) for one in (teacher, student))
+    loss = kx.distillation.LogitsDistillation(2.0)
+    distiller = keras.distillation.Distiller(teacher, student, loss, student_loss_weight=0.0)
+    distiller.compile("sgd", loss=kx.losses.MaskedSequenceCrossentropy())
+    found = distiller.evaluate(tokens, tokens, verbose=0, return_dict=True)["distillation_loss"]
+    # Logits in bfloat16 have 8 bits, those of the heads are not rounded.
+    expected = 4 * (p * np.log(p / q)).sum(-1).mean()
+    assert found == pytest.approx(expected, rel=1e-5 if dtype == "float32" else 0.02)
+
+
 @pytest.mark.skipif(BACKEND != "tensorflow", reason="reads a graph")
 def test_the_compiled_step_has_no_logits():
     import tensorflow as tf
@@ -116,6 +135,11 @@ def test_the_compiled_step_has_no_logits():
     tokens = tf.constant(np.tile(np.arange(23), (200, 11))[:, :250], "int32")
     text = step.experimental_get_compiler_ir(tokens)(stage="optimized_hlo")
     assert "[50000,23]" not in text and "[200,250,23]" not in text
+
+
+def test_lists_are_taken_as_arrays():
+    loss = kx.losses.Distillation()
+    assert float(loss(TEACHER.tolist(), STUDENT.tolist())) == pytest.approx(float(loss(TEACHER, STUDENT)), rel=1e-6)
 
 
 def test_wrong_arguments_are_named():

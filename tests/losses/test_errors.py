@@ -31,7 +31,7 @@ ALIGNED = (
     "Received: {what} of shape {given}. {fix}"
 )
 OF_LAYERS = (
-    "It is the Keras mask of the predictions, which a layer has passed on though it changed their shape. Take it off "
+    "If it is the Keras mask of the predictions, a layer has passed it on though it changed their shape. Take it off "
     "with a layer that has no mask (`keras.layers.Lambda(lambda x: x)`), or leave out mask_zero=True."
 )
 STEPS = "For one weight per example give shape [batch] or [batch, 1]; for one per time step [batch, time]."

@@ -162,6 +162,29 @@ def test_a_binary_classifier(activation):
     assert nll(found) < min(nll(found * factor) for factor in (0.99, 1.01))
 
 
+@pytest.mark.parametrize("layer", [kx.layers.LogitsDense, keras.layers.Dense])
+def test_a_binary_answer_for_each_token_counts_where_the_mask_says(layer):
+    tokens = np.where(np.arange(6) < RNG.integers(1, 7, (60, 1)), RNG.integers(1, 9, (60, 6)), 0)
+    ids = keras.Input((None,), dtype="int32")
+    logits = layer(1)(keras.layers.Embedding(9, 4, "normal", mask_zero=True)(ids))
+    model, mask = keras.Model(ids, logits), tokens != 0
+    kernel = model.layers[-1].kernel
+    kernel.assign(kernel * 3 / float(to_numpy(model(tokens))[mask].std()))
+    z = to_numpy(model(tokens))[..., 0]
+    y = (RNG.random(z.shape) < 1 / (1 + np.exp(-z / 2))).astype("int32")
+    found = kx.calibrate(model, (tokens, np.where(mask, y, 7).tolist()))
+
+    def nll(temperature):
+        x = z[mask] / temperature
+        return np.log1p(np.exp(np.where(y[mask] == 1, -x, x))).mean()
+
+    assert nll(found) < min(nll(found * factor) for factor in (0.99, 1.01))
+    # The same of its labels as a column, and with weights for the mask.
+    plain = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1, kernel_initializer="ones")])
+    column = z.reshape(-1, 1).astype("float32"), y.reshape(-1, 1), mask.reshape(-1).astype("float32")
+    assert kx.calibrate(plain, column) == pytest.approx(found, rel=1e-3)
+
+
 def test_a_model_that_is_always_right_has_no_temperature():
     with pytest.warns(UserWarning, match="calibrate finds no best temperature"):
         assert kx.calibrate(identity(7), (X, X.argmax(1)), batch_size=500) == pytest.approx(1 / 1024)

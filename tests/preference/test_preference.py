@@ -103,6 +103,35 @@ def test_extreme_log_probabilities_stay_finite():
         assert np.isfinite(to_numpy(loss)).all()
 
 
+FAR = f32([-1e4, 1e4, -1e4, 1e4])
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        lambda x, o: kx.preference.dpo(x, o, o, o, label_smoothing=0.1),
+        lambda x, o: kx.preference.ipo(x, o, o, o),
+        lambda x, o: kx.preference.simpo(x, o),
+        lambda x, o: kx.preference.orpo(x, o - 1.0),
+        lambda x, o: kx.preference.kto(x, o, np.array([True, True, False, False])),
+        lambda x, o: kx.preference.grpo(x, o, f32([1, 1, -1, -1]), reference_logps=o, beta=0.1),
+    ],
+)
+def test_gradients_at_log_ratios_of_ten_thousand_are_finite(loss):
+    value, gradient = value_and_gradient(lambda x: loss(x, np.zeros(4, "float32")), tensor(FAR))
+    assert np.isfinite(value).all() and np.isfinite(gradient).all()
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_references_in_float64_are_those_of_the_policys_dtype(dtype):
+    def loss(kind):
+        c, r = (tensor(x, dtype) for x in (f32([-2.0, -4.0]), f32([-3.0, -1.5])))
+        return kx.preference.dpo(c, r, np.array([-2.5, -3.0], kind), np.array([-2.0, -2.0], kind))
+
+    np.testing.assert_array_equal(to_numpy(loss("float64")), to_numpy(loss("float32")))
+    assert "float32" in str(loss("float64").dtype)
+
+
 # grpo
 
 T = 4
@@ -188,6 +217,13 @@ def test_negative_token_weights_are_the_policy_gradient_of_reinforce():
         (lambda: kx.preference.kto([1.0], [1.0], [True, False]), r"`is_desirable` must have the shape"),
         (lambda: kx.preference.grpo([[1.0]], [[1.0]], [1.0], beta=0.1), r"`reference_logps` must be given"),
         (lambda: kx.preference.grpo([[1.0]], [[1.0]], [1.0], reduction="avg"), r"`reduction` must be one of"),
+        (
+            lambda: kx.preference.grpo([[1.0]], [[1.0]], [1.0], beta=0.1, reference_logps=[1.0]),
+            r"`reference_logps` must have the shape",
+        ),
+        (lambda: kx.preference.dpo([1.0], [1.0], None, None), r"`reference_chosen_logps` must be .* Received: None"),
+        (lambda: kx.preference.ipo([1.0], [1.0], [1.0], [1.0], beta=-1), r"`beta` must be a number above 0"),
+        (lambda: kx.preference.orpo([1.0], [1.0], beta=-1), r"`beta` must be a number of at least 0"),
     ],
 )
 def test_wrong_arguments_are_named(call, sentence):

@@ -229,11 +229,11 @@ def in_fresh_process(name: str) -> float:
     )
 
 
-def ratio_of_times(name: str, other: str) -> float:
+def ratio_of_times(name: str, other: str, turns: int) -> float:
     """The median of the ratios of calls in turn."""
     calls = CALLS[name](), CALLS[other]()
     ratios = []
-    for turn in range(ROUNDS + 1):
+    for turn in range(turns + 1):
         times = []
         for call in calls:
             start = time.perf_counter()
@@ -249,6 +249,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("what", choices=("memory", "time", "accuracy", "one"))
     parser.add_argument("names", nargs="*", help="the work to measure, by the first column; default: all")
+    parser.add_argument("--turns", type=int, default=ROUNDS, help="timed calls of each, after one that compiles")
     arguments = parser.parse_args()
     if arguments.what == "one":
         print(megabytes(arguments.names[0]))
@@ -264,7 +265,7 @@ def main() -> None:
             if arguments.names and name not in arguments.names:
                 continue
             if arguments.what == "time":
-                figure = f"{ratio_of_times(name, other):.2f}"
+                figure = f"{ratio_of_times(name, other, arguments.turns):.2f}"
             else:
                 for one in (name, other):
                     known[one] = known[one] if one in known else in_fresh_process(one)
