@@ -32,10 +32,9 @@ class SpikeDetector(keras.callbacks.Callback):
     It waits for the device after each batch and needs a recompilation: use it for the search. Where several steps are
     executed at once, each is judged and may be skipped, and the last of them is reported. Of a model with
     `keras_xent.accumulate_gradients` whole batches are judged and skipped; the sequences of its worst tokens are
-    counted in their micro-batch. Gradients that are infinite by the scale of a
-    `keras.optimizers.LossScaleOptimizer` are left
-    to it. A `train_step` of your own is watched if it computes its loss by `compute_loss`, and may be skipped if it
-    calls its optimizer once.
+    counted in their micro-batch. Gradients that are infinite by the scale of a `keras.optimizers.LossScaleOptimizer`
+    are left to it. A `train_step` of your own is watched if it computes its loss by `compute_loss`, and may be skipped
+    if it calls its optimizer once.
 
     Args:
         threshold: standard deviations above the mean that are a spike; a spread below 1 % of the mean counts as 1 %.
