@@ -25,7 +25,11 @@ CASES = [(engine, case) for engine in ENGINES for case in training.CASES]
 def results(request):
     """What was trained, by engine and case; the cases of an engine run in one process of its own."""
     known = {}
-    tests = [item.callspec.params for item in request.session.items if "case" in getattr(item, "fixturenames", ())]
+    tests = [
+        item.callspec.params
+        for item in request.session.items
+        if item.path == request.path and "case" in item.fixturenames
+    ]
     chosen = {(test["engine"], test["case"]) for test in tests}
     # What the other engines are compared with.
     chosen |= {("one device", case) for _, case in chosen} | {("one device", exact_of(case)) for _, case in chosen}
