@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import tensorflow as tf
+from tensorflow.python.eager.forwardprop_util import pack_tangents
 
 from keras_xent._backend._tensorflow_gradients import captured, is_eager, jit
 from keras_xent._backend._tensorflow_graph import in_xla
@@ -12,9 +13,13 @@ from keras_xent._backend._xla import uses_xla
 from keras_xent._types import Tensor
 
 
-def starts_programs() -> bool:
-    """Whether what is called now is compiled by itself: not where there is no XLA, nor inside a program of it."""
-    return uses_xla() and not in_xla()
+def starts_programs(*tensors: Tensor) -> bool:
+    """Whether what is computed of `tensors` now is compiled by itself.
+
+    Not where there is no XLA, nor inside a program of it, nor in forward mode: TensorFlow 2.21 finds no tangents for a
+    program that has gradients in it.
+    """
+    return uses_xla() and not in_xla() and not pack_tangents([t for t in tensors if t is not None]).tangents
 
 
 def reads_variables_once() -> bool:
