@@ -81,6 +81,26 @@ def test_logits_that_a_traced_function_closes_over_are_as_its_arguments(mode):
         np.testing.assert_allclose(to_numpy(got), 2 * expected, rtol=1e-6)
 
 
+def test_variables_are_read_and_have_gradients():
+    targets, logits, weights = (keras.Variable(a, dtype="float32") for a in (TARGETS, LOGITS, WEIGHTS))
+    losses = -(TARGETS * np.log(PROBABILITIES)).sum(1)
+    expected = (WEIGHTS * losses).sum() / ROWS
+    np.testing.assert_allclose(to_numpy(DENSE(targets, logits, weights)), expected, rtol=2e-6)
+    if BACKEND != "tensorflow":
+        return
+    import tensorflow as tf
+
+    variables = [variable.value for variable in (targets, logits, weights)]
+    with tf.GradientTape() as tape:
+        value = DENSE(*variables)
+    np.testing.assert_allclose(to_numpy(value), expected, rtol=2e-6)
+    for_targets, for_logits, for_weights = map(to_numpy, tape.gradient(value, variables))
+    scale = WEIGHTS[:, None] / ROWS
+    np.testing.assert_allclose(for_targets, -scale * np.log(PROBABILITIES), rtol=1e-5)
+    np.testing.assert_allclose(for_logits, scale * (PROBABILITIES - TARGETS), atol=1e-6)
+    np.testing.assert_allclose(for_weights, losses / ROWS, rtol=2e-6)
+
+
 def test_one_batch_under_several_weights_is_mapped():
     weights, nll = np.stack([WEIGHTS, 2 * WEIGHTS]), -np.log(PROBABILITIES[np.arange(ROWS), LABELS])
     labels, logits = tensor(LABELS, "int32"), tensor(LOGITS, "float32")
