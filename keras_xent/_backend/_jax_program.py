@@ -13,8 +13,8 @@ from keras_xent._backend._xla import uses_xla
 from keras_xent._types import Tensor
 
 
-def starts_programs() -> bool:
-    """Whether what is called now is compiled by itself: not where there is no XLA, nor inside a program."""
+def starts_programs(*tensors: Tensor) -> bool:
+    """Whether what is computed now is compiled by itself: not where there is no XLA, nor inside a program."""
     return uses_xla() and not is_traced()
 
 

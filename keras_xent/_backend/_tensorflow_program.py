@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import tensorflow as tf
+from tensorflow.python.eager.forwardprop_util import pack_tangents
 
 from keras_xent._backend._tensorflow_gradients import captured, is_eager, jit
 from keras_xent._backend._tensorflow_graph import in_xla
@@ -12,9 +13,16 @@ from keras_xent._backend._xla import uses_xla
 from keras_xent._types import Tensor
 
 
-def starts_programs() -> bool:
-    """Whether what is called now is compiled by itself: not where there is no XLA, nor inside a program of it."""
-    return uses_xla() and not in_xla()
+def starts_programs(*tensors: Tensor) -> bool:
+    """Whether what is computed of `tensors` now is compiled by itself.
+
+    Not where there is no XLA, nor inside a program of it, nor in forward mode: TensorFlow 2.21 finds no tangents for a
+    program that has gradients in it.
+    """
+    if not uses_xla() or in_xla():
+        return False
+    # Of a variable, what is read.
+    return not pack_tangents([tf.convert_to_tensor(t) for t in tensors if t is not None]).tangents
 
 
 def reads_variables_once() -> bool:
@@ -68,16 +76,21 @@ def one_program(function: Callable) -> Callable:
             rows = iter(captured(floats) if taken is None else [append_rows(t, padded[0]) for t in floats])
             return [next(rows) if _is_float(t) else captured(t) for t in constants]
 
+        # Apart, so that a tape asks for the gradients of what it watches alone.
         @tf.custom_gradient
-        def value(*floats):
+        def value(x):
             def vjp(upstream):
-                for_x = _scaled(gradient(*captured(floats)), upstream)
-                if len(floats) == 1:
-                    return for_x
-                of_others = gradients_of_others(upstream, *with_floats(floats))
-                return for_x, *(take_rows(one, taken) for one in of_others)
+                return _scaled(gradient(*captured((x, *floats[1:]))), upstream)
 
             return tf.identity(result), vjp
+
+        @tf.custom_gradient
+        def zero(*others):
+            def vjp(upstream):
+                of_others = gradients_of_others(upstream, *with_floats((floats[0], *others)))
+                return [take_rows(one, taken) for one in of_others]
+
+            return tf.zeros_like(result), vjp
 
         @tf.custom_gradient
         def gradient(*floats):
@@ -89,7 +102,8 @@ def one_program(function: Callable) -> Callable:
 
         # In eager mode the inputs themselves, which may be variables that a tape watches.
         floats = [t for t, one in zip(inputs, given, strict=True) if _is_float(one)] if eager else _floats(padded)
-        return value(*floats), take_rows(rows, num_rows), rest
+        total = value(floats[0]) + zero(*floats[1:]) if len(floats) > 1 else value(floats[0])
+        return total, take_rows(rows, num_rows), rest
 
     return call
 

@@ -5,6 +5,7 @@ and division, and a second program for the gradient, which reads the logits once
 logits and is kept until it is asked for, as Keras' own loss keeps it.
 """
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -64,7 +65,12 @@ def reduced(
     The losses, and which of them are valid, have the shape of the logits without the classes; both are None if no
     metric could ask for them.
     """
-    if not _backend.starts_programs() or num_replicas() > 1 or on_accelerator() or _accumulation.is_active():
+    if (
+        not _backend.starts_programs(y_true, logits, weights)
+        or num_replicas() > 1
+        or on_accelerator()
+        or _accumulation.is_active()
+    ):
         return None
     if not _is_small(logits) or dtype_of(logits) == "float16" or loss.reduction not in _REDUCTIONS:
         return None
@@ -73,12 +79,13 @@ def reduced(
     if key is None or labels is None or dtype_of(labels) not in _LABELS:
         return None
     # Each result of a program costs some microseconds.
-    eager = _backend.is_concrete(logits) and _backend.is_concrete(labels)
+    eager = all(one is None or _backend.is_concrete(one) for one in (logits, labels, valid, weights))
     checks = eager or bool(loss._rule_of_labels)
     publishes = not eager and _loss_statistics.has_consumers()
     key = (type(loss), loss.reduction, loss.normalizer, checks, publishes, *key)
     if key not in _programs:
-        _programs[key] = one_program(_function(loss, checks, publishes))
+        # A copy: what the key was made of may be assigned to the loss later, and shapes that are new are traced then.
+        _programs[key] = one_program(_function(copy.copy(loss), checks, publishes))
     value, of_rows, bad = _programs[key](*_rows(logits, labels, valid, weights))
     if eager and int(bad[0]) < _NOWHERE:
         return None  # Step by step there is a sentence that says which.

@@ -69,3 +69,26 @@ EXACT = [
 @pytest.mark.parametrize("loss, options", sample(EXACT, [("binary", {"weights": True})]))
 def test_no_loss_warns_where_the_mean_of_means_is_the_mean(loss, options):
     assert warnings_of_accumulation(loss, **options) == []
+
+
+class WithClassWeights(keras.Model):
+    """A model that has the class weights of its loss among its variables."""
+
+    def __init__(self):
+        super().__init__()
+        self.head = keras.layers.Dense(3)
+        self.class_weights = self.add_weight(shape=(3,), initializer="ones", trainable=False)
+
+    def call(self, x):
+        """Logits."""
+        return self.head(x)
+
+
+def test_class_weights_that_are_a_variable_are_not_read_for_the_sentence():
+    model = WithClassWeights()
+    loss = BY_NAME["sparse"](class_weight=model.class_weights, ignore_class=2)
+    model.compile(keras.optimizers.SGD(0.05, gradient_accumulation_steps=2), loss)
+    with pytest.warns(UserWarning, match="weigh more"):
+        history = model.fit(np.zeros((2, 4), "float32"), np.array([0, 1]), batch_size=1, verbose=0)
+    # The bias is 0, and so are the logits.
+    np.testing.assert_allclose(history.history["loss"], np.log(3), rtol=1e-6)

@@ -79,3 +79,78 @@ def test_logits_that_a_traced_function_closes_over_are_as_its_arguments(mode):
         expected = to_numpy(loss(labels, logits))
         got = MODES[mode](lambda scale, loss=loss, labels=labels: scale * loss(labels, logits))(tensor(2.0, "float32"))
         np.testing.assert_allclose(to_numpy(got), 2 * expected, rtol=1e-6)
+
+
+def test_variables_are_read_and_have_gradients():
+    targets, logits, weights = (keras.Variable(a, dtype="float32") for a in (TARGETS, LOGITS, WEIGHTS))
+    losses = -(TARGETS * np.log(PROBABILITIES)).sum(1)
+    expected = (WEIGHTS * losses).sum() / ROWS
+    np.testing.assert_allclose(to_numpy(DENSE(targets, logits, weights)), expected, rtol=2e-6)
+    if BACKEND != "tensorflow":
+        return
+    import tensorflow as tf
+
+    variables = [variable.value for variable in (targets, logits, weights)]
+    with tf.GradientTape() as tape:
+        value = DENSE(*variables)
+    np.testing.assert_allclose(to_numpy(value), expected, rtol=2e-6)
+    for_targets, for_logits, for_weights = map(to_numpy, tape.gradient(value, variables))
+    scale = WEIGHTS[:, None] / ROWS
+    np.testing.assert_allclose(for_targets, -scale * np.log(PROBABILITIES), rtol=1e-5)
+    np.testing.assert_allclose(for_logits, scale * (PROBABILITIES - TARGETS), atol=1e-6)
+    np.testing.assert_allclose(for_weights, losses / ROWS, rtol=2e-6)
+
+
+def test_one_batch_under_several_weights_is_mapped():
+    weights, nll = np.stack([WEIGHTS, 2 * WEIGHTS]), -np.log(PROBABILITIES[np.arange(ROWS), LABELS])
+    labels, logits = tensor(LABELS, "int32"), tensor(LOGITS, "float32")
+    if BACKEND == "tensorflow":
+        import tensorflow as tf
+
+        got = tf.vectorized_map(lambda one: SPARSE(labels, logits, one), tensor(weights, "float32"))
+    else:
+        import jax
+
+        got = jax.vmap(lambda one: SPARSE(labels, logits, one))(tensor(weights, "float32"))
+    np.testing.assert_allclose(to_numpy(got), weights @ nll / ROWS, rtol=2e-6)
+
+
+def test_an_option_assigned_later_does_not_change_other_losses():
+    # So many rows that there is no program of other tests for them.
+    labels, logits = tensor(np.tile(LABELS, 200), "int32"), tensor(np.tile(LOGITS, (200, 1)), "float32")
+    changed = kx.losses.SparseCategoricalCrossentropy(from_logits=True, z_loss=0.125)
+    other = kx.losses.SparseCategoricalCrossentropy(from_logits=True, z_loss=0.125)
+    changed(labels[:ROWS], logits[:ROWS])
+    changed.z_loss = 64.0
+    nll = -np.log(PROBABILITIES[np.arange(ROWS), LABELS])
+    expected = (nll + 0.125 * np.log(np.exp(LOGITS).sum(1)) ** 2).mean()
+    np.testing.assert_allclose(to_numpy(other(labels, logits)), expected, rtol=2e-6)
+
+
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="forward mode of JAX takes no function with a gradient of its own")
+@pytest.mark.parametrize("mode", ["eager", pytest.param("graph", marks=pytest.mark.whole)])
+def test_forward_mode_sees_logits_and_weights(mode):
+    import tensorflow as tf
+
+    labels, logits, weights, vector = (
+        tensor(a, d) for a, d in ((LABELS, "int32"), (LOGITS, "float32"), (WEIGHTS, "float32"), (VECTOR, "float32"))
+    )
+
+    def tangent(function, primal, tangent):
+        with tf.autodiff.ForwardAccumulator(primal, tangent) as accumulator:
+            value = function()
+        return accumulator.jvp(value)
+
+    def tangents():
+        return (
+            tangent(lambda: SPARSE(labels, logits, weights), weights, tf.ones_like(weights)),
+            tangent(lambda: SPARSE(labels, logits, weights), logits, vector),
+            tangent(lambda: gradient(SPARSE, labels, logits, weights, wrt=1), logits, vector),
+        )
+
+    for_weights, for_logits, of_gradient = map(to_numpy, MODES[mode](tangents)())
+    p, scale = PROBABILITIES, WEIGHTS[:, None] / ROWS
+    np.testing.assert_allclose(for_weights, -np.log(p[np.arange(ROWS), LABELS]).sum() / ROWS, rtol=2e-6)
+    np.testing.assert_allclose(for_logits, (scale * (p - np.eye(CLASSES)[LABELS]) * VECTOR).sum(), rtol=1e-5)
+    expected = scale * p * (VECTOR - (p * VECTOR).sum(1, keepdims=True))
+    np.testing.assert_allclose(of_gradient, expected, atol=1e-6)
