@@ -34,7 +34,9 @@ class CompiledKernel:
     def lower(self, *tensors: Tensor, **options: Any) -> tuple[Any, tuple[Tensor, ...]]:
         """The program for these arguments, a function of the backend, and the arguments that it takes."""
         is_program = uses_xla() and not _backend.in_branch_of_xla()
-        return self._program(tuple(sorted(options.items())), is_program), tensors
+        # TensorFlow would take a program made for any number of classes for known ones too (2.21): it is another one,
+        # and sums its rows less exactly.
+        return self._program(tuple(sorted(options.items())), is_program, _knows_row_sizes(tensors)), tensors
 
     @property
     def unblocked(self) -> Callable:
@@ -45,11 +47,19 @@ class CompiledKernel:
         """Frees the compiled programs."""
         self._program.cache_clear()
 
-    def _compile(self, options, with_xla):
+    def _compile(self, options, with_xla, _knows_row_sizes):
         def run(*tensors):
             return self._function(*tensors, **dict(options))
 
         return _backend.jit(run) if with_xla else run
+
+
+def _knows_row_sizes(tensors):
+    """Whether all axes but the first are known, of tensors and tuples of them."""
+    return all(
+        _knows_row_sizes(one) if isinstance(one, tuple) else one is None or None not in tuple(one.shape)[1:]
+        for one in tensors
+    )
 
 
 class RowKernel(CompiledKernel):
