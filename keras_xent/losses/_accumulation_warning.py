@@ -1,5 +1,6 @@
 """A warning where the optimizer accumulates gradients of losses that are means over unequal numbers of labels."""
 
+import inspect
 from typing import Any
 
 from keras_xent import _keras, arguments
@@ -21,7 +22,9 @@ def warn_of_accumulation(loss: Any, y_pred: Tensor, sample_weight: Tensor) -> No
     if not getattr(getattr(optimizer, "inner_optimizer", optimizer), "gradient_accumulation_steps", None):
         return
     loss._warned.add("accumulation")
-    or_normalizer = ", or give the loss `normalizer`" if "normalizer" in loss._attributes() else ""
+    or_normalizer = (
+        ", or give the loss `normalizer`" if "normalizer" in inspect.signature(type(loss)).parameters else ""
+    )
     arguments.warn(
         f"{type(loss).__name__} is a mean over the valid labels of each micro-batch, and the optimizer's "
         "`gradient_accumulation_steps` takes the mean of these means: tokens of short micro-batches weigh more. Use "
