@@ -25,9 +25,9 @@ def accumulate_gradients(model: Any, steps: int) -> Any:
     over rows. A last batch of fewer rows is cut into fewer or smaller micro-batches. Under `tf.distribute` each replica
     cuts its own rows.
 
-    What sees one micro-batch at a time, as in any accumulation: batch normalization and dropout's random
-    numbers. A `train_step` of your own is used, if it computes its
-    loss by `compute_loss` and calls `optimizer` once. Saving does not keep it: call this again after loading.
+    What sees one micro-batch at a time, as in any accumulation: batch normalization and dropout's random numbers. A
+    `train_step` of your own is used, if it computes its loss by `compute_loss` and calls `optimizer` once. Saving
+    does not keep it: call this again after loading.
 
     Args:
         model: a Keras model, compiled or not.

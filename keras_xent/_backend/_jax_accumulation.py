@@ -58,13 +58,23 @@ def accumulating_step(model: Any, train_step: Callable, steps: int, counting: Ca
         sums, others, metrics = carry
         weights, optimizer_variables = model.optimizer.stateless_apply(optimizer_variables, sums, weights)
         # Metrics that watch the gradient keep it when they are asked.
-        scope = keras.StatelessScope(state_mapping=list(zip(model.metrics_variables, metrics, strict=True)))
-        with scope:
-            logs = {**logs, **model.get_metrics_result()} if isinstance(logs, dict) else logs
-        metrics = [scope.get_current_value(variable) for variable in model.metrics_variables]
+        logs, metrics = with_metrics(model, metrics, lambda: with_results(model, logs))
         return logs, (weights, others, optimizer_variables, metrics)
 
     return step
+
+
+def with_metrics(model: Any, metrics: list, function: Callable) -> tuple[Any, list]:
+    """`function()` with these values of the metrics' variables, and the values that it has left in them."""
+    scope = keras.StatelessScope(state_mapping=list(zip(model.metrics_variables, metrics, strict=True)))
+    with scope:
+        result = function()
+    return result, [scope.get_current_value(variable) for variable in model.metrics_variables]
+
+
+def with_results(model: Any, logs: Any) -> Any:
+    """The logs of a step, with what the metrics say now."""
+    return {**logs, **model.get_metrics_result()} if isinstance(logs, dict) else logs
 
 
 def _map(function, data):

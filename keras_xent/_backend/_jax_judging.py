@@ -4,9 +4,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-import keras
 
-from keras_xent._backend._jax_accumulation import applying
+from keras_xent._backend._jax_accumulation import applying, with_metrics, with_results
 
 
 def judged_step(model: Any, train_step: Callable, judge: Callable, own: Sequence[Any], skips: bool) -> Any:
@@ -16,15 +15,9 @@ def judged_step(model: Any, train_step: Callable, judge: Callable, own: Sequence
     """
     kept = {id(variable) for variable in own}
 
-    def judged(metrics, gradients):
-        scope = keras.StatelessScope(state_mapping=list(zip(model.metrics_variables, metrics, strict=True)))
-        with scope:
-            skip = judge(gradients)
-        return skip, [scope.get_current_value(variable) for variable in model.metrics_variables]
-
     def watched(state, data):
         logs, (*others, metrics) = train_step(state, data)
-        return logs, (*others, judged(metrics, [])[1])
+        return logs, (*others, with_metrics(model, metrics, lambda: judge([]))[1])
 
     def step(state, data):
         found: list[list[Any]] = []
@@ -42,7 +35,7 @@ def judged_step(model: Any, train_step: Callable, judge: Callable, own: Sequence
             logs, after = train_step(state, data)
         weights, others, slots, metrics = after
         gradients = found[0] if found else []
-        skip, metrics = judged(metrics, [g for g in gradients if g is not None])
+        skip, metrics = with_metrics(model, metrics, lambda: judge([g for g in gradients if g is not None]))
         if found:
             update = getattr(apply, "unwatched", apply)
             weights, slots = jax.lax.cond(
@@ -60,8 +53,7 @@ def judged_step(model: Any, train_step: Callable, judge: Callable, own: Sequence
             new if id(variable) in kept else chosen(old, new)
             for variable, old, new in zip(model.metrics_variables, state[3], metrics, strict=True)
         ]
-        with keras.StatelessScope(state_mapping=list(zip(model.metrics_variables, metrics, strict=True))):
-            logs = {**logs, **model.get_metrics_result()} if isinstance(logs, dict) else logs
+        logs, _ = with_metrics(model, metrics, lambda: with_results(model, logs))
         return logs, (weights, others, slots, metrics)
 
     return step if skips else watched
