@@ -16,7 +16,6 @@ from typing import NamedTuple
 
 from keras import ops
 
-from keras_xent._types import Tensor
 from keras_xent.kernels import _softmax_row as row
 from keras_xent.kernels._dtypes import accumulator_dtype, dtype_of, largest, upcast
 from keras_xent.kernels._masking import multiply_no_nan, nan_unless, where_or_zero
@@ -31,20 +30,21 @@ _FEW_NUMBERS = 2**13
 _CONFIDENT = 1.5
 
 
-class Step(NamedTuple):
-    """The parts of a step, as `custom_gradient` takes them."""
-
-    forward: Callable
-    backward: Callable
-    keep: Callable
-
-
-def fits(logits: Tensor, labels: Tensor, *class_weight: Tensor, options: SoftmaxOptions) -> bool:
+def _fits(logits, labels, *class_weight, options):
     """Whether a step of this file can compute the loss, and is faster."""
     if class_weight or options != SoftmaxOptions() or dtype_of(logits) != "float32" or len(logits.shape) != 2:
         return False
     num_rows, classes = logits.shape
     return isinstance(num_rows, int) and isinstance(classes, int) and num_rows * classes >= _FEW_NUMBERS
+
+
+class Step(NamedTuple):
+    """The parts of a step, as `custom_gradient` takes them, and for which inputs it is."""
+
+    forward: Callable
+    backward: Callable
+    keep: Callable
+    fits: Callable[..., bool] = _fits
 
 
 def _has_few(logits):

@@ -174,7 +174,6 @@ _dense = custom_gradient(
     keep=_exp_shifted,
     keeps=keeps_few_exponentials,
     step=_step_rows.DENSE,
-    fits_step=_step_rows.fits,
 )
 
 

@@ -242,5 +242,4 @@ _sparse = custom_gradient(
     keep=_exp_except_label,
     keeps=keeps_exponentials,
     step=_step_rows.SPARSE,
-    fits_step=_step_rows.fits,
 )
