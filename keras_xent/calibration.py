@@ -16,6 +16,7 @@ from keras_xent._types import Tensor
 from keras_xent._without_logits import Output, call_without_logits
 from keras_xent.kernels._dtypes import accumulator_dtype, dtype_of, to_float_tensor, to_tensor
 from keras_xent.kernels._labels import class_indices, valid_mask
+from keras_xent.kernels._masking import both
 from keras_xent.kernels._row_statistics import dense_statistics
 from keras_xent.kernels._shapes import align_weights, squeeze_class_axis
 from keras_xent.kernels.token_statistics import linear_token_statistics
@@ -153,7 +154,7 @@ def _difference_and_weight(
     valid = valid_mask(labels, None, ignore_class)
     if output.mask is not None:
         mask = ops.cast(align_weights(output.mask, labels.shape, "mask"), "bool")
-        valid = mask if valid is None else ops.logical_and(valid, mask)
+        valid = both(valid, mask)
     if head is None:
         indices = class_indices(labels, logits.shape[-1], valid)
         nll, entropy = dense_statistics(indices, logits / temperature, ("nll", "entropy"))

@@ -10,7 +10,7 @@ from keras_xent._types import Tensor
 from keras_xent._without_logits import call_without_logits
 from keras_xent.kernels import sparse_softmax_cross_entropy
 from keras_xent.kernels._dtypes import to_tensor
-from keras_xent.kernels._masking import where_or_zero
+from keras_xent.kernels._masking import both, where_or_zero
 from keras_xent.kernels._shapes import align_weights, squeeze_class_axis
 from keras_xent.kernels.token_statistics import StatisticsRule, token_columns
 
@@ -129,7 +129,7 @@ def _log_probs_and_valid(model, x, labels, mask, temperature, training):
         if one is not None:
             one = ops.cast(align_weights(to_tensor(one), labels.shape, "mask", like=labels), "bool")
             one = ops.broadcast_to(one, ops.shape(labels))
-            valid = one if valid is None else ops.logical_and(valid, one)
+            valid = both(valid, one)
     if output.head is None:
         logits = output.logits if temperature == 1.0 else output.logits / temperature
         losses = sparse_softmax_cross_entropy(labels, logits, mask=valid)

@@ -17,6 +17,7 @@ from keras_xent._backend import (
 )
 from keras_xent._types import Tensor
 from keras_xent.kernels._dtypes import dtype_of, is_float
+from keras_xent.kernels._masking import both
 from keras_xent.kernels._shapes import same_shape
 
 
@@ -24,8 +25,7 @@ def valid_mask(labels: Tensor, mask: Tensor, ignore_class: float | None) -> Tens
     """True where a label is valid: the mask allows it and it is not `ignore_class`. None where all are."""
     valid = None if mask is None else ops.cast(mask, "bool")
     if ignore_class is not None:
-        kept = ops.logical_not(equals_ignored(labels, ignore_class))
-        valid = kept if valid is None else ops.logical_and(valid, kept)
+        valid = both(valid, ops.logical_not(equals_ignored(labels, ignore_class)))
     return valid
 
 
@@ -51,7 +51,7 @@ def class_indices(labels: Tensor, num_classes: Any, valid: Tensor) -> Tensor:
     if is_eager(labels) and (valid is None or is_eager(valid)) and _are_all_classes(labels, int(num_classes)):
         return ops.cast(labels, "int32")
     is_class, integers = _in_range(labels, num_classes)
-    bad = ops.logical_not(is_class) if valid is None else ops.logical_and(ops.logical_not(is_class), valid)
+    bad = both(ops.logical_not(is_class), valid)
     if is_eager(bad):
         if bool(ops.any(bad)):
             raise ValueError(_describe_bad_label(labels, bad, int(num_classes), valid))
@@ -112,7 +112,7 @@ def _describe_bad_label(labels, bad, num_classes, valid):
     else:
         fix = f"If it marks padding, say so with `ignore_class={int(label)}`."
         zeros = ops.equal(labels, 0)
-        if label == num_classes and not bool(ops.any(zeros if valid is None else ops.logical_and(zeros, valid))):
+        if label == num_classes and not bool(ops.any(both(zeros, valid))):
             fix = f"If labels count from 1, subtract 1. {fix}"
     return f"{rule}. {received} {fix}"
 
@@ -120,7 +120,7 @@ def _describe_bad_label(labels, bad, num_classes, valid):
 def are_out_of_range(labels: Tensor, num_classes: Any, valid: Tensor) -> Tensor:
     """True for valid labels that are no index of a class."""
     bad = ops.logical_not(in_range(labels, num_classes))
-    return bad if valid is None else ops.logical_and(bad, valid)
+    return both(bad, valid)
 
 
 def _assert_in_range(labels, bad, num_classes):
@@ -196,7 +196,7 @@ def are_not_binary(labels: Tensor, valid: Tensor) -> Tensor:
         return ops.zeros_like(labels)
     low, high = SOFT_LABELS if is_float(labels) else (0, 1)
     bad = ops.logical_not(ops.logical_and(labels >= low, labels <= high))
-    return bad if valid is None else ops.logical_and(bad, valid)
+    return both(bad, valid)
 
 
 def class_weights(class_weight: Any, num_classes: Any, dtype: str, rank: int) -> Tensor:

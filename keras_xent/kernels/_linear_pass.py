@@ -18,7 +18,7 @@ from keras_xent.kernels import _linear_loop
 from keras_xent.kernels import reduction as _reduction
 from keras_xent.kernels._dtypes import accumulator_dtype, to_float_tensor, to_tensor
 from keras_xent.kernels._linear_loop import Data
-from keras_xent.kernels._masking import weighted, where_or_zero
+from keras_xent.kernels._masking import both, weighted, where_or_zero
 from keras_xent.kernels._rule import Rule
 from keras_xent.kernels._shapes import align_weights
 
@@ -219,7 +219,7 @@ def _forward_values(inputs, nondiff_args, needs_grad, *, rule, **static):
 def _backward_values(upstream, residuals, inputs, nondiff_args, needs_grad, *, rule, **static):
     data = _data(nondiff_args, rule)
     has_gradient = ops.any(ops.not_equal(upstream, 0), axis=1, keepdims=True)
-    is_active = has_gradient if data.is_active is None else ops.logical_and(data.is_active, has_gradient)
+    is_active = both(data.is_active, has_gradient)
     data = data._replace(is_active=is_active)
     result = _linear_loop.run(inputs, upstream, data, needs_grad=needs_grad, rule=rule.values_only(), **static)
     return [None if g is None else ops.cast(g, x.dtype) for g, x in zip(result.gradients, inputs, strict=True)]

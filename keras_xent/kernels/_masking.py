@@ -14,6 +14,13 @@ def where_or_zero(value: Tensor, condition: Tensor) -> Tensor:
     return ops.where(condition, value, ops.zeros((), value.dtype))
 
 
+def both(first: Tensor, second: Tensor) -> Tensor:
+    """True where both are; None stands for True everywhere."""
+    if first is None or second is None:
+        return second if first is None else first
+    return ops.logical_and(first, second)
+
+
 def multiply_no_nan(weight: Tensor, value: Tensor) -> Tensor:
     """`weight * value`, where 0 times an infinite value is 0."""
     return where_or_zero(weight * value, ops.not_equal(weight, 0.0))

@@ -18,6 +18,7 @@ from keras_xent.kernels._dtypes import accumulator_dtype, to_tensor, upcast
 from keras_xent.kernels._labels import class_indices, class_weights, gather_class_weights, valid_mask
 from keras_xent.kernels._linear_loop import Data
 from keras_xent.kernels._linear_pass import GRADIENTS, checked_matrices, reduced
+from keras_xent.kernels._masking import both
 from keras_xent.kernels._options import SoftmaxOptions
 from keras_xent.kernels._rule import Rule
 from keras_xent.kernels._shapes import align_weights, same_shape
@@ -237,7 +238,7 @@ def with_statistics(
         weights = align_weights(weights, labels.shape, "token_weights", like=labels)
         # Under weight 0 a label may be anything.
         has_weight = ops.broadcast_to(ops.not_equal(weights, 0), ops.shape(labels))
-        counted = has_weight if valid is None else ops.logical_and(valid, has_weight)
+        counted = both(valid, has_weight)
     indices = ops.reshape(class_indices(labels, matrices.num_classes, counted), (-1, 1))  # [N, 1]
     weight_of_class = label_weights = None
     if class_weight is not None:

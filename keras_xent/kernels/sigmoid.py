@@ -13,7 +13,7 @@ from keras_xent._types import Tensor
 from keras_xent.kernels._compiled import CompiledKernel, row_kernel
 from keras_xent.kernels._dtypes import accumulator_dtype, dtype_of, is_float, to_float_tensor, to_tensor
 from keras_xent.kernels._labels import is_soft_label, weights_tensor
-from keras_xent.kernels._masking import multiply_no_nan, nan_unless, where_or_zero
+from keras_xent.kernels._masking import both, multiply_no_nan, nan_unless, where_or_zero
 from keras_xent.kernels._options import SigmoidOptions
 from keras_xent.kernels._shapes import as_rows, checked_axis, ensure_shape, reshape_to, same_shape
 from keras_xent.kernels._xla_cpu import log1p_series
@@ -125,9 +125,7 @@ def _valid_labels(labels, mask, ignore_class):
         valid = ops.logical_not(ops.isnan(labels))
     elif ignore_class is not None:
         valid = ops.not_equal(labels, ops.cast(ignore_class, labels.dtype))
-    if mask is None:
-        return valid
-    return mask if valid is None else ops.logical_and(mask, valid)
+    return both(mask, valid)
 
 
 class _Terms:

@@ -16,6 +16,7 @@ from keras_xent._backend import assert_in_graph, num_replicas, on_accelerator, o
 from keras_xent._types import Tensor
 from keras_xent.kernels._compiled import on_clear_cache
 from keras_xent.kernels._dtypes import accumulator_dtype, dtype_of
+from keras_xent.kernels._masking import both
 from keras_xent.kernels._shapes import as_rows, ensure_shape, reshape_to, same_shape
 from keras_xent.kernels.reduction import reduce
 
@@ -142,14 +143,9 @@ def _of_rows(array, logits):
 def _function(loss, checks, publishes):
     def function(logits, labels, valid, weights, num_rows):
         if num_rows is not None:
-            there = ops.arange(ops.shape(logits)[0], dtype="int32") < num_rows
-            valid = there if valid is None else ops.logical_and(valid, there)
+            valid = both(valid, ops.arange(ops.shape(logits)[0], dtype="int32") < num_rows)
         unreduced = loss._unreduced_in_program(labels, logits, valid, weights)
-        counted = unreduced.has_label
-        if counted is None or valid is None:
-            counted = valid if counted is None else counted
-        else:
-            counted = ops.logical_and(counted, valid)
+        counted = both(unreduced.has_label, valid)
         value = reduce(
             unreduced.losses,
             reduction=loss.reduction,
@@ -158,10 +154,8 @@ def _function(loss, checks, publishes):
             label_weights=unreduced.label_weights,
             normalizer=loss.normalizer,
         )
-        checked = valid
-        if weights is not None:
-            # Under weight 0 a label may be anything.
-            checked = ops.not_equal(weights, 0) if valid is None else ops.logical_and(valid, ops.not_equal(weights, 0))
+        # Under weight 0 a label may be anything.
+        checked = both(valid, None if weights is None else ops.not_equal(weights, 0))
         bad = _first(labels, loss._bad_labels(labels, logits, checked)) if checks else None
         return value, (unreduced.losses, counted) if publishes else None, bad
 

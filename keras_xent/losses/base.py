@@ -14,6 +14,7 @@ from keras_xent._named_arguments import NamedArguments
 from keras_xent._types import DType, Tensor
 from keras_xent.kernels._dtypes import dtype_of, is_float, to_tensor
 from keras_xent.kernels._labels import is_soft_label
+from keras_xent.kernels._masking import both
 from keras_xent.kernels._shapes import align_weights, checked_axis, ensure_shape, same_shape
 from keras_xent.kernels.reduction import checked_reduction
 from keras_xent.losses import _accumulation_warning, _one_program
@@ -110,11 +111,9 @@ class Crossentropy(NamedArguments, _one_program.HasProgram, keras.losses.Loss):
                     self._publish_statistics(given, *found[1:], logits)
                     return ops.cast(found[0], self.dtype)
             unreduced = self._unreduced(y_true, logits, aligned)
-            valid, weights = aligned.valid, aligned.weights
-            if unreduced.weights is not None:
-                valid, weights = unreduced.has_label, unreduced.weights
-            elif unreduced.has_label is not None:
-                valid = unreduced.has_label if valid is None else ops.logical_and(valid, unreduced.has_label)
+            valid, weights = unreduced.has_label, unreduced.weights
+            if weights is None:
+                valid, weights = both(aligned.valid, valid), aligned.weights
             if not _accumulation.is_counting():
                 self._publish_statistics(given, unreduced.losses, valid, logits)
             return self._reduce(unreduced.losses, valid, weights, unreduced.label_weights)
@@ -170,7 +169,7 @@ class Crossentropy(NamedArguments, _one_program.HasProgram, keras.losses.Loss):
         with arguments.named("y_true", "y_pred"):
             masks = [align_weights(ops.cast(one, "bool"), losses.shape, "mask") for one in masks]
             has_label, label_weights = self._labels_of_losses(to_tensor(y_true), to_tensor(y_pred), losses)
-            valid = functools.reduce(ops.logical_and, [*masks, *([] if has_label is None else [has_label])] or [None])
+            valid = functools.reduce(both, masks, has_label)
             weights = None
             if sample_weight is not None:
                 weights = align_weights(to_tensor(arguments.tensor("sample_weight", sample_weight)), losses.shape)

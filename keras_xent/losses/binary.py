@@ -9,7 +9,7 @@ from keras_xent import arguments
 from keras_xent._types import DType, Reduction, Tensor
 from keras_xent.kernels import sigmoid_cross_entropy
 from keras_xent.kernels._labels import are_not_binary, check_binary, valid_mask
-from keras_xent.kernels._masking import where_or_zero
+from keras_xent.kernels._masking import both, where_or_zero
 from keras_xent.kernels._shapes import checked_axis, same_shape
 from keras_xent.losses.base import Alignment, Crossentropy, Unreduced
 
@@ -124,8 +124,7 @@ class BinaryCrossentropy(Crossentropy):
         counted = _and(has_label, aligned.valid, axis)
         checked = _and(counted, aligned.nonzero_weight, axis)
         if aligned.weights_of_labels is not None:
-            has_weight = ops.not_equal(aligned.weights_of_labels, 0)
-            checked = has_weight if checked is None else ops.logical_and(checked, has_weight)
+            checked = both(checked, ops.not_equal(aligned.weights_of_labels, 0))
         check_binary(y_true, checked)
         if aligned.weights_of_labels is not None:
             return self._of_labels(y_true, logits, aligned, counted, axis)
@@ -184,4 +183,4 @@ def _and(labels, examples, axis):
     if examples is None:
         return labels
     examples = ops.expand_dims(examples, axis) if len(examples.shape) else examples
-    return examples if labels is None else ops.logical_and(labels, examples)
+    return both(labels, examples)

@@ -12,6 +12,7 @@ from keras_xent._types import DType, Reduction, Tensor
 from keras_xent.kernels import linear_softmax_cross_entropy, softmax_cross_entropy
 from keras_xent.kernels._dtypes import accumulator_dtype, to_tensor
 from keras_xent.kernels._labels import class_weights
+from keras_xent.kernels._masking import both
 from keras_xent.kernels._shapes import checked_axis, same_shape
 from keras_xent.losses._accumulation_warning import warn_of_accumulation
 from keras_xent.losses._fused import head_for, mask_and_weights, options_of
@@ -168,7 +169,7 @@ class CategoricalCrossentropy(Crossentropy):
 
     def _bad_labels(self, y_true: Tensor, logits: Tensor, valid: Tensor) -> Tensor:
         is_large = ops.sum(ops.cast(y_true, "float32"), axis=-1) >= _TOO_LARGE_A_SUM
-        return is_large if valid is None else ops.logical_and(is_large, valid)
+        return both(is_large, valid)
 
     def _warn_of_sums(self, y_true: Tensor, aligned: Alignment) -> None:
         """Says that rows of targets sum to 255: masks of an image, rather than distributions."""

@@ -12,7 +12,7 @@ from keras_xent.kernels import linear_distillation
 from keras_xent.kernels import reduction as _reduction
 from keras_xent.kernels._divergence import Divergence, Softmax, divergence_of_rows
 from keras_xent.kernels._dtypes import to_float_tensor, to_tensor
-from keras_xent.kernels._masking import where_or_zero
+from keras_xent.kernels._masking import both, where_or_zero
 from keras_xent.kernels._shapes import align_weights, same_shape
 from keras_xent.losses._accumulation_warning import warn_of_accumulation
 
@@ -96,7 +96,7 @@ class Distillation(keras.losses.Loss):
             for mask in (_keras.mask_of(student), _keras.mask_of(teacher)):
                 if mask is not None:
                     mask = align_weights(ops.cast(mask, "bool"), shape, "mask")
-                    valid = mask if valid is None else ops.logical_and(valid, mask)
+                    valid = both(valid, mask)
             if sample_weight is not None:
                 weights = align_weights(to_tensor(arguments.tensor("sample_weight", sample_weight)), shape)
             of_teacher, of_student = (None if is_eager(one) else provenance.head_of(one) for one in (teacher, student))

@@ -17,6 +17,7 @@ from keras_xent.kernels._labels import (
     in_range,
     valid_mask,
 )
+from keras_xent.kernels._masking import both
 from keras_xent.kernels._options import SoftmaxOptions
 from keras_xent.kernels._shapes import checked_axis, same_shape, squeeze_class_axis
 from keras_xent.losses._accumulation_warning import warn_of_accumulation
@@ -158,7 +159,7 @@ class SparseCategoricalCrossentropy(Crossentropy):
         if aligned.weights is not None:
             # Under weight 0 a label may be anything; where it is in range there is a loss.
             has_loss = ops.logical_or(aligned.nonzero_weight, in_range(labels, ops.shape(logits)[self.axis]))
-            valid = has_loss if valid is None else ops.logical_and(valid, has_loss)
+            valid = both(valid, has_loss)
         losses = sparse_softmax_cross_entropy(
             labels,
             logits,

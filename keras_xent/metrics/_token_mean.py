@@ -14,6 +14,7 @@ from keras_xent._types import DType, Tensor
 from keras_xent.kernels import reduction
 from keras_xent.kernels._dtypes import to_tensor
 from keras_xent.kernels._labels import valid_mask
+from keras_xent.kernels._masking import both
 from keras_xent.kernels._shapes import align_weights, checked_axis, squeeze_class_axis
 from keras_xent.kernels.linear import LossStatistics
 from keras_xent.metrics._exact_sums import ExactSums
@@ -161,7 +162,7 @@ class TokenMean(NamedArguments, keras.metrics.Metric):
         valid, mask = valid_mask(labels, None, self.ignore_class), _keras.mask_of(y_pred)
         if mask is not None:
             mask = align_weights(ops.cast(mask, "bool"), labels.shape, "mask", like=labels)
-            valid = mask if valid is None else ops.logical_and(valid, mask)
+            valid = both(valid, mask)
         weights = _weights(labels, valid, sample_weight)
         is_active = ops.not_equal(weights, 0)
         if head is None:
