@@ -141,14 +141,15 @@ class ValidateEvery(keras.callbacks.Callback):
 
     def _validate(self, batch, step):
         model = self.model
-        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(self._data())
+        data, steps = self._data_and_steps()
+        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         evaluated = model.evaluate(
             x,
             y,
             self.batch_size,
             self.verbose,
             sample_weight,
-            self.validation_steps,
+            steps,
             list(self.callbacks),
             return_dict=True,
         )
@@ -163,12 +164,12 @@ class ValidateEvery(keras.callbacks.Callback):
             self.history.setdefault(name, []).append(value)
         return named
 
-    def _data(self):
+    def _data_and_steps(self):
         if not isinstance(self.validation_data, types.GeneratorType):
-            return self.validation_data
+            return self.validation_data, self.validation_steps
         if self._generated is None:
             self._generated = list(itertools.islice(self.validation_data, self.validation_steps))
-        return (batch for batch in self._generated)
+        return (batch for batch in self._generated), len(self._generated)
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Puts the last results into the logs, where `fit` has not validated itself."""
