@@ -16,6 +16,7 @@ detector = kx.callbacks.SpikeDetector(stop="non_finite")
 kx.losses.SparseCategoricalCrossentropy(reduction="avg")  # wrong
 kx.kernels.linear_cross_entropy([[1.0]], [[1.0]], [0], reduction="avg")  # wrong
 kx.losses.Distillation(divergence="kl")  # wrong
+kx.losses.binary_crossentropy([1], [0.5], axis="last")  # wrong
 kx.callbacks.SpikeDetector(stop="spikes")  # wrong
 """
 
