@@ -52,7 +52,12 @@ def segment_weights(segment_ids: Tensor, mask: Tensor = None, *, padding: int | 
             f"`segment_ids` has negative numbers, down to {segment_ids.min()}, and the documents of number 0 are left "
             "out. If a negative number marks padding, give it as `padding`; padding=None counts all documents."
         )
-    if mask is not None and _has_rank(segment_ids) and _has_rank(mask) and not same_shape(mask.shape, segment_ids.shape):
+    if (
+        mask is not None
+        and _has_rank(segment_ids)
+        and _has_rank(mask)
+        and not same_shape(mask.shape, segment_ids.shape)
+    ):
         raise ValueError(
             "`mask` must have the shape of `segment_ids`. Received: mask of shape "
             f"{tuple(mask.shape)} and segment_ids of shape {tuple(segment_ids.shape)}."
@@ -60,6 +65,7 @@ def segment_weights(segment_ids: Tensor, mask: Tensor = None, *, padding: int | 
     return weights_of_runs(segment_ids, mask, padding)
 
 
-def _has_rank(array):
-    """Returns False in a graph of TensorFlow where nothing is known of the shape, as after `tf.numpy_function`."""
-    return getattr(array.shape, "rank", 0) is not None
+def _may_have_same_shape(one, other):
+    # In a graph of TensorFlow nothing may be known of a shape, as after `tf.numpy_function`.
+    ranks = [getattr(array.shape, "rank", 0) for array in (one, other)]
+    return None in ranks or same_shape(one.shape, other.shape)
