@@ -78,7 +78,8 @@ def calibrate(
         """Mean of cross-entropy less entropy: below 0 where the temperature is too high."""
         total = weight_sum = 0.0
         for batch in outputs:
-            difference, weight = _difference_and_weight(*batch, math.exp(log_temperature), ignore_class)
+            with arguments.named(one_hot=arguments.GIVE_INDICES):
+                difference, weight = _difference_and_weight(*batch, math.exp(log_temperature), ignore_class)
             total, weight_sum = total + difference, weight_sum + weight
         if not weight_sum > 0:
             raise ValueError("`data` must hold valid labels. Received: none.")
@@ -150,7 +151,9 @@ def _difference_and_weight(
             # A binary classifier is one of two classes, the logit of the other being 0.
             logits = ops.concatenate([ops.zeros_like(logits), logits], axis=-1)
     like = logits if head is None else head.hidden
-    labels = squeeze_class_axis(labels, like, len(like.shape) - 1)
+    labels = squeeze_class_axis(
+        labels, like, len(like.shape) - 1, num_classes=None if head is None else head.num_classes
+    )
     valid = valid_mask(labels, None, ignore_class)
     if output.mask is not None:
         mask = ops.cast(align_weights(output.mask, labels.shape, "mask"), "bool")

@@ -105,14 +105,14 @@ class TokenMean(NamedArguments, keras.metrics.Metric):
             self._warn_once("disagreement", told[0])
         if sums is None:
             self._warn_of_lost_mask(y_pred)
-            with arguments.named("y_true", "y_pred"):
+            with arguments.named("y_true", "y_pred", one_hot=arguments.GIVE_INDICES):
                 sums = self._sum(self._token_values(y_true, y_pred, sample_weight))
         self._sums.add(sums)
 
     @no_autograph
     def per_token(self, y_true: Tensor, y_pred: Tensor, sample_weight: Tensor = None) -> tuple[Tensor, Tensor]:
         """The value of each token of a batch, float32, and its weight: 0 where it is not valid."""
-        with arguments.named("y_true", "y_pred"):
+        with arguments.named("y_true", "y_pred", one_hot=arguments.GIVE_INDICES):
             values, weights, _ = self._token_values(y_true, y_pred, sample_weight)
         return ops.where(ops.equal(weights, 0), 0.0, ops.cast(values, "float32")), weights
 

@@ -25,8 +25,8 @@ class CalibrationError(TokenMean):
     Exact over batches. With a fused head it is computed where the loss is, without materializing the logits.
 
     Formula: `sum_b |C_b - A_b| / sum_n t_n`, with `C_b` and `A_b` the sums over the examples `n` of a bin, with sample
-    weights `t_n`, of the confidence and of hits (1 where the predicted class is the label). The bins divide [0, 1]
-    evenly. Without an example: nan.
+    weights `t_n`, of the confidence and of hits (1 where the predicted class is the label). Bin `b` of `B` is
+    `[b / B, (b + 1) / B)`, and the last one has 1 too. Without an example: nan.
 
     Args:
         bins: number of bins.
