@@ -26,7 +26,7 @@ class Words(NamedTuple):
 
 
 # In place of the last one, where no loss is at hand.
-GIVE_INDICES = "Of one-hot labels give the indices: `numpy.argmax(labels, axis=-1)`."
+GIVE_INDICES = "Of one-hot or soft labels give the indices: `numpy.argmax(labels, axis=-1)`."
 
 _OF_LOSSES = Words()
 _words = contextvars.ContextVar("_words", default=_OF_LOSSES)

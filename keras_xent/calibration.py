@@ -83,6 +83,10 @@ def calibrate(
             total, weight_sum = total + difference, weight_sum + weight
         if not weight_sum > 0:
             raise ValueError("`data` must hold valid labels. Received: none.")
+        if math.isnan(total):
+            raise ValueError(
+                "`model` must return numbers for `data`. Received: NaN, or only -inf, among the logits of valid labels."
+            )
         return total / weight_sum
 
     return math.exp(_root(slope, tolerance))
@@ -119,9 +123,10 @@ def _root(function, tolerance):
 
 
 def _batches(data: Any, batch_size: int) -> Iterator[tuple[Any, Any, Any]]:
-    is_arrays = isinstance(data, (tuple, list)) and 2 <= len(data) <= 3 and not isinstance(data[0], tuple)
-    if is_arrays:
+    if _is_arrays(data):
         x, *others = data
+        # `x` may be a list of arrays, for a model of several inputs.
+        x = x if any(hasattr(one, "shape") for one in keras.tree.flatten(x)) else np.asarray(x)
         arrays = (x, *(np.asarray(one) if isinstance(one, list) else one for one in others))
         for start in range(0, len(arrays[1]), batch_size):
             piece = keras.tree.map_structure(lambda a: a[start : start + batch_size], arrays)  # noqa: B023
@@ -131,6 +136,14 @@ def _batches(data: Any, batch_size: int) -> Iterator[tuple[Any, Any, Any]]:
     batches = (data[i] for i in range(len(data))) if isinstance(data, keras.utils.PyDataset) else data
     for batch in batches:
         yield (*batch, None)[:3]
+
+
+def _is_arrays(data):
+    """Whether the data are `(x, y)` or `(x, y, sample_weight)` rather than batches of that form."""
+    if not isinstance(data, (tuple, list)) or not 2 <= len(data) <= 3:
+        return False
+    # A list of numbers may be an array; `x` alone may be a list of arrays, for a model of several inputs.
+    return not all(isinstance(one, (tuple, list)) and any(hasattr(part, "shape") for part in one) for one in data)
 
 
 def _difference_and_weight(

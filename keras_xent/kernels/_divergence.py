@@ -98,7 +98,7 @@ class Divergence:
         return (1.0 - self.beta) * _less_mean(q, self._log_ratio_over(limit, log_p, log_q), mean + limit)
 
     def _log_ratio_over(self, limit, log_p, log_q):
-        """`log (q / m) + limit`, which is `-log(1 + beta / (1 - beta) p / q)`: 0 of classes that only the student has."""
+        """`log (q / m) + limit`: `-log(1 + beta / (1 - beta) p / q)`, 0 where only the student has a class."""
         difference = where_or_zero(log_p - log_q, ops.not_equal(log_p, log_q))
         is_near = ops.abs(difference) < 1.0
         # The mean is `limit` where the two are equal, and so is this.
