@@ -85,7 +85,9 @@ def add_at_columns(array: Tensor, columns: Tensor, values: Tensor) -> Tensor:
 
 def scale_or_zero(array: Tensor, factor: Tensor) -> Tensor:
     """`array * factor`, 0 where the factor is 0 even if the array is NaN."""
-    return jax.numpy.where(factor == 0, jax.numpy.zeros((), array.dtype), array * factor)
+    # The factor is that 0: on a GPU, XLA 0.11 makes an array of the constant where another has the same shape, 2.1 GB
+    # beside the gradient of the kernel of Llama 3.
+    return jax.numpy.where(factor == 0, factor, array * factor).astype(array.dtype)
 
 
 def bitcast(array: Tensor, dtype: str) -> Tensor:
