@@ -88,6 +88,8 @@ def linear_top_k_distillation(
                 f"Received: ids of shape {tuple(ids.shape)}, log_probs of shape {tuple(log_probs.shape)} and hidden of "
                 f"shape {tuple(student.hidden.shape)}."
             )
+    if not ids.shape[-1]:
+        raise ValueError(f"`ids` must hold at least one class for each token. Received: shape {tuple(ids.shape)}.")
     is_class = ops.logical_and(ids >= 0, ids < student.num_classes)
     ids = ops.cast(ops.where(is_class, ids, ops.zeros_like(ids)), "int32")
     log_probs = ops.where(is_class, ops.stop_gradient(log_probs), -math.inf)
