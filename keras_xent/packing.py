@@ -52,7 +52,8 @@ def segment_weights(segment_ids: Tensor, mask: Tensor = None, *, padding: int | 
             f"`segment_ids` has negative numbers, down to {segment_ids.min()}, and the documents of number 0 are left "
             "out. If a negative number marks padding, give it as `padding`; padding=None counts all documents."
         )
-    if mask is not None and not _may_have_same_shape(mask, segment_ids):
+    have_ranks = mask is not None and _has_rank(segment_ids) and _has_rank(mask)
+    if have_ranks and not same_shape(mask.shape, segment_ids.shape):
         raise ValueError(
             "`mask` must have the shape of `segment_ids`. Received: mask of shape "
             f"{tuple(mask.shape)} and segment_ids of shape {tuple(segment_ids.shape)}."
@@ -60,7 +61,6 @@ def segment_weights(segment_ids: Tensor, mask: Tensor = None, *, padding: int | 
     return weights_of_runs(segment_ids, mask, padding)
 
 
-def _may_have_same_shape(one, other):
-    # In a graph of TensorFlow nothing may be known of a shape, as after `tf.numpy_function`.
-    ranks = [getattr(array.shape, "rank", 0) for array in (one, other)]
-    return None in ranks or same_shape(one.shape, other.shape)
+def _has_rank(array):
+    """Returns False in a graph of TensorFlow where nothing is known of the shape, as after `tf.numpy_function`."""
+    return getattr(array.shape, "rank", 0) is not None
