@@ -22,7 +22,7 @@ from keras_xent._backend._jax_program import starts_programs as starts_programs
 from keras_xent._backend._jax_rows import pad_to_bucket as pad_to_bucket
 from keras_xent._backend._jax_rows import take_rows as take_rows
 from keras_xent._backend._jax_rows import with_rounded_rows as with_rounded_rows
-from keras_xent._types import Tensor
+from keras_xent._types import Function, Tensor
 
 NAME = "jax"
 # The loss runs inside `value_and_grad` and the metrics outside, on other tracers.
@@ -31,7 +31,7 @@ METRICS_SEE_PREDICTIONS_OF_LOSS = False
 XLA_CPU_FUSES_SLICED_SUMS = False
 
 
-def no_autograph(function: Callable) -> Any:
+def no_autograph(function: Function) -> Function:
     """`function`."""
     return function
 

@@ -6,7 +6,7 @@ import keras
 from keras import ops
 
 from keras_xent import _endings, arguments
-from keras_xent._types import Reduction, Tensor
+from keras_xent._types import DivergenceName, Reduction, Tensor
 from keras_xent.losses import Distillation
 
 
@@ -49,7 +49,7 @@ class LogitsDistillation(keras.distillation.DistillationLoss):
     def __init__(
         self,
         temperature: float = 3.0,
-        divergence: str = "forward_kl",
+        divergence: DivergenceName = "forward_kl",
         *,
         beta: float = 0.5,
         reduction: Reduction = "token_mean",
