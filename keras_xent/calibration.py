@@ -14,7 +14,7 @@ from keras_xent import arguments
 from keras_xent._backend import matmul
 from keras_xent._types import Tensor
 from keras_xent._without_logits import Output, call_without_logits
-from keras_xent.kernels._dtypes import accumulator_dtype, dtype_of, to_float_tensor, to_tensor
+from keras_xent.kernels._dtypes import accumulator_dtype, to_float_tensor, to_tensor
 from keras_xent.kernels._labels import class_indices, valid_mask
 from keras_xent.kernels._masking import both
 from keras_xent.kernels._row_statistics import dense_statistics
@@ -176,9 +176,10 @@ def _difference_and_weight(
         nll, entropy = dense_statistics(indices, logits / temperature, ("nll", "entropy"))
     else:
         hidden, bias = head.hidden, head.bias
-        if head.logit_softcap is None and dtype_of(hidden) == accumulator_dtype(hidden):
+        if head.logit_softcap is None:
             # Divided here, where a temperature is a number of the program rather than an option of a new one.
-            hidden, bias = hidden / temperature, None if bias is None else bias / temperature
+            dtype = accumulator_dtype(hidden)
+            hidden, bias = (None if one is None else ops.cast(one, dtype) / temperature for one in (hidden, bias))
             temperature = 1.0
         found = linear_token_statistics(
             hidden,

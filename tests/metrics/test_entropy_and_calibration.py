@@ -6,6 +6,7 @@ import pytest
 from keras import ops
 
 import keras_xent as kx
+from keras_xent import calibration
 from tests.backend import to_numpy
 from tests.internals import set_keras_mask
 
@@ -235,3 +236,15 @@ def test_predictions_may_be_lists(kind):
     listed.update_state(LABELS.tolist(), LOGITS.tolist())
     given.update_state(LABELS, LOGITS)
     assert float(listed.result()) == float(given.result())
+
+
+@pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
+def test_a_temperature_is_no_option_of_a_program_in_mixed_precision(policy, monkeypatch):
+    """Each new one would be compiled for seconds."""
+    layer = kx.layers.LogitsDense(7, kernel_initializer="identity", bias_initializer="ones", dtype=policy)
+    model, options, kernel = keras.Sequential([keras.Input((7,)), layer]), [], calibration.linear_token_statistics
+    monkeypatch.setattr(calibration, "linear_token_statistics", lambda *a, **k: options.append(k) or kernel(*a, **k))
+    rounded = to_numpy(ops.cast(X, layer.compute_dtype)).astype("float32")
+    found = kx.calibrate(model, (rounded, Y), batch_size=500)
+    assert {one["temperature"] for one in options} == {1.0}
+    assert found == pytest.approx(kx.calibrate(identity(7), (rounded, Y), batch_size=500), rel=3e-4)
