@@ -20,14 +20,10 @@ from keras_xent.kernels import _softmax_row as row
 from keras_xent.kernels._dtypes import accumulator_dtype, dtype_of, largest, upcast
 from keras_xent.kernels._masking import multiply_no_nan, nan_unless, where_or_zero
 from keras_xent.kernels._options import SoftmaxOptions
-from keras_xent.kernels._xla_cpu import log1p
+from keras_xent.kernels._xla_cpu import has_few_classes, log1p
 
-# Up to so many classes a loop that compares is faster than writing to single places, and ones are faster than sums.
-_FEW_CLASSES = 64
 # A branch takes some microseconds, as do the loops of so small an array.
 _FEW_NUMBERS = 2**13
-# Above this sum of exp(x - max) subtracting 1 loses no digits; below it only the largest is above 1/2.
-_CONFIDENT = 1.5
 
 
 def _fits(logits, labels, *class_weight, options):
@@ -35,7 +31,9 @@ def _fits(logits, labels, *class_weight, options):
     if class_weight or options != SoftmaxOptions() or dtype_of(logits) != "float32" or len(logits.shape) != 2:
         return False
     num_rows, classes = logits.shape
-    return isinstance(num_rows, int) and isinstance(classes, int) and num_rows * classes >= _FEW_NUMBERS
+    is_known = isinstance(num_rows, int) and isinstance(classes, int)
+    # An unknown number of rows is rounded up to one of many.
+    return num_rows * classes >= _FEW_NUMBERS if is_known else num_rows is None and has_few_classes(logits)
 
 
 class Step(NamedTuple):
@@ -47,12 +45,8 @@ class Step(NamedTuple):
     fits: Callable[..., bool] = _fits
 
 
-def _has_few(logits):
-    return logits.shape[1] <= _FEW_CLASSES
-
-
 def _sum(array):
-    if _has_few(array):
+    if has_few_classes(array):
         return ops.matmul(array, ops.ones((array.shape[1],), array.dtype))
     return ops.sum(array, axis=1)
 
@@ -81,7 +75,7 @@ def _places(logits, label):
 def _exp_off_label(logits, label, max_logit):
     """`exp(x - max_logit)`, 0 for the label: `[n, C]`."""
     exp_shifted = ops.exp(_shifted(logits, max_logit))
-    if _has_few(logits):
+    if has_few_classes(logits):
         is_other = ops.not_equal(row.class_ids(logits), label[:, None])
         return where_or_zero(exp_shifted, is_other)
     return ops.scatter_update(exp_shifted, _places(logits, label), ops.zeros_like(max_logit))
@@ -119,7 +113,7 @@ def _sparse_backward(upstream, residuals, logits, labels, *, options):
     at_label = upstream * (-sum_of_others / sum_exp)
     (exp_off_label,) = row.zero_rows(dead[:, None], exp_off_label)
     gradient = exp_off_label * (upstream / sum_exp)[:, None]
-    if _has_few(logits):
+    if has_few_classes(logits):
         return ops.where(ops.equal(row.class_ids(logits), label[:, None]), at_label[:, None], gradient)
     return ops.scatter_update(gradient, _places(logits, label), at_label)
 
@@ -130,9 +124,8 @@ SPARSE = Step(_sparse_forward, _sparse_backward, _sparse_keep)
 # Dense.
 
 
-def _minus_largest(exp_shifted):
-    """`exp_shifted`, of the largest logits less 1; written so that the derivative of these is kept."""
-    return ops.where(exp_shifted >= 1.0, exp_shifted - 1.0, exp_shifted)
+def _fits_few(logits, *others, options):
+    return has_few_classes(logits) and _fits(logits, *others, options=options)
 
 
 def _dense_forward(logits, targets, *, options):
@@ -142,15 +135,7 @@ def _dense_forward(logits, targets, *, options):
     shifted = logits - max_logit[:, None]
     exp_shifted = ops.exp(shifted)
     sum_exp, distance = _sum(exp_shifted), -ops.sum(targets * shifted, axis=1)
-    is_confident = sum_exp < _CONFIDENT
-
-    def exactly():
-        return ops.where(is_confident, _sum(_minus_largest(exp_shifted)), sum_exp - 1.0)
-
-    if _has_few(logits):
-        sum_exp_minus_one = exactly()
-    else:
-        sum_exp_minus_one = ops.cond(ops.any(is_confident), exactly, lambda: sum_exp - 1.0)
+    sum_exp_minus_one = ops.where(row.is_confident(sum_exp), _sum(row.minus_largest(exp_shifted)), sum_exp - 1.0)
 
     def with_infinities():
         max_logit = _max(logits)
@@ -193,4 +178,4 @@ def _dense_backward(upstream, residuals, logits, targets, *, options):
     return upstream[:, None] * ops.where(exp_shifted >= max_above_half[:, None], at_max, off_max)
 
 
-DENSE = Step(_dense_forward, _dense_backward, _dense_keep)
+DENSE = Step(_dense_forward, _dense_backward, _dense_keep, _fits_few)

@@ -27,7 +27,7 @@ from keras_xent._types import Shape, Tensor
 from keras_xent.kernels._dtypes import accumulator_dtype, dtype_of, narrow_float
 
 # A block of rows of this size, in float32, stays in the cache.
-_BLOCK_BYTES = 2**21
+_BLOCK_BYTES = 2**18
 # The sum over one slice has few accumulators, of several rows only one; longer slices would lose digits, and each slice
 # is summed in parts.
 _MAX_SLICE = 8192
@@ -42,6 +42,7 @@ _STRIP_BYTES = 2**23
 _FEW_STRIPS = 4
 _MOST_NARROW_CLASSES = 4096
 _MOST_KEPT_BYTES = 2**24
+_FEW_CLASSES = 64
 _inside_block = contextvars.ContextVar("_inside_block", default=False)
 
 
@@ -144,20 +145,37 @@ def _reduce_slices(term, combine, reduce, arrays):
     return total
 
 
-def keeps_exponentials(logits: Tensor) -> bool:
-    """Whether a step of JAX is faster if its forward pass keeps the exponentials for the backward pass.
+def keeps_exponentials(logits: Tensor, *, any_rows: bool = False) -> bool:
+    """Whether a program of both passes is faster if its forward pass keeps the exponentials for the backward pass.
 
-    Then it runs without blocks, as XLA fuses sums of what is in memory (YNN, JAX 0.10). Exponentials are float32: of
-    long rows of 16-bit floats, reading them takes longer than blocks.
+    Then it runs without blocks, as XLA is fast at sums of what is in memory (YNN, TensorFlow 2.21, JAX 0.10). For long
+    rows TensorFlow's has sums in slices, which need no memory, so up to 16 MB are kept there; with `any_rows`, which is
+    for arrays that are kept anyway, those of few classes whose number of rows is not known too. Exponentials are
+    float32: of long rows of 16-bit floats, reading them takes longer than blocks.
     """
-    return uses_xla_cpu() and (not narrow_float(logits) or logits.shape[1] <= _MOST_NARROW_CLASSES)
+    if not uses_xla_cpu():
+        return False
+    if _backend.XLA_CPU_FUSES_SLICED_SUMS and not _is_small(logits):
+        return any_rows and logits.shape[0] is None and has_few_classes(logits)
+    return not narrow_float(logits) or logits.shape[1] <= _MOST_NARROW_CLASSES
 
 
-def keeps_few_exponentials(logits: Tensor) -> bool:
-    """The same where XLA keeps another array of the size of the logits with them, for targets as large: up to 16 MB."""
-    sizes = logits.shape
-    is_small = all(isinstance(n, int) for n in sizes) and 4 * math.prod(sizes) <= _MOST_KEPT_BYTES
-    return is_small and keeps_exponentials(logits)
+def keeps_few_exponentials(logits: Tensor, *, any_rows: bool = False) -> bool:
+    """The same where another array of the size of the logits is read too, the targets: for few classes, up to 16 MB.
+
+    Of many classes small blocks, which stay in the cache, are faster.
+    """
+    is_small = _is_small(logits) or (any_rows and logits.shape[0] is None)
+    return is_small and has_few_classes(logits) and keeps_exponentials(logits, any_rows=any_rows)
+
+
+def has_few_classes(logits: Tensor) -> bool:
+    """Whether a row is so short that what XLA does for each row takes longer than its numbers."""
+    return isinstance(logits.shape[1], int) and logits.shape[1] <= _FEW_CLASSES
+
+
+def _is_small(logits):
+    return all(isinstance(n, int) for n in logits.shape) and 4 * math.prod(logits.shape) <= _MOST_KEPT_BYTES
 
 
 def log1p(x: Tensor) -> Tensor:
