@@ -1,29 +1,34 @@
-"""The plain softmax losses of rows in a compiled step of JAX on a CPU, written for what its XLA (0.10) fuses.
+"""The plain softmax losses of rows in one program of both passes on a CPU, written for what XLA fuses.
 
-There forward and backward pass are one program, and keep the exponentials in memory. What is fast:
+That is a step of JAX (0.10), a step of TensorFlow under XLA, or its loss of few classes (2.21, up to 16 MB): it keeps
+the exponentials in memory. What is fast:
 
 - Sums of an array in memory, of the product of two, and for few classes a product with a vector of ones. A comparison
   inside a sum makes it four times as slow, so that terms are taken out of an array before it is summed: the label's by
   writing one number to each row, or the largest by a loop that reads nothing but the array.
 - Numbers of a row as vectors `[n]`: loops over columns `[n, 1]` are not vectorized.
-- Branches for what most batches do not have: infinite logits, and confident rows of many classes.
+- A branch for what most batches do not have: infinite logits.
 
 Formulas and residuals are those of `_softmax_row.py`, for float32 logits `[n, C]` without options.
 """
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
 from keras import ops
 
+from keras_xent import _backend
 from keras_xent.kernels import _softmax_row as row
 from keras_xent.kernels._dtypes import accumulator_dtype, dtype_of, largest, upcast
 from keras_xent.kernels._masking import multiply_no_nan, nan_unless, where_or_zero
 from keras_xent.kernels._options import SoftmaxOptions
 from keras_xent.kernels._xla_cpu import has_few_classes, log1p
 
-# A branch takes some microseconds, as do the loops of so small an array.
+# A branch takes some microseconds, as do the loops of so small an array; and half a second to compile, which a step of
+# TensorFlow, faster without it than that of JAX, makes up for on larger arrays.
 _FEW_NUMBERS = 2**13
+_FEW_NUMBERS_FOR_BRANCH = 2**17 if _backend.NAME == "tensorflow" else 2**13
 
 
 def _fits(logits, labels, *class_weight, options):
@@ -108,11 +113,11 @@ def _sparse_backward(upstream, residuals, logits, labels, *, options):
     max_logit, sum_exp_minus_one = _clean_columns(dead, *columns)
     label, label_logit = _label_and_logit(logits, labels)
     (label_logit,) = row.zero_rows(dead, label_logit)
-    sum_exp = 1.0 + sum_exp_minus_one
+    scale = upstream / (1.0 + sum_exp_minus_one)
     sum_of_others = sum_exp_minus_one + (1.0 - row.exp_shifted(label_logit, max_logit, None))
-    at_label = upstream * (-sum_of_others / sum_exp)
+    at_label = -sum_of_others * scale
     (exp_off_label,) = row.zero_rows(dead[:, None], exp_off_label)
-    gradient = exp_off_label * (upstream / sum_exp)[:, None]
+    gradient = exp_off_label * scale[:, None]
     if has_few_classes(logits):
         return ops.where(ops.equal(row.class_ids(logits), label[:, None]), at_label[:, None], gradient)
     return ops.scatter_update(gradient, _places(logits, label), at_label)
@@ -125,7 +130,9 @@ SPARSE = Step(_sparse_forward, _sparse_backward, _sparse_keep)
 
 
 def _fits_few(logits, *others, options):
-    return has_few_classes(logits) and _fits(logits, *others, options=options)
+    if not _fits(logits, *others, options=options) or not has_few_classes(logits) or logits.shape[0] is None:
+        return False
+    return math.prod(logits.shape) >= _FEW_NUMBERS_FOR_BRANCH
 
 
 def _dense_forward(logits, targets, *, options):
