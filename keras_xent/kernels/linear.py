@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from keras import ops
 
 from keras_xent._backend import no_autograph, uses_xla_cpu
-from keras_xent._types import Tensor
+from keras_xent._types import Reduction, Tensor
 from keras_xent.kernels import _row_statistics as row_statistics
 from keras_xent.kernels import _softmax_row as row
 from keras_xent.kernels import sparse_softmax
@@ -62,7 +62,7 @@ def linear_cross_entropy(
     focal_gamma: float = 0.0,
     z_loss: float = 0.0,
     logit_softcap: float | None = None,
-    reduction: str | None = "none",
+    reduction: Reduction | None = "none",
     normalizer: float | None = None,
     training: bool = True,
     gradients: tuple[str, ...] = GRADIENTS,
@@ -219,7 +219,7 @@ def with_statistics(
     mask: Tensor = None,
     ignore_class: int | None = None,
     class_weight: Any = None,
-    reduction: str | None = "none",
+    reduction: Reduction | None = "none",
     normalizer: float | None = None,
     training: bool = True,
     gradients: tuple[str, ...] = GRADIENTS,
