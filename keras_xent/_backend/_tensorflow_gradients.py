@@ -132,7 +132,8 @@ def _kept(keep, residuals, inputs, options):
             clean = where_finite(saved, given)
             again = keep(clean[:num_residuals], *clean[num_residuals:], **options)
             floats = [array for array in clean if array.dtype.is_floating]
-            gradients = iter(tf.gradients(again, floats, where_finite(saved, [upstream])[0], unconnected_gradients="zero"))
+            (upstream,) = where_finite(saved, [upstream])
+            gradients = iter(tf.gradients(again, floats, upstream, unconnected_gradients="zero"))
             return [next(gradients) if array.dtype.is_floating else None for array in given]
 
         return keep(given[:num_residuals], *given[num_residuals:], **options), vjp

@@ -51,7 +51,7 @@ def assert_in_graph(condition: Tensor, data: list | Callable[[], list], tensor: 
     return tensor
 
 
-def in_program_of_xla() -> bool:
+def in_xla() -> bool:
     """False: JAX traces a program inside another once for all its uses."""
     return False
 

@@ -9,7 +9,7 @@ from keras_xent._types import Tensor
 from keras_xent.kernels import _softmax_row as row
 from keras_xent.kernels import _step_rows
 from keras_xent.kernels._compiled import CompiledKernel, RowKernel
-from keras_xent.kernels._dtypes import accumulator_dtype, is_float, to_float_tensor, to_tensor, upcast
+from keras_xent.kernels._dtypes import accumulator_dtype, is_float, to_float_tensor, to_tensor
 from keras_xent.kernels._masking import multiply_no_nan, where_or_zero
 from keras_xent.kernels._options import SoftmaxOptions
 from keras_xent.kernels._shapes import as_rows, checked_axis, ensure_shape, reshape_to, same_shape
