@@ -160,7 +160,8 @@ def captured(structure: Any) -> Any:
 def _residuals_vjp(forward, options, compiled):
     def vjp(upstream, residuals, inputs):
         upstream, inputs = where_finite(residuals, upstream), where_finite(residuals, inputs)
-        recomputed = getattr(forward, "unblocked", forward)(*inputs, **dict(options))[1]
+        # A step has the first of the residuals alone.
+        recomputed = getattr(forward, "unblocked", forward)(*inputs, **dict(options))[1][: len(residuals)]
         # Not a tape: forward mode runs this first while it keeps tapes from recording.
         return tf.gradients(
             recomputed, [i for i in inputs if i.dtype.is_floating], upstream, unconnected_gradients="zero"
