@@ -184,3 +184,8 @@ def constant_of(tensor: Tensor) -> Any:
 def program_of(tensor: Tensor) -> Any:
     """The graph that a tensor belongs to; None for a variable, which belongs to none."""
     return getattr(tensor, "graph", None)
+
+
+def traced_ending(tensor: Tensor) -> None:
+    """None: the operations of a graph say more, see `operation_of`."""
+    return None

@@ -7,6 +7,7 @@ import keras
 from keras import ops
 
 from keras_xent import _keras
+from keras_xent._named_arguments import named_arguments
 from keras_xent._types import Tensor
 from keras_xent.kernels._dtypes import to_tensor
 from keras_xent.kernels._labels import valid_mask
@@ -31,6 +32,7 @@ def _loss(kind, **options):
 
 
 @keras.saving.register_keras_serializable(package="keras_xent")
+@named_arguments
 def binary_crossentropy(
     y_true: Tensor, y_pred: Tensor, from_logits: bool = False, label_smoothing: float = 0.0, axis: int = -1
 ) -> Tensor:
@@ -65,6 +67,7 @@ def binary_crossentropy(
 
 
 @keras.saving.register_keras_serializable(package="keras_xent")
+@named_arguments
 def binary_focal_crossentropy(
     y_true: Tensor,
     y_pred: Tensor,
@@ -112,6 +115,7 @@ def binary_focal_crossentropy(
 
 
 @keras.saving.register_keras_serializable(package="keras_xent")
+@named_arguments
 def categorical_crossentropy(
     y_true: Tensor, y_pred: Tensor, from_logits: bool = False, label_smoothing: float = 0.0, axis: int = -1
 ) -> Tensor:
@@ -147,6 +151,7 @@ def categorical_crossentropy(
 
 
 @keras.saving.register_keras_serializable(package="keras_xent")
+@named_arguments
 def categorical_focal_crossentropy(
     y_true: Tensor,
     y_pred: Tensor,
@@ -190,6 +195,7 @@ def categorical_focal_crossentropy(
 
 
 @keras.saving.register_keras_serializable(package="keras_xent")
+@named_arguments
 def kl_divergence(y_true: Tensor, y_pred: Tensor) -> Tensor:
     """Kullback-Leibler divergence of predicted probabilities from target probabilities for each example.
 
@@ -217,6 +223,7 @@ def kl_divergence(y_true: Tensor, y_pred: Tensor) -> Tensor:
 
 
 @keras.saving.register_keras_serializable(package="keras_xent")
+@named_arguments
 def sparse_categorical_crossentropy(
     y_true: Tensor, y_pred: Tensor, from_logits: bool = False, ignore_class: int | None = None, axis: int = -1
 ) -> Tensor:
