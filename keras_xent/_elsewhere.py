@@ -7,5 +7,5 @@ def attribute_error(module: str, name: str, of_keras: ModuleType) -> AttributeEr
     """The error for a name that `keras_xent.<module>` does not have."""
     hint = ""
     if not name.startswith("_") and hasattr(of_keras, name):
-        hint = f": keras_xent covers cross-entropy only. Use `keras.{module}.{name}`"
+        hint = f": Keras has it. Use `keras.{module}.{name}`"
     return AttributeError(f"module 'keras_xent.{module}' has no attribute '{name}'{hint}.")

@@ -3,12 +3,11 @@
 import difflib
 import functools
 import inspect
-from collections.abc import Callable, Collection
-from typing import Any, TypeVar
+from collections.abc import Collection
+from typing import Any
 
 from keras_xent import arguments
-
-Function = TypeVar("Function", bound=Callable)
+from keras_xent._types import Function
 
 # What other libraries call an argument, and what it is called here: the first one that there is.
 _OTHER_NAMES = {

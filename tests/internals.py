@@ -53,13 +53,16 @@ def set_sizes(
     fewest_rows=None,
     strip_bytes=None,
     block_bytes=None,
-    accelerator_chunk_bytes=None,
 ):
-    """Sets what the kernels read at once; `set_attribute` is `setattr`, or monkeypatch's, which undoes it."""
+    """Sets what the kernels read at once, on a CPU and on accelerators.
+
+    `set_attribute` is `setattr`, or monkeypatch's, which undoes it.
+    """
     sizes = {
         (_token_chunks, "CPU_CHUNK_BYTES"): chunk_bytes,
-        (_token_chunks, "ACCELERATOR_CHUNK_BYTES"): accelerator_chunk_bytes,
+        (_token_chunks, "ACCELERATOR_CHUNK_BYTES"): chunk_bytes,
         (_token_chunks, "MIN_CHUNK_TOKENS"): fewest_rows,
+        (_token_chunks, "ACCELERATOR_MIN_CHUNK_TOKENS"): None if fewest_rows is None else (fewest_rows, fewest_rows),
         (_xla_cpu, "_STRIP_BYTES"): strip_bytes,
         (_xla_cpu, "_FEW_STRIPS"): None if strip_bytes is None else 1,
         (_xla_cpu, "_BLOCK_BYTES"): block_bytes,

@@ -163,9 +163,23 @@ def test_at_most_ten_private_names_of_keras_are_used():
     assert len(names) <= 10, sorted(names)
 
 
-def test_no_file_is_longer_than_300_lines():
-    lengths = {module: len(source.splitlines()) for module, source in _modules().items()}
-    assert {module: length for module, length in lengths.items() if length > 300} == {}
+@pytest.mark.parametrize("folder, most", [("keras_xent", 300), ("tests", 400)])
+def test_no_file_is_longer_than_its_limit(folder, most):
+    lengths = {str(path): len(path.read_text().splitlines()) for path in (ROOT.parent / folder).rglob("*.py")}
+    assert {path: length for path, length in lengths.items() if length > most} == {}
+
+
+def test_contributing_names_every_file():
+    page = (ROOT.parent / "CONTRIBUTING.md").read_text()
+    layout = page.partition("## Layout")[2].partition("\n## ")[0]
+    named = set(re.findall(r"`(\w+)\.py`", layout))
+    modules = [module.split(".")[1:] for module in _modules() if not module.endswith("__")]
+    packages = {parts[0] for parts in modules if len(parts) > 1}
+    # Public files bear the name of what they hold, but for the kernels.
+    must = {p[-1] for p in modules if len(p) == 1 or p[-1].startswith("_") or p[0] == "kernels"}
+    assert must - named == set()
+    assert named - {parts[-1] for parts in modules} == set()
+    assert packages <= set(re.findall(r"`(\w+)/`", layout))
 
 
 # Public names

@@ -31,7 +31,7 @@ def _equation(tensor: Any) -> Any:
     while True:
         while hasattr(tensor, "primal"):
             tensor = tensor.primal
-        equation = getattr(tensor, "parent", None)
+        equation: Any = getattr(tensor, "parent", None)
         if not hasattr(equation, "primitive") or not hasattr(equation, "in_tracers"):
             return None
         if equation.primitive.name not in _RESHAPES:

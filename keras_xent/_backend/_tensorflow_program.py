@@ -97,8 +97,7 @@ def one_program(function: Callable) -> Callable:
         # first one closes over.
         @tf.custom_gradient
         def gradient(*given):
-            *given, slope = given
-            watched, others = given[: len(floats)], given[len(floats) :]
+            watched, others, slope = given[: len(floats)], given[len(floats) : -1], given[-1]
 
             def vjp(upstream):
                 upstream = upstream if taken is None else append_rows(upstream, padded[0])

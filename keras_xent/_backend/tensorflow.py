@@ -27,7 +27,7 @@ from keras_xent._backend._tensorflow_rows import pad_to_bucket as pad_to_bucket
 from keras_xent._backend._tensorflow_rows import take_rows as take_rows
 from keras_xent._backend._tensorflow_rows import with_rounded_rows as with_rounded_rows
 from keras_xent._backend._xla import obstacles, uses_xla
-from keras_xent._types import Tensor
+from keras_xent._types import Function, Tensor
 
 NAME = "tensorflow"
 # A training step hands one tensor of predictions to the loss and, after the optimizer, to the metrics.
@@ -44,7 +44,7 @@ _TRANSPARENT = {"Cast", "Identity"}
 obstacles += [tf.config.functions_run_eagerly, should_invoke_op_callbacks]
 
 
-def no_autograph(function: Callable) -> Any:
+def no_autograph(function: Function) -> Function:
     """`function`, kept from AutoGraph, which rewrites everything that a user's `tf.function` calls."""
     return tf.autograph.experimental.do_not_convert(function)
 

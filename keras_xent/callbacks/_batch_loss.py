@@ -9,7 +9,7 @@ import keras
 from keras import ops
 
 from keras_xent import _accumulation, _backend, _keras, _loss_statistics
-from keras_xent._types import Tensor
+from keras_xent._types import Batches, Tensor
 from keras_xent.callbacks._verdict import Verdict, judge
 from keras_xent.metrics import Perplexity
 
@@ -31,8 +31,7 @@ class Limits(NamedTuple):
 
     threshold: float
     window: int
-    # "never", "non_finite" or "always"
-    skip: str
+    skip: Batches
 
 
 class Seen(NamedTuple):

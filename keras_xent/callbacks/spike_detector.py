@@ -1,16 +1,18 @@
 """Losses that are no numbers, and sudden jumps of the loss, with the tokens that caused them."""
 
 import math
+import typing
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import keras
 
 from keras_xent import arguments
+from keras_xent._types import Batches
 from keras_xent.callbacks._batch_loss import BatchLoss, Limits
 from keras_xent.callbacks._token_text import TokenText
 
-_WHEN = ("never", "non_finite", "always")
+_WHEN: tuple[str, ...] = typing.get_args(Batches)
 _MOST_WARNINGS = 20
 
 
@@ -61,8 +63,8 @@ class SpikeDetector(keras.callbacks.Callback):
         window: int = 100,
         *,
         worst: int = 5,
-        stop: str = "never",
-        skip: str = "never",
+        stop: Batches = "never",
+        skip: Batches = "never",
         decode: Callable[[int], str] | Sequence[str] | Mapping[int, str] | None = None,
     ) -> None:
         super().__init__()

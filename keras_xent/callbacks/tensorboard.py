@@ -42,8 +42,9 @@ class TensorBoard(TrainingLog, keras.callbacks.TensorBoard):
     Args:
         log_dir: the folder of the logs.
         update_freq: `"epoch"`, `"batch"`, or after how many batches values are written.
-        histogram_freq, write_graph, write_images, write_steps_per_second, profile_batch, embeddings_freq,
-            embeddings_metadata: arguments of `keras.callbacks.TensorBoard`, with its defaults.
+        histogram_freq, embeddings_freq: after how many epochs histograms of weights, and embeddings, are written.
+        write_graph, write_images, write_steps_per_second: whether to write these (images: of the weights).
+        profile_batch, embeddings_metadata: the batch, or range of batches, to profile; files of labels by layer.
         gradient_norm: whether to write the norm of the gradient of the last step; needs a recompilation.
         probe: a fixed batch `(x, y)` or `(x, y, sample_weight)`, labels `[sequences, length]`, of which the run
             `probe` shows after each epoch a histogram of the tokens' losses, a picture of the tokens whose background
@@ -55,8 +56,7 @@ class TensorBoard(TrainingLog, keras.callbacks.TensorBoard):
 
     Raises:
         ImportError: TensorBoard, TensorFlow or, for `probe`, Matplotlib is not installed.
-        ValueError: a `probe` that is no batch of sequences; `hparams` that are no dict; under `tf.distribute`,
-            `gradient_norm`.
+        ValueError: `probe` is not a batch of sequences, `hparams` not a dict, or `gradient_norm` under `tf.distribute`.
 
     Example:
 

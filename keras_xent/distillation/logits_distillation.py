@@ -5,7 +5,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_xent._types import Reduction, Tensor
+from keras_xent._types import DivergenceName, Reduction, Tensor
 from keras_xent.losses import Distillation
 
 
@@ -45,7 +45,7 @@ class LogitsDistillation(keras.distillation.DistillationLoss):
     def __init__(
         self,
         temperature: float = 3.0,
-        divergence: str = "forward_kl",
+        divergence: DivergenceName = "forward_kl",
         *,
         beta: float = 0.5,
         reduction: Reduction = "token_mean",

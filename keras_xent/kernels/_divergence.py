@@ -4,6 +4,7 @@ With the temperature `T`, `log p` and `log q` are log-softmaxes of logits divide
 """
 
 import math
+import typing
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -11,13 +12,13 @@ from keras import ops
 
 from keras_xent import arguments
 from keras_xent._backend import custom_gradient
-from keras_xent._types import Tensor
+from keras_xent._types import DivergenceName, Tensor
 from keras_xent.kernels import _softmax_row as row
 from keras_xent.kernels._compiled import CompiledKernel, row_kernel
 from keras_xent.kernels._dtypes import upcast
 from keras_xent.kernels._masking import multiply_no_nan
 
-NAMES = ("forward_kl", "reverse_kl", "jensen_shannon")
+NAMES: tuple[str, ...] = typing.get_args(DivergenceName)
 
 
 @dataclass(frozen=True)

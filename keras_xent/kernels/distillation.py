@@ -8,7 +8,7 @@ from keras import ops
 from keras_xent import arguments
 from keras_xent._backend import matmul, no_autograph, on_accelerator
 from keras_xent._named_arguments import named_arguments
-from keras_xent._types import Tensor
+from keras_xent._types import DivergenceName, Reduction, Tensor
 from keras_xent.kernels._divergence import Divergence, Softmax
 from keras_xent.kernels._dtypes import accumulator_dtype
 from keras_xent.kernels._linear_pass import GRADIENTS, OverTokens, checked_matrices, reduced_over_tokens
@@ -27,7 +27,7 @@ def linear_distillation(
     teacher_bias: Tensor = None,
     *,
     temperature: float = 1.0,
-    divergence: str = "forward_kl",
+    divergence: DivergenceName = "forward_kl",
     beta: float = 0.5,
     transpose_kernel: bool = False,
     transpose_teacher_kernel: bool = False,
@@ -35,7 +35,7 @@ def linear_distillation(
     mask: Tensor = None,
     logit_softcap: float | None = None,
     teacher_logit_softcap: float | None = None,
-    reduction: str | None = "none",
+    reduction: Reduction | None = "none",
     normalizer: float | None = None,
     training: bool = True,
     gradients: tuple[str, ...] = GRADIENTS,

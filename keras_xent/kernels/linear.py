@@ -11,7 +11,7 @@ from keras import ops
 
 from keras_xent._backend import no_autograph, uses_xla_cpu
 from keras_xent._named_arguments import named_arguments
-from keras_xent._types import Tensor
+from keras_xent._types import Reduction, Tensor
 from keras_xent.kernels import _row_statistics as row_statistics
 from keras_xent.kernels import _softmax_row as row
 from keras_xent.kernels import sparse_softmax
@@ -64,7 +64,7 @@ def linear_cross_entropy(
     focal_gamma: float = 0.0,
     z_loss: float = 0.0,
     logit_softcap: float | None = None,
-    reduction: str | None = "none",
+    reduction: Reduction | None = "none",
     normalizer: float | None = None,
     training: bool = True,
     gradients: tuple[str, ...] = GRADIENTS,
@@ -221,7 +221,7 @@ def with_statistics(
     mask: Tensor = None,
     ignore_class: int | None = None,
     class_weight: Any = None,
-    reduction: str | None = "none",
+    reduction: Reduction | None = "none",
     normalizer: float | None = None,
     training: bool = True,
     gradients: tuple[str, ...] = GRADIENTS,

@@ -16,7 +16,7 @@ from keras_xent.kernels._masking import where_or_zero
 REDUCTIONS: tuple[str | None, ...] = (*typing.get_args(Reduction), None)
 
 
-def checked_reduction(reduction: str | None) -> str | None:
+def checked_reduction(reduction: Any) -> Reduction | None:
     """The reduction; a ValueError if there is none of this name."""
     if reduction not in REDUCTIONS:
         raise ValueError(

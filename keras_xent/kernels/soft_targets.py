@@ -7,7 +7,7 @@ from keras import ops
 
 from keras_xent._backend import no_autograph
 from keras_xent._named_arguments import named_arguments
-from keras_xent._types import Tensor
+from keras_xent._types import Reduction, Tensor
 from keras_xent.kernels import softmax
 from keras_xent.kernels._dtypes import accumulator_dtype, to_tensor
 from keras_xent.kernels._labels import class_weights
@@ -33,7 +33,7 @@ def linear_softmax_cross_entropy(
     focal_gamma: float = 0.0,
     z_loss: float = 0.0,
     logit_softcap: float | None = None,
-    reduction: str | None = "none",
+    reduction: Reduction | None = "none",
     normalizer: float | None = None,
     training: bool = True,
     gradients: tuple[str, ...] = GRADIENTS,

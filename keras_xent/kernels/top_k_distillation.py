@@ -9,7 +9,7 @@ from keras import ops
 from keras_xent import arguments
 from keras_xent._backend import add_at_columns, no_autograph
 from keras_xent._named_arguments import named_arguments
-from keras_xent._types import Tensor
+from keras_xent._types import Reduction, Tensor
 from keras_xent.kernels._divergence import Softmax
 from keras_xent.kernels._dtypes import accumulator_dtype, to_tensor
 from keras_xent.kernels._linear_pass import GRADIENTS, OverTokens, checked_matrices, reduced_over_tokens
@@ -32,7 +32,7 @@ def linear_top_k_distillation(
     token_weights: Tensor = None,
     mask: Tensor = None,
     logit_softcap: float | None = None,
-    reduction: str | None = "none",
+    reduction: Reduction | None = "none",
     normalizer: float | None = None,
     training: bool = True,
     gradients: tuple[str, ...] = GRADIENTS,

@@ -8,7 +8,7 @@ from keras import ops
 from keras_xent import _accumulation, _keras, arguments, provenance
 from keras_xent._backend import is_eager, no_autograph
 from keras_xent._named_arguments import NamedArguments
-from keras_xent._types import DType, Reduction, Tensor
+from keras_xent._types import DivergenceName, DType, Reduction, Tensor
 from keras_xent.kernels import linear_distillation
 from keras_xent.kernels import reduction as _reduction
 from keras_xent.kernels._divergence import Divergence, Softmax, divergence_of_rows
@@ -65,7 +65,7 @@ class Distillation(NamedArguments, keras.losses.Loss):
     def __init__(
         self,
         temperature: float = 1.0,
-        divergence: str = "forward_kl",
+        divergence: DivergenceName = "forward_kl",
         *,
         beta: float = 0.5,
         reduction: Reduction | None = "sum_over_batch_size",

@@ -251,7 +251,7 @@ class TokenMean(NamedArguments, keras.metrics.Metric):
 
     def get_config(self) -> dict[str, Any]:
         """Every argument of the constructor."""
-        return {**super().get_config(), "ignore_class": self.ignore_class, "axis": self.axis}
+        return {**self._given_arguments(), **super().get_config()}
 
 
 def _disagree(metric, loss, option, own, other):

@@ -102,7 +102,3 @@ class BitsPerByte(TokenCrossentropy):
     def result(self) -> Tensor:
         """The bits per byte; nan without bytes."""
         return ops.cast(self._mean() / math.log(2), self.dtype)
-
-    def get_config(self) -> dict[str, Any]:
-        """Every argument of the constructor."""
-        return {**super().get_config(), "bytes_per_token": self.bytes_per_token}

@@ -97,11 +97,6 @@ class CalibrationError(TokenMean):
         safe = weight.clip(min=1e-300)
         return confidence / safe, hits / safe, weight
 
-    def get_config(self) -> dict[str, Any]:
-        """Every argument of the constructor."""
-        own = {"bins": self.bins, "from_logits": self.from_logits, "logit_softcap": self.logit_softcap}
-        return {**super().get_config(), **own}
-
     def _fits(self, record: _loss_statistics.LossRecord) -> bool:
         statistics = record.statistics
         has_both = statistics is not None and statistics.rank is not None and statistics.confidence is not None

@@ -1,7 +1,5 @@
 """Mean entropy of the predicted distributions."""
 
-from typing import Any
-
 import keras
 from keras import ops
 
@@ -65,10 +63,6 @@ class Entropy(TokenMean):
     def result(self) -> Tensor:
         """The mean in nats; nan without a valid token."""
         return ops.cast(self._mean(), self.dtype)
-
-    def get_config(self) -> dict[str, Any]:
-        """Every argument of the constructor."""
-        return {**super().get_config(), "from_logits": self.from_logits, "logit_softcap": self.logit_softcap}
 
     def _fits(self, record: _loss_statistics.LossRecord) -> bool:
         return record.statistics is not None and record.statistics.entropy is not None and super()._fits(record)

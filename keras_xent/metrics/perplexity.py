@@ -112,9 +112,10 @@ class Perplexity(TokenCrossentropy):
 
     def get_config(self) -> dict[str, Any]:
         """Every argument of the constructor."""
-        group_of = self.group_of
-        group_of = keras.saving.serialize_keras_object(group_of) if callable(group_of) else group_of
-        return {**super().get_config(), "groups": self.groups, "group_of": group_of}
+        config = super().get_config()
+        if callable(config.get("group_of")):
+            config["group_of"] = keras.saving.serialize_keras_object(config["group_of"])
+        return config
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> "Perplexity":

@@ -1,7 +1,5 @@
 """Accuracy of the most probable token."""
 
-from typing import Any
-
 import keras
 from keras import ops
 
@@ -69,10 +67,6 @@ class TokenAccuracy(TokenMean):
     def result(self) -> Tensor:
         """The accuracy; nan without a valid token."""
         return ops.cast(self._mean(), self.dtype)
-
-    def get_config(self) -> dict[str, Any]:
-        """Every argument of the constructor."""
-        return {**super().get_config(), "top_k": self.top_k}
 
     def _fits(self, record: _loss_statistics.LossRecord) -> bool:
         # A cap keeps the order of the logits, and so does a softmax.

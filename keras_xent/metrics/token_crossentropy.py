@@ -1,7 +1,5 @@
 """Mean cross-entropy per token."""
 
-from typing import Any
-
 import keras
 from keras import ops
 
@@ -74,10 +72,6 @@ class TokenCrossentropy(TokenMean):
     def result(self) -> Tensor:
         """The mean in nats; nan without a valid token."""
         return ops.cast(self._mean(), self.dtype)
-
-    def get_config(self) -> dict[str, Any]:
-        """Every argument of the constructor."""
-        return {**super().get_config(), "from_logits": self.from_logits, "logit_softcap": self.logit_softcap}
 
     def _values_from_statistics(self, statistics: LossStatistics) -> Tensor:
         return statistics.nll

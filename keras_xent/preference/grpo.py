@@ -3,7 +3,7 @@
 from keras import ops
 
 from keras_xent import arguments
-from keras_xent._types import Tensor
+from keras_xent._types import Reduction, Tensor
 from keras_xent.kernels import reduction as _reduction
 from keras_xent.kernels._dtypes import to_tensor
 from keras_xent.kernels._masking import where_or_zero
@@ -21,7 +21,7 @@ def grpo(
     epsilon_high: float | None = None,
     reference_logps: Tensor = None,
     beta: float = 0.0,
-    reduction: str | None = "sequence_mean",
+    reduction: Reduction | None = "sequence_mean",
 ) -> Tensor:
     """Group relative policy optimization: the clipped objective of PPO, with advantages that need no value model.
 

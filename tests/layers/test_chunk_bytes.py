@@ -1,5 +1,7 @@
 """The budget of a head: the same loss in smaller chunks, and the argument in the configuration."""
 
+import functools
+
 import keras
 import numpy as np
 import pytest
@@ -22,13 +24,24 @@ def test_a_budget_is_kept_to():
 
 
 @pytest.mark.parametrize("features", [64, 256, 768])
-def test_of_few_tokens_a_chunk_takes_a_quarter_of_the_gradient(features):
+def test_of_few_tokens_a_chunk_takes_a_quarter_of_the_gradient(features, monkeypatch):
+    monkeypatch.setattr(_token_chunks, "on_accelerator", lambda: False)
     classes = 2**20 // features * 128  # as large a kernel each time: 512 MB
     size, _ = _token_chunks.chunk_sizes(2048, classes, is_masked=True, features=features)
     share = _token_chunks.CPU_CHUNK_BYTES / 4
     assert 4 * classes * size <= max(4 * classes * max(features / 4, 2048 / 32), share) * 1.05
     # The more tokens, the more each pass over that gradient has to be worth.
     assert _token_chunks.chunk_sizes(4096, classes, is_masked=True, features=features)[0] >= 512
+
+
+def test_on_an_accelerator_chunks_are_larger_and_no_larger_than_the_gradient_of_the_kernel(monkeypatch):
+    monkeypatch.setattr(_token_chunks, "on_accelerator", lambda: True)
+    sizes = functools.partial(_token_chunks.chunk_sizes, is_masked=False)
+    assert sizes(8192, 32_000, features=2048) == (2048, 4)
+    assert sizes(4096, 128_256, features=4096) == (2048, 2)
+    assert sizes(8192, 262_144, features=640) == (1024, 8)
+    # Masked tokens are left out by whole chunks, of which there are more then.
+    assert sizes(4096, 128_256, features=4096, is_masked=True) == (1024, 4)
 
 
 def tied(chunk_bytes):

@@ -8,19 +8,17 @@ import warnings
 import keras
 import numpy as np
 import pytest
-from keras import ops
 
 import keras_xent as kx
-from keras_xent.layers.fuse_head import is_fused
 from keras_xent.losses import SparseCategoricalCrossentropy
 from tests.backend import BACKEND, environment, to_numpy
-from tests.internals import count_linear_calls, head_of, mask_of, set_sizes
+from tests.internals import head_of, set_sizes
+from tests.layers.models import VOCABULARY, assert_same_training, data, language_model, loss, metrics, trained
 from tests.tiers import sample, whole
 
 if BACKEND == "tensorflow":
     import tensorflow as tf
 
-VOCABULARY, FEATURES, LENGTH = 61, 8, 13
 FIT_MODES = {
     "auto": {},
     "xla": {"jit_compile": True},
@@ -30,68 +28,6 @@ FIT_MODES = {
 }
 if BACKEND == "jax":
     del FIT_MODES["xla"]
-
-
-def data(sequences=24):
-    """Padded sequences, the next tokens, and weights."""
-    rng = np.random.default_rng(0)
-    lengths = rng.integers(3, LENGTH, sequences)[:, None]
-    tokens = np.where(np.arange(LENGTH) < lengths, rng.integers(1, VOCABULARY, (sequences, LENGTH)), 0)
-    following = np.concatenate([tokens[:, 1:], np.zeros((sequences, 1), int)], axis=1)
-    return tokens, following, rng.uniform(0.1, 2, sequences)
-
-
-def language_model(head, *, tied=False, after=(), **arguments):
-    """A model that ends in `head`, the same weights whatever the head is."""
-    keras.utils.set_random_seed(0)
-    tokens = keras.Input((None,), dtype="int32")
-    if tied:
-        # No mask: newer versions of Keras lose it at the logits, and Keras 3.12 makes a wrong one there.
-        embedding = head(VOCABULARY, FEATURES, **arguments)
-        hidden = keras.layers.Dense(FEATURES, activation="tanh")(embedding(tokens))
-        logits = embedding(hidden, reverse=True)
-    else:
-        embedded = keras.layers.Embedding(VOCABULARY, FEATURES, mask_zero=True)(tokens)
-        hidden = keras.layers.Dense(FEATURES, activation="tanh")(embedded)
-        logits = head(VOCABULARY, **arguments)(hidden)
-    for layer in after:
-        logits = layer(logits)
-    return keras.Model(tokens, logits)
-
-
-def trained(model, loss, *, metrics=(), weighted_metrics=None, **compile_arguments):
-    """The history and weights after two epochs with validation."""
-    tokens, following, weights = data()
-    model.compile(
-        keras.optimizers.Adam(0.01), loss, metrics=list(metrics), weighted_metrics=weighted_metrics, **compile_arguments
-    )
-    validation = (tokens[:8], following[:8], weights[:8])
-    history = model.fit(
-        tokens, following, 8, 2, verbose=0, sample_weight=weights, validation_data=validation, shuffle=False
-    ).history
-    return history, [np.asarray(w) for w in model.get_weights()]
-
-
-def assert_same_training(one, other, rtol=1e-5):
-    assert one[0].keys() == other[0].keys()
-    for name, values in one[0].items():
-        np.testing.assert_allclose(other[0][name], values, rtol=rtol, err_msg=name)
-    for mine, theirs in zip(one[1], other[1], strict=True):
-        np.testing.assert_allclose(theirs, mine, atol=rtol)
-
-
-def loss(**arguments):
-    return kx.losses.MaskedSequenceCrossentropy(ignore_class=0, **arguments)
-
-
-def metrics():
-    return [kx.metrics.Perplexity(ignore_class=0), kx.metrics.TokenAccuracy(ignore_class=0)]
-
-
-@pytest.fixture
-def calls(monkeypatch):
-    """How often the linear kernel is called."""
-    return count_linear_calls(monkeypatch)
 
 
 # The same training as with Keras' layers.
@@ -306,177 +242,6 @@ if BACKEND == "tensorflow":
         assert ([None, None, VOCABULARY] in shapes) == expected
 
 
-# Provenance that gets lost.
-
-
-class Doubled(keras.layers.Layer):
-    def call(self, inputs):
-        return ops.multiply(inputs, 2.0)
-
-
-def test_a_detached_head_warns_once_with_the_layer_and_the_fix(calls):
-    model = language_model(kx.layers.LogitsDense, name="vocabulary", after=[Doubled()])
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        trained(model, loss())
-    messages = [str(w.message) for w in caught if "provenance" in str(w.message)]
-    assert messages == [
-        "MaskedSequenceCrossentropy materializes the logits of layer 'vocabulary': what comes after the layer "
-        "returns a new tensor, which carries no provenance. End the model in that layer. The loss reads 16-bit logits "
-        "as they are, so that a float32 Activation after it is not needed."
-    ]
-    assert calls == []
-
-
-if BACKEND == "tensorflow":
-
-    @pytest.mark.whole
-    def test_another_output_of_the_same_shape_is_not_a_detached_head():
-        tokens, following, _ = data()
-        inputs = keras.Input((LENGTH,))
-        hidden = keras.layers.Embedding(VOCABULARY, FEATURES)(inputs)
-        outputs = {"a": kx.layers.LogitsDense(VOCABULARY)(hidden), "b": keras.layers.Dense(VOCABULARY)(hidden)}
-        model = keras.Model(inputs, outputs)
-        model.compile("adam", {"a": loss(), "b": loss()})
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", UserWarning)
-            model.train_on_batch(tokens, {"a": following, "b": following})
-
-
-@pytest.mark.whole
-def test_live_logits_of_another_program_are_not_mistaken_for_these():
-    """Eager ones belong to no program: neither to that of the next loss, nor to one another."""
-    layer, hidden = kx.layers.LogitsDense(5), np.ones((2, 3, 4), "float32")
-    alive, labels = layer(hidden), np.zeros((2, 3), int)
-    plain = ops.convert_to_tensor(to_numpy(alive).astype("float32"))
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        eager = loss()(labels, plain)
-        if BACKEND == "tensorflow":
-            compiled = tf.function(lambda logits: loss()(labels, logits))(plain)
-        else:
-            import jax
-
-            compiled = jax.jit(lambda logits: loss()(labels, logits))(plain)
-    np.testing.assert_allclose(to_numpy(compiled), to_numpy(eager), rtol=1e-6)
-    assert head_of(alive) is not None
-
-
-@pytest.mark.whole
-def test_a_metric_that_reads_logits_works_and_warns_once():
-    model = language_model(kx.layers.LogitsDense, name="vocabulary")
-    metrics = [kx.metrics.TokenAccuracy(ignore_class=0), kx.metrics.Perplexity(ignore_class=0)]
-    told = []
-    for extra in [], [keras.metrics.SparseCategoricalAccuracy(name="accuracy")]:
-        model.compile("adam", loss(), metrics=[*metrics, *extra])
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            tokens, following, _ = data()
-            model.fit(tokens, following, epochs=2, verbose=0)
-            found = model.evaluate(tokens, following, verbose=0, return_dict=True)
-        told.append([str(w.message) for w in caught if "logits" in str(w.message)])
-    labels = following[tokens != 0]
-    assert found["accuracy"] == pytest.approx(
-        np.mean(model.predict(tokens, verbose=0)[tokens != 0].argmax(-1) == labels)
-    )
-    assert told == [
-        [],
-        [
-            "The logits of layer 'vocabulary' are materialized, since the metric 'accuracy' reads them; "
-            "MaskedSequenceCrossentropy alone does not. Nor do keras_xent.metrics.TokenAccuracy and Perplexity."
-        ],
-    ]
-
-
-@pytest.mark.whole
-def test_a_linear_activation_in_float32_keeps_provenance(calls):
-    """Keras' own advice for mixed precision."""
-    keras.mixed_precision.set_global_policy("mixed_bfloat16")
-    try:
-        model = language_model(kx.layers.LogitsDense, after=[keras.layers.Activation("linear", dtype="float32")])
-        with warnings.catch_warnings():
-            warnings.simplefilter("error" if BACKEND == "tensorflow" else "ignore", UserWarning)
-            trained(model, loss())
-    finally:
-        keras.mixed_precision.set_global_policy("float32")
-    # JAX's tracers do not tell what they were cast from.
-    assert bool(calls) == (BACKEND == "tensorflow")
-
-
-# Models that exist.
-
-
-@pytest.mark.whole
-@pytest.mark.parametrize("tied", sample([False, True], [False]))
-def test_fuse_head_changes_the_call_and_nothing_else(calls, tied):
-    tokens, _, _ = data()
-    head = keras.layers.ReversibleEmbedding if tied else keras.layers.Dense
-    plain, model = language_model(head, tied=tied), language_model(head, tied=tied)
-    before = model.predict(tokens, verbose=0)
-    assert kx.fuse_head(model) is model
-    assert [type(layer) for layer in model.layers] == [type(layer) for layer in plain.layers]
-    assert sum(map(is_fused, model.layers)) == 1
-    np.testing.assert_array_equal(model.predict(tokens, verbose=0), before)
-    assert_same_training(trained(plain, loss()), trained(model, loss()))
-    assert calls
-
-
-def test_tied_logits_take_the_mask_of_their_embeddings_and_give_none():
-    layer = kx.layers.TiedLogits(VOCABULARY, FEATURES, mask_zero=True)
-    embedded = layer(np.array([[1, 0]]))
-    assert to_numpy(mask_of(embedded)).tolist() == [[True, False]]
-    logits = layer(ops.ones((1, 2, FEATURES)), reverse=True)
-    assert mask_of(logits) is None
-
-
-def test_fuse_head_after_fit_is_used_in_the_next_fit(calls):
-    model = language_model(keras.layers.Dense)
-    trained(model, loss())
-    assert calls == []
-    kx.fuse_head(model)
-    tokens, following, _ = data()
-    model.fit(tokens, following, verbose=0)
-    assert calls
-
-
-def test_fuse_head_finds_the_head_of_sequential_and_nested_models():
-    inner = keras.Sequential([keras.layers.Embedding(9, 4), keras.layers.Dense(9), keras.layers.Activation("linear")])
-    inner.build((None, 3))
-    outer_input = keras.Input((3,))
-    outer = keras.Model(outer_input, inner(outer_input))
-    kx.fuse_head(outer)
-    assert is_fused(inner.layers[1])
-    assert kx.fuse_head(outer) is outer
-
-
-def test_fuse_head_says_what_it_cannot_do():
-    tokens = keras.Input((4,))
-    conv = keras.Model(tokens, keras.layers.Rescaling(2.0, name="scaled")(tokens), name="other")
-    with pytest.raises(ValueError) as error:
-        kx.fuse_head(conv)
-    assert str(error.value) == (
-        "`model` must end in a `keras.layers.Dense` or a `keras.layers.ReversibleEmbedding`. Received: model 'other' "
-        "with layer 'scaled' of class Rescaling at its end. Name the output layer with `layer`, or build the model "
-        "with `keras_xent.layers.LogitsDense`."
-    )
-    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3, name="out")])
-    with pytest.raises(ValueError) as error:
-        kx.fuse_head(model, layer="in")
-    assert str(error.value) == "`layer` must be a layer of the model or its name, one of 'out'. Received: 'in'."
-    assert is_fused(kx.fuse_head(model, layer="out").layers[-1])
-
-
-def test_a_head_that_is_no_matrix_is_left_alone_with_a_warning():
-    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3, name="out")])
-    model.quantize("float8")
-    with pytest.warns(UserWarning, match="^fuse_head leaves layer 'out' as it is, since it is quantized"):
-        kx.fuse_head(model)
-    assert not is_fused(model.layers[-1])
-    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3, name="out")])
-    model.quantize("int8")
-    assert is_fused(kx.fuse_head(model).layers[-1])
-
-
 # Saving.
 
 
@@ -526,7 +291,7 @@ from tests.callbacks.logs import scalars
 tf.config.set_logical_device_configuration(
     tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2
 )
-from tests.layers import test_heads as t
+from tests.layers import models as t
 import keras_xent as kx
 from keras_xent.layers.fuse_head import is_fused
 tokens, following, _ = t.data(24)

@@ -61,6 +61,6 @@ def results():
 
 if __name__ == "__main__":
     # Several chunks on each device.
-    set_sizes(setattr, fewest_rows=5, chunk_bytes=1, accelerator_chunk_bytes=1)
+    set_sizes(setattr, fewest_rows=5, chunk_bytes=1)
     with training.ENGINES[sys.argv[1]]():
         print(json.dumps(results()))

@@ -151,7 +151,7 @@ ENGINES = {
 
 def main(engine, *names):
     # No number of tokens is a multiple of the chunks, and the loop over them runs several times.
-    set_sizes(setattr, fewest_rows=5, chunk_bytes=1, accelerator_chunk_bytes=1)
+    set_sizes(setattr, fewest_rows=5, chunk_bytes=1)
     with ENGINES[engine]():
         print(json.dumps({name: trained(CASES[name]) for name in names}))
 

@@ -6,10 +6,11 @@ import time
 from pathlib import Path
 
 from tools.bench import results as _results
-from tools.bench import tables
+from tools.bench import rows_of_gpu, tables
 from tools.bench.rows import QUICK_ROUNDS, ROUNDS, ROWS
 
 RESULTS, QUICK_RESULTS = Path("runs/bench.json"), Path("runs/bench-quick.json")
+GPU_RESULTS = Path("runs/bench-gpu.json")
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -17,7 +18,10 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="tools/bench", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="run | table | plot")
     run_parser = commands.add_parser("run", help="measure, and print the tables")
-    run_parser.add_argument("--only", action="append", choices=ROWS, help="this row; may be repeated")
+    run_parser.add_argument(
+        "--only", action="append", choices=[*ROWS, *rows_of_gpu.ROWS], help="this row; may be repeated"
+    )
+    run_parser.add_argument("--gpu", action="store_true", help="the rows for a GPU, on JAX and PyTorch")
     run_parser.add_argument("--quick", action="store_true", help=f"{QUICK_ROUNDS} rounds in place of {ROUNDS}")
     run_parser.add_argument("--resume", action="store_true", help="leave out what the file has already")
     run_parser.add_argument("--output", type=Path, help=f"default: {RESULTS}, or {QUICK_RESULTS}")
@@ -39,13 +43,14 @@ def main(arguments: list[str] | None = None) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Measures case by case and keeps what it has after each."""
     from tools.bench import machine, measuring
-    from tools.bench.workers import Workers
+    from tools.bench.workers import LIBRARIES, Workers
 
     rounds = QUICK_ROUNDS if arguments.quick else ROUNDS
-    path = arguments.output or (QUICK_RESULTS if arguments.quick else RESULTS)
-    works = [work for name in arguments.only or ROWS for work in ROWS[name]()]
+    path = arguments.output or (GPU_RESULTS if arguments.gpu else QUICK_RESULTS if arguments.quick else RESULTS)
+    rows = rows_of_gpu.ROWS if arguments.gpu else ROWS
+    works = [work for name in arguments.only or rows for work in rows[name]()]
     start, failed = time.monotonic(), []
-    with Workers() as workers:
+    with Workers(rows_of_gpu.LIBRARIES if arguments.gpu else LIBRARIES) as workers:
         found = _results.read(path, machine.facts() | measuring.versions(workers))
         for number, work in enumerate(works, 1):
             if arguments.resume and _results.has(found, work.row, work.case, work.unit, rounds):

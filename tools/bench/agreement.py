@@ -48,7 +48,8 @@ def _of_loss(case, folder):
     logits = data.read(folder, "logits")
     given = data.read(folder, "labels" if case["loss"] == "sparse" else "targets")
     rows, classes = logits.shape
-    smoothing, total, gradient = case["smoothing"], 0.0, np.empty(logits.shape, "float32")
+    part = min(rows, case.get("compared", rows))  # rows of the gradient
+    smoothing, total, gradient = case["smoothing"], 0.0, np.empty((part, classes), "float32")
     step = max(1, _BLOCK // classes)
     for start in range(0, rows, step):
         block = slice(start, start + step)
@@ -61,13 +62,15 @@ def _of_loss(case, folder):
         if case["loss"] == "sigmoid":
             targets = targets * (1 - smoothing) + smoothing / 2
             losses = np.maximum(x, 0) - x * targets + np.log1p(np.exp(-np.abs(x)))
-            gradient[block] = (1 / (1 + np.exp(-x)) - targets) / logits.size
+            gradient[block] = ((1 / (1 + np.exp(-x)) - targets) / logits.size)[: max(0, part - start)]
             total += losses.sum() / logits.size
         else:
             targets = targets * (1 - smoothing) + smoothing / classes
             log_p = x - x.max(axis=1, keepdims=True)
             log_p -= np.log(np.exp(log_p).sum(axis=1, keepdims=True))
-            gradient[block] = (np.exp(log_p) * targets.sum(axis=1, keepdims=True) - targets) / rows
+            if start < part:
+                d_x = (np.exp(log_p) * targets.sum(axis=1, keepdims=True) - targets) / rows
+                gradient[block] = d_x[: part - start]
             total -= (targets * log_p).sum() / rows
     return {"loss": np.asarray(total), "gradient": gradient}
 
@@ -82,12 +85,13 @@ def _floats(stored, dtype):
 
 def _of_head(case, folder):
     hidden, kernel, labels = (np.asarray(data.read(folder, name)) for name in ("hidden", "kernel", "labels"))
-    kernel = kernel.astype("float64")
+    hidden, kernel = (_floats(array, case["dtype"]) for array in (hidden, kernel))
     valid = np.flatnonzero(labels != data.IGNORED)
-    total, for_hidden, for_kernel = 0.0, np.zeros(hidden.shape), np.zeros(kernel.shape)
+    part = case.get("compared", len(hidden) + len(kernel))  # rows of each gradient
+    total, for_hidden, for_kernel = 0.0, np.zeros(hidden.shape), np.zeros(kernel[:part].shape)
     step = max(1, 2**24 // kernel.shape[1])
     for chosen in np.split(valid, range(step, len(valid), step)):
-        x = hidden[chosen].astype("float64")
+        x = hidden[chosen]
         log_p = x @ kernel
         log_p -= log_p.max(axis=1, keepdims=True)
         log_p -= np.log(np.exp(log_p).sum(axis=1, keepdims=True))
@@ -95,9 +99,10 @@ def _of_head(case, folder):
         total -= log_p[places].sum()
         share = np.exp(log_p, out=log_p)
         share[places] -= 1.0
-        for_hidden[chosen] = share @ kernel.T
-        for_kernel += x.T @ share
+        compared = chosen < part
+        for_hidden[chosen[compared]] = share[compared] @ kernel.T
+        for_kernel += x[:, :part].T @ share
     if not case.get("gradients", True):
         return {"loss": np.asarray(total / len(valid))}
-    gradients = {"hidden": for_hidden / len(valid), "kernel": for_kernel / len(valid)}
+    gradients = {"hidden": for_hidden[:part] / len(valid), "kernel": for_kernel / len(valid)}
     return {"loss": np.asarray(total / len(valid)), **gradients}

@@ -41,7 +41,8 @@ def _of_head(rng, case):
     labels = rng.integers(0, classes, tokens, "int32")
     ignored = rng.permutation(tokens)[round(case["valid"] * tokens) :]
     labels[ignored] = IGNORED
-    return {"hidden": rng.standard_normal((tokens, features), "float32"), "kernel": kernel, "labels": labels}
+    hidden = rng.standard_normal((tokens, features), "float32")
+    return {"hidden": _as_stored(hidden, case["dtype"]), "kernel": _as_stored(kernel, case["dtype"]), "labels": labels}
 
 
 def _as_stored(array, dtype):

@@ -3,20 +3,37 @@
 import importlib.metadata
 import os
 import platform
+import shutil
+import subprocess
 from pathlib import Path
 
 
 def facts() -> dict:
     """The processor and the versions."""
-    packages = ("tensorflow", "keras", "numpy")
+    packages = [name for name in ("tensorflow", "keras", "numpy") if _is_installed(name)]
+    gpu = _gpu()
     affinity = getattr(os, "sched_getaffinity", None)
     return {
+        **({"GPU": gpu} if gpu else {}),
         "processor": _processor(),
         "cores": len(affinity(0)) if affinity else os.cpu_count(),
         "system": platform.system(),
         "python": platform.python_version(),
         **{name: importlib.metadata.version(name) for name in packages},
     }
+
+
+def _is_installed(name):
+    return any(importlib.metadata.distributions(name=name))
+
+
+def _gpu():
+    """The name of an NVIDIA GPU and its driver's version."""
+    if not shutil.which("nvidia-smi"):
+        return None
+    command = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
+    lines = subprocess.run(command, capture_output=True, text=True).stdout.splitlines()
+    return lines[0].replace(",", ", driver") if lines else None
 
 
 def _processor():

@@ -11,7 +11,7 @@ import numpy as np
 
 from tools.bench import agreement, data, processes
 from tools.bench.rows import QUICK_ROUNDS, Work
-from tools.bench.workers import LIBRARIES, Missing, Worker, Workers
+from tools.bench.workers import Missing, Worker, Workers
 
 # Beside the call that compiles and is compared: the second call of a Keras model traces it once more.
 WARM_UP = 1
@@ -32,6 +32,8 @@ def record(work: Work, workers: Workers, rounds: int, warm_up: int = WARM_UP) ->
         data.write(work.case, Path(folder))
         if work.unit == "milliseconds":
             return found | _times(work, workers, rounds, warm_up, Path(folder))
+        if work.case.get("device") == "gpu":
+            return found | _device_peaks(work, workers, folder)
         if work.unit == "operations":
             return found | _operations(work, workers, folder)
         return found | _peaks(work, workers.libraries, folder)
@@ -158,10 +160,24 @@ def _peaks(work, libraries, folder) -> dict[str, Any]:
     return {"rounds": 1, "values": values, "missing": missing}
 
 
+def _device_peaks(work, workers, folder) -> dict[str, Any]:
+    """Megabytes of a GPU's memory, which a process can tell of each peer by itself."""
+    values, missing = {}, {}
+    for name, library in work.peers.items():
+        try:
+            workers[library].make(name, work.case, folder)
+            values[name] = [workers[library].peak(name, 1)]
+        except Missing as reason:
+            missing[name] = str(reason)
+        finally:
+            workers[library].forget()
+    return {"rounds": 1, "values": values, "missing": missing}
+
+
 def versions(workers: Workers) -> dict[str, str | None]:
     """Of every library, None where it is missing."""
     found: dict[str, str | None] = {}
-    for name in LIBRARIES:
+    for name in workers.libraries:
         try:
             found |= workers[name].versions()
         except Missing:

@@ -37,5 +37,11 @@ HEADS = (SMALL_MODEL, GPT2, WORD_PIECES)
 
 GEMMA2 = Head("gemma2", 2048, 2304, 256_000)  # Gemma 2 2B (arXiv:2408.00118, table 1)
 
+# Of a GPU, which a few texts do not fill.
+TOKENS_OF_GPU = Shape("tokens_of_gpu", 4096, 32_000)
+LARGE_VOCABULARY_BATCH = Shape("large_vocabulary_batch", 1024, 131_072)
+MODEL_OF_GPU = Head("model_of_gpu", 8192, 2048, 32_000)
+LLAMA3 = Head("llama3", 4096, 4096, 128_256)  # Llama 3 8B (arXiv:2407.21783, table 3)
+
 # Shares of valid labels: all, half as in dialogues, and those of masked language models.
 VALID = (1.0, 0.5, 0.15)

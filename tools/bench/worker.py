@@ -21,6 +21,7 @@ class Worker:
     def __init__(self, module: str) -> None:
         self._library = importlib.import_module(module)
         self._calls: dict = {}
+        self._cases: dict = {}
 
     def versions(self) -> dict:
         """Of the library and of what it runs on."""
@@ -29,31 +30,47 @@ class Worker:
     def make(self, name: str, case: dict, folder: str) -> None:
         """Makes the peer ready, and reads its inputs."""
         self._calls[name] = self._library.peer(name, case, folder)
+        self._cases[name] = case
 
     def time(self, name: str) -> float:
-        """Milliseconds of one call, until its results are there; of one step, for calls that make several."""
-        return self._timed(name)[0]
+        """Milliseconds of one call, until its results are there; of one step, for calls that make several.
+
+        `queued` calls of a case are timed together: a GPU computes while the next are prepared, as in `fit`.
+        """
+        return self._timed(name, self._cases[name].get("queued", 1))[0]
 
     def save(self, name: str, folder: str) -> float:
         """The results of a call as files, and its milliseconds; if it is the first, those of compiling included."""
         milliseconds, results = self._timed(name)
+        if "compared" in self._cases[name]:
+            part = slice(self._cases[name]["compared"])
+            results = {key: array[part] if array.ndim else array for key, array in results.items()}
         for key, array in self._library.arrays(results).items():
             np.save(os.path.join(folder, f"{key}.npy"), array)
         return milliseconds
 
-    def _timed(self, name):
+    def _timed(self, name, calls=1):
+        call = self._calls[name]
         start = time.perf_counter()
-        results = self._calls[name]()
+        for _ in range(calls - 1):
+            call.launch()
+        results = call()
         elapsed = time.perf_counter() - start
-        return round(1e3 * elapsed / getattr(self._calls[name], "steps", 1), 3), results
+        return round(1e3 * elapsed / (calls * getattr(call, "steps", 1)), 4 if calls > 1 else 3), results
 
     def operations(self, name: str) -> int:
         """How many operations the graph of a peer has."""
         return self._calls[name].operations
 
     def peak(self, name: str, calls: int) -> float:
-        """Megabytes by which the memory rises above where it stands when the inputs are there, compilation included."""
+        """Megabytes by which the memory rises above where it stands when the inputs are there.
+
+        On a CPU compilation is included; on a GPU it is the memory of the device, in which nothing is compiled.
+        """
         gc.collect()
+        of_device = getattr(self._library, "device_megabytes", None)
+        if self._cases[name].get("device") == "gpu" and of_device:
+            return round(of_device(self._calls[name]))
         peak.reset()
         start = peak.highest()
         for _ in range(calls):

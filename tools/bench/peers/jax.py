@@ -63,13 +63,17 @@ def _inputs(folder, names, dtype):
 def _of_loss(name, case, folder):
     given, logits = _inputs(folder, ("labels" if case["loss"] == "sparse" else "targets", "logits"), case["dtype"])
     smoothing = case["smoothing"]
+    if name == "floor":
+        # One read of the logits and one write of their gradient, and a read of targets as large as they are.
+        copy = jax.jit(lambda given, x: 2.0 * x + (given.astype(x.dtype) if given.ndim == 2 else 0))
+        return _Call(copy, (given, logits), lambda copied: {"gradient": copied})
     if name.startswith("ours"):
         options = {"label_smoothing": smoothing} if smoothing else {}
         loss = getattr(keras_xent.losses, CLASSES[case["loss"]])(from_logits=True, **options)
     else:
         loss = functools.partial(_by_optax, case["loss"], smoothing)
     step = jax.jit(jax.value_and_grad(loss, 1))
-    return lambda: jax.block_until_ready(dict(zip(("loss", "gradient"), step(given, logits), strict=True)))
+    return _Call(step, (given, logits), lambda value, gradient: {"loss": value, "gradient": gradient})
 
 
 def _by_optax(kind, smoothing, given, logits):
@@ -92,6 +96,9 @@ def _by_optax(kind, smoothing, given, logits):
 def _of_head(name, case, folder):
     hidden, kernel, labels = _inputs(folder, ("hidden", "kernel", "labels"), case["dtype"])
 
+    if name == "floor":
+        return _Call(jax.jit(_three_matmuls), (hidden, kernel), lambda *products: {"hidden": products[0]})
+
     def ours(hidden, kernel, labels):
         linear = keras_xent.kernels.linear_cross_entropy
         return linear(hidden, kernel, labels, ignore_class=data.IGNORED, reduction="token_mean")
@@ -99,18 +106,42 @@ def _of_head(name, case, folder):
     def by_optax(hidden, kernel, labels):
         import optax
 
-        losses = optax.softmax_cross_entropy_with_integer_labels(hidden @ kernel, jnp.maximum(labels, 0))
+        logits = jnp.matmul(hidden, kernel, preferred_element_type="float32")
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.maximum(labels, 0))
         valid = labels != data.IGNORED
         return jnp.sum(jnp.where(valid, losses, 0.0)) / jnp.sum(valid)
 
     loss = ours if name.startswith("ours") else by_optax
     if not case.get("gradients", True):
-        evaluate = jax.jit(loss)
-        return lambda: {"loss": jax.block_until_ready(evaluate(hidden, kernel, labels))}
+        return _Call(jax.jit(loss), (hidden, kernel, labels), lambda value: {"loss": value})
     step = jax.jit(jax.value_and_grad(loss, (0, 1)))
 
-    def run():
-        loss, gradients = jax.block_until_ready(step(hidden, kernel, labels))
-        return {"loss": loss, "hidden": gradients[0], "kernel": gradients[1]}
+    def named(value, gradients):
+        return {"loss": value, "hidden": gradients[0], "kernel": gradients[1]}
 
-    return run
+    return _Call(step, (hidden, kernel, labels), named)
+
+
+def _three_matmuls(hidden, kernel):
+    logits = hidden @ kernel
+    return logits @ kernel.T, hidden.T @ logits
+
+
+class _Call:
+    """A program with its inputs. `launch` does not wait for the results, as steps in `fit` do not."""
+
+    def __init__(self, program, inputs, named):
+        self.program, self.inputs, self._named = program, inputs, named
+
+    def launch(self):
+        return self.program(*self.inputs)
+
+    def __call__(self):
+        results = jax.block_until_ready(self.launch())
+        return self._named(*results) if isinstance(results, tuple) else self._named(results)
+
+
+def device_megabytes(call: _Call) -> float:
+    """What a program needs beside its inputs: its results, and what XLA has reserved for it."""
+    memory = call.program.lower(*call.inputs).compile().memory_analysis()
+    return (memory.temp_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes) / 1e6
