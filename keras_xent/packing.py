@@ -52,7 +52,8 @@ def segment_weights(segment_ids: Tensor, mask: Tensor = None, *, padding: int | 
             f"`segment_ids` has negative numbers, down to {segment_ids.min()}, and the documents of number 0 are left "
             "out. If a negative number marks padding, give it as `padding`; padding=None counts all documents."
         )
-    if mask is not None and _has_rank(segment_ids) and _has_rank(mask) and not same_shape(mask.shape, segment_ids.shape):
+    have_ranks = mask is not None and _has_rank(segment_ids) and _has_rank(mask)
+    if have_ranks and not same_shape(mask.shape, segment_ids.shape):
         raise ValueError(
             "`mask` must have the shape of `segment_ids`. Received: mask of shape "
             f"{tuple(mask.shape)} and segment_ids of shape {tuple(segment_ids.shape)}."
