@@ -7,7 +7,7 @@ import keras
 from keras import ops
 
 from keras_xent import _keras
-from keras_xent._backend import is_eager, operation_of
+from keras_xent._backend import is_eager, operation_of, traced_ending
 from keras_xent._types import Tensor
 from keras_xent.kernels._dtypes import is_float, to_tensor
 from keras_xent.kernels.probabilities import ROUNDING
@@ -67,15 +67,21 @@ def _is_product(operation):
 class Ending(NamedTuple):
     """The end of a model."""
 
+    # The name of the layer, empty where it has none.
     layer: str
     # "softmax", "sigmoid", "log_softmax" or "linear".
     kind: str
 
 
 def ending(predictions: Tensor) -> Ending | None:
-    """Returns how the model of this step ends in `predictions`, from its layers; None where they do not show it."""
+    """Returns how the model of this step ends in `predictions`; None where that is not known.
+
+    The layers of the model show it, or what JAX has traced: a subclassed model does not name its output.
+    """
     output = _keras.symbolic_output(predictions)
-    return None if output is None else ending_of(output)
+    found = None if output is None else ending_of(output)
+    traced = traced_ending(predictions) if found is None else None
+    return found if traced is None else Ending(*traced)
 
 
 def ending_of(output: Any) -> Ending | None:
@@ -115,7 +121,7 @@ def layer_of(predictions: Tensor) -> str:
     """The name of the layer that made `predictions`, for a message."""
     end = None if is_eager(predictions) else ending(predictions)
     if end is not None:
-        return f"layer '{end.layer}'"
+        return f"layer '{end.layer}'" if end.layer else "the last layer"
     operation = operation_of(predictions)
     if operation is None or "/" not in operation.name:
         return "the last layer"

@@ -1,14 +1,19 @@
-"""Constructors whose arguments can be named again: in a configuration, in a `repr`, and in an error."""
+"""Arguments known by name: constructors that name theirs again, and sentences about those of other libraries."""
 
+import difflib
+import functools
 import inspect
+from collections.abc import Collection
 from typing import Any
 
 from keras_xent import arguments
+from keras_xent._types import Function
 
-# What other libraries call an argument, and what it is called here.
+# What other libraries call an argument, and what it is called here: the first one that there is.
 _OTHER_NAMES = {
     "ignore_class": ("ignore_index", "padding_idx", "pad_token_id", "ignore_label", "ignore_id", "mask_value"),
     "class_weight": ("weight", "weights", "class_weights"),
+    "token_weights": ("sample_weight", "sample_weights", "weights"),
     "label_smoothing": ("smoothing", "label_smooth", "smooth_factor"),
     "focal_gamma": ("gamma",),
     "focal_alpha": ("alpha",),
@@ -17,8 +22,54 @@ _OTHER_NAMES = {
     "reduction": ("reduce", "size_average"),
     "from_logits": ("logits", "with_logits"),
     "logit_softcap": ("softcap", "logit_soft_cap", "final_logit_softcapping"),
-    "z_loss": ("lse_square_scale", "z_loss_weight"),
+    "z_loss": ("lse_square_scale", "z_loss_weight", "z_loss_multiplier"),
+    "temperature": ("T", "tau"),
+    "labels": ("target", "targets", "y_true", "y"),
+    "targets": ("target", "labels", "y_true", "y"),
+    "logits": ("input", "predictions", "y_pred"),
+    "y_true": ("target", "targets", "labels"),
+    "y_pred": ("input", "predictions", "output"),
+    "kernel": ("weight", "weights"),
+    "hidden": ("input", "inputs", "x", "hidden_states", "embeddings", "e"),
 }
+# What to do instead of arguments that have no counterpart. Names of other libraries are looked up first.
+_INSTEAD = {
+    "ignore_class": "A row of zeros in the targets has no loss; or give `sample_weight` 0.",
+    "class_weight": "Give `pos_weight` to a loss of binary labels, or `sample_weight` where the loss is called.",
+    "pos_weight": "It belongs to the losses of binary labels; for weights of classes give `class_weight`.",
+    "num_classes": "The number of classes is the size of the class axis of `y_pred`.",
+    "vocab_size": "The number of classes is the size of the class axis of `y_pred`.",
+    "temperature": "Divide the logits by it, or scale the hidden states before the output layer.",
+    "sample_weight": "Give it where the loss is called, or to `fit`.",
+    "mask": "A Keras mask is found on `y_pred`; or give `sample_weight` 0, or `ignore_class`, where there is one.",
+}
+
+
+def unknown_argument(owner: str, name: str, known: Collection[str]) -> TypeError:
+    """The error for an argument that `owner`, which has the arguments `known`, does not have."""
+    translated = [right for right, others in _OTHER_NAMES.items() if name in others]
+    right = next((one for one in translated if one in known), None)
+    if right is not None:
+        return TypeError(f"{owner} has no argument `{name}`: it is called `{right}` here.")
+    instead = next((_INSTEAD[one] for one in (name, *translated) if one in _INSTEAD), None)
+    if instead is None:
+        close = difflib.get_close_matches(name, known, n=1)
+        instead = f"Did you mean `{close[0]}`?" if close else f"It has: {', '.join(known)}."
+    return TypeError(f"{owner} has no argument `{name}`. {instead}")
+
+
+def named_arguments(function: Function) -> Function:
+    """Decorator for public functions: an argument that a function does not have gets a sentence."""
+    known = inspect.signature(function).parameters
+
+    @functools.wraps(function)
+    def checked(*args: Any, **kwargs: Any) -> Any:
+        for name in kwargs:
+            if name not in known:
+                raise unknown_argument(f"{function.__name__}()", name, known)
+        return function(*args, **kwargs)
+
+    return checked  # type: ignore[return-value]
 
 
 class NamedArguments:
@@ -27,17 +78,18 @@ class NamedArguments:
     _given_dtype: str | None
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
-        """Refuses, with a sentence, tensors and the argument names of other libraries."""
+        """Refuses, with a sentence, tensors and arguments that the class does not have."""
         if len(args) > 1 and all(getattr(value, "shape", ()) != () for value in args[:2]):
             raise TypeError(
                 f"{cls.__name__} is a class, and its arguments are options. Received: tensors. Make an object of it "
                 f"first: `{cls.__name__}()`, which takes `y_true` and `y_pred`."
             )
         known = _parameters(cls)
-        for name in kwargs:
-            right = next((right for right, others in _OTHER_NAMES.items() if name in others), None)
-            if name not in known and right in known:
-                raise TypeError(f"{cls.__name__} has no argument `{name}`: it is called `{right}` here.")
+        # What a constructor takes as **kwargs it may keep for itself.
+        own = inspect.signature(cls.__init__).parameters.values()
+        for name in kwargs if all(p.kind is not p.VAR_KEYWORD for p in own) else ():
+            if name not in known:
+                raise unknown_argument(cls.__name__, name, known)
         new = super().__new__
         return new(cls) if new is object.__new__ else new(cls, *args, **kwargs)
 

@@ -136,7 +136,7 @@ def class_weights(name: str, value: Any) -> Any:
         return _checked_variable(name, value, ranks=(1,), allowed="of shape [C], one number for each class")
     _refuse_variable(name, value)
     plain: Any = _list_of_numbers(value)
-    if isinstance(value, dict) and all(map(_is_number, value.values())):
+    if isinstance(value, dict) and all(map(_is_class, value)) and all(map(_is_number, value.values())):
         # The keys are strings after a stay in JSON.
         plain = {int(label): float(weight) for label, weight in value.items()}
     if value is not None and plain is None:
@@ -187,6 +187,11 @@ def _of_at_least_0(name, value, plain):
     if not all(number >= 0 for number in numbers):
         raise ValueError(f"`{name}` must hold numbers of at least 0. Received: {name}={value!r}.")
     return plain
+
+
+def _is_class(key):
+    """Whether a key of a dict is a whole number, or spells one."""
+    return _is_number(key) and key == int(key) or isinstance(key, str) and key.strip().lstrip("-").isdecimal()
 
 
 def _list_of_numbers(value):
@@ -248,12 +253,25 @@ def tensor(name: str, value: Any) -> Any:
         )
     elif dtype.startswith("complex"):
         what, fix = f"dtype {dtype}", "Take its real part or its absolute value."
+    elif dtype == "object" and (numbers := _numbers_of_objects(value)) is not None:
+        return numbers
+    elif not hasattr(value, "shape") and hasattr(value, "logits"):
+        what, fix = f"an object of class {kind}", "Give its `logits`."
     elif dtype.startswith(("str", "bytes", "object")):
         what = "dtype object" if dtype == "object" else "strings"
         fix = "Turn names into integers first, for instance with `keras.layers.StringLookup`."
     else:
         return value
     raise ValueError(f"`{name}` must be a dense tensor of numbers. Received: {what}. {fix}")
+
+
+def _numbers_of_objects(value):
+    """The numbers of an array that holds Python's own, as a column of a table may; None if one is something else."""
+    try:
+        numbers = np.asarray(np.asarray(value).tolist())
+    except ValueError:
+        return None
+    return numbers if numbers.dtype.kind in "biuf" else None
 
 
 def _refuse_variable(name, value):

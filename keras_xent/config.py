@@ -6,10 +6,10 @@ from keras_xent import _backend
 def use_xla(value: bool) -> None:
     """Sets whether kernels are compiled by XLA (the default) or run operation by operation.
 
-    For debugging tools that cannot look into a compiled program: `tf.debugging.enable_check_numerics`, Debugger V2,
-    second derivatives with `tf.config.run_functions_eagerly(True)`. Values are the same to rounding; memory and time
-    are those of plain operations. Steps that were traced before do not change: call this first, or set the environment
-    variable `KERAS_XENT_USE_XLA=0`.
+    For debugging tools that cannot look into a compiled program. Those of TensorFlow have the effect of `False` by
+    themselves: `tf.debugging.enable_check_numerics`, Debugger V2, `tf.config.run_functions_eagerly(True)`. Values are
+    the same to rounding; memory and time are those of plain operations. Steps that were traced before do not change:
+    call this first, or set the environment variable `KERAS_XENT_USE_XLA=0`.
 
     Args:
         value: True or False.

@@ -74,6 +74,7 @@ with_value_of_all_replicas = _module.with_value_of_all_replicas
 operation_of = _module.operation_of
 constant_of = _module.constant_of
 program_of = _module.program_of
+traced_ending = _module.traced_ending
 
 
 def uses_xla_cpu() -> bool:

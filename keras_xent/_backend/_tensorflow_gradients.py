@@ -64,7 +64,8 @@ def custom_gradient(
         # An eager tape must not record the inside of `forward`: each intermediate of the compiled program would become
         # an output of [rows, classes] size. A graph computes these only where they are needed, and there they are
         # what tangents of forward mode pass through.
-        inputs = (x, *nondiff_args)
+        inputs = (x, *nondiff_args) if is_eager(x) else captured((x, *nondiff_args))
+        x, nondiff_args = inputs[0], inputs[1:]
         stopped = tuple(map(tf.stop_gradient, inputs)) if is_eager(x) else inputs
         # Here and not around the kernel, where a tape would record that rows are added and taken away.
         padded, num_rows = pad_inputs(stopped, has_rows) if is_eager(x) else (inputs, None)
@@ -76,8 +77,8 @@ def custom_gradient(
                 x, nondiff_args = given[0], given[1:]
                 if num_rows is not None:
                     upstream, x, nondiff_args = append_rows(upstream, padded[0]), append_rows(x, padded[0]), padded[1:]
-                connected = residuals(x, *nondiff_args) if saved else saved
                 inputs = captured((x, *nondiff_args))
+                connected = residuals(*inputs, *captured(saved)) if saved else saved
                 if is_step:
                     connected = (*connected, _kept(step.keep, connected, inputs, options))
                 gradient = run_backward(upstream, connected, *inputs, **options)
@@ -85,14 +86,18 @@ def custom_gradient(
 
             return tf.identity(take_rows(result, num_rows)), vjp
 
-        # Stopping the inputs has also cut the residuals off from them, which second derivatives need.
+        # Stopping the inputs has also cut the residuals off from them, which second derivatives need. The residuals are
+        # arguments: the gradient of the gradient of a condition or a loop does not find what the first one closes over.
         @tf.custom_gradient
-        def residuals(*inputs):
+        def residuals(*given):
+            inputs, saved = given[: len(nondiff_args) + 1], given[len(nondiff_args) + 1 :]
+
             def vjp(*upstream):
                 is_program = uses_xla() and not in_branch_of_xla()
                 program = _residuals_vjp(forward, tuple(sorted(options.items())), is_program)
                 gradients = iter(program(upstream, *captured((saved, inputs))))
-                return [next(gradients) if i.dtype.is_floating else None for i in inputs]
+                of_inputs = [next(gradients) if i.dtype.is_floating else None for i in inputs]
+                return of_inputs + [None] * len(saved)
 
             return tuple(map(tf.identity, saved)), vjp
 
@@ -167,7 +172,15 @@ def _residuals_vjp(forward, options, compiled):
             recomputed, [i for i in inputs if i.dtype.is_floating], upstream, unconnected_gradients="zero"
         )
 
-    return jit(vjp) if compiled else vjp
+    if compiled:
+        return jit(vjp)
+    in_graph = tf.function(vjp, autograph=False)
+
+    def uncompiled(*inputs):
+        # Not called by itself, since functions may be set to run eagerly, where there are no `tf.gradients`.
+        return in_graph.get_concrete_function(*inputs)(*inputs) if tf.executing_eagerly() else vjp(*inputs)
+
+    return uncompiled
 
 
 def fused_gradient(forward: Callable, backward: Callable) -> Callable:

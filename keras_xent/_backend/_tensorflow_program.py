@@ -81,7 +81,8 @@ def one_program(function: Callable) -> Callable:
         @tf.custom_gradient
         def value(x):
             def vjp(upstream):
-                return _scaled(gradient(*captured((x, *floats[1:]))), upstream)
+                others = [captured(t) for t in constants if not _is_float(t) and t is not None]
+                return _scaled(gradient(*captured((x, *floats[1:])), *others, captured(slope)), upstream)
 
             return tf.identity(result), vjp
 
@@ -93,13 +94,21 @@ def one_program(function: Callable) -> Callable:
 
             return tf.zeros_like(result), vjp
 
+        # All that it needs are arguments: the gradient of the gradient of a condition or a loop does not find what the
+        # first one closes over.
         @tf.custom_gradient
-        def gradient(*floats):
+        def gradient(*given):
+            watched, others, slope = given[: len(floats)], given[len(floats) : -1], given[-1]
+
             def vjp(upstream):
                 upstream = upstream if taken is None else append_rows(upstream, padded[0])
-                return [take_rows(one, taken) for one in second_derivatives(upstream, *with_floats(floats))]
+                rows = iter(captured(watched) if taken is None else [append_rows(t, padded[0]) for t in watched])
+                rest = iter(captured(others))
+                parts = [None if t is None else next(rows if _is_float(t) else rest) for t in constants]
+                of_floats = [take_rows(one, taken) for one in second_derivatives(upstream, *parts)]
+                return of_floats + [None] * (len(others) + 1)
 
-            return tf.identity(captured(slope)), vjp
+            return tf.identity(slope), vjp
 
         # In eager mode the inputs themselves, which may be variables that a tape watches.
         floats = [t for t, one in zip(inputs, given, strict=True) if _is_float(one)] if eager else _floats(padded)
@@ -118,7 +127,7 @@ def _floats(tensors):
 
 
 def _of_graph(tensor):
-    return tensor if tf.is_symbolic_tensor(tensor) else tf.identity(tensor)
+    return captured(tensor) if tf.is_symbolic_tensor(tensor) else tf.identity(tensor)
 
 
 def _scaled(slope, upstream):

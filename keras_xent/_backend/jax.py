@@ -8,6 +8,7 @@ import jax
 import keras
 
 from keras_xent._backend._jax_accumulation import accumulating_step as accumulating_step
+from keras_xent._backend._jax_endings import traced_ending as traced_ending
 from keras_xent._backend._jax_gradients import clear_programs as clear_programs
 from keras_xent._backend._jax_gradients import custom_gradient as custom_gradient
 from keras_xent._backend._jax_gradients import fused_gradient as fused_gradient

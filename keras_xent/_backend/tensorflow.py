@@ -5,6 +5,7 @@ from typing import Any
 
 import keras
 import tensorflow as tf
+from tensorflow.python.framework.op_callbacks import should_invoke_op_callbacks
 
 from keras_xent._backend._tensorflow_accumulation import accumulating_step as accumulating_step
 from keras_xent._backend._tensorflow_gradients import clear_programs as clear_programs
@@ -25,7 +26,7 @@ from keras_xent._backend._tensorflow_program import starts_programs as starts_pr
 from keras_xent._backend._tensorflow_rows import pad_to_bucket as pad_to_bucket
 from keras_xent._backend._tensorflow_rows import take_rows as take_rows
 from keras_xent._backend._tensorflow_rows import with_rounded_rows as with_rounded_rows
-from keras_xent._backend._xla import uses_xla
+from keras_xent._backend._xla import obstacles, uses_xla
 from keras_xent._types import Function, Tensor
 
 NAME = "tensorflow"
@@ -37,6 +38,10 @@ XLA_CPU_FUSES_SLICED_SUMS = True
 # Operations that pass a probability on unchanged. StopGradient is not among them: the logits before it would train what
 # somebody froze.
 _TRANSPARENT = {"Cast", "Identity"}
+
+# Nothing is compiled where functions run eagerly, and XLA refuses the operations that a debugger adds
+# (`tf.debugging.enable_check_numerics`, Debugger V2).
+obstacles += [tf.config.functions_run_eagerly, should_invoke_op_callbacks]
 
 
 def no_autograph(function: Function) -> Function:
@@ -184,3 +189,8 @@ def constant_of(tensor: Tensor) -> Any:
 def program_of(tensor: Tensor) -> Any:
     """The graph that a tensor belongs to; None for a variable, which belongs to none."""
     return getattr(tensor, "graph", None)
+
+
+def traced_ending(tensor: Tensor) -> None:
+    """None: the operations of a graph say more, see `operation_of`."""
+    return None

@@ -37,7 +37,10 @@ def equals_ignored(labels: Tensor, ignore_class: float) -> Tensor:
         # Compared as int64, so that -1 never meets 255 in uint8. Infinity is no integer.
         if not math.isfinite(ignore_class) or ignore_class != int(ignore_class):
             return ops.zeros_like(labels, dtype="bool")
-        return ops.equal(_widen(labels), int(ignore_class))
+        integers = _widen(labels)
+        limits = np.iinfo(dtype_of(integers))
+        # JAX has clipped what is larger, see `to_tensor`.
+        return ops.equal(integers, min(max(int(ignore_class), int(limits.min)), int(limits.max)))
     return ops.equal(labels, ops.cast(ignore_class, labels.dtype))
 
 

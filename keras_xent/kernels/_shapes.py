@@ -46,6 +46,11 @@ def reshape_to(array: Tensor, like: Tensor, *, without: int | None = None) -> Te
 
 def checked_axis(axis: Any, rank: int, name: str = "logits") -> int:
     """The axis counted from the front; a ValueError if there is no such axis."""
+    if rank == 0:
+        raise ValueError(
+            f"`{arguments.names()[1]}` must have a class axis: shape [..., classes]. Received: {name} of shape (), a "
+            "single number."
+        )
     if isinstance(axis, bool) or not isinstance(axis, (int, np.integer)) or not -rank <= axis < rank:
         raise ValueError(
             f"`axis` must be an integer from {-rank} to {rank - 1} for {name} of {rank} dimensions. "
@@ -123,6 +128,12 @@ def squeeze_class_axis(
 
 
 def _advice_on_shapes(labels, logits, predicted):
+    if len(logits) == 1:
+        return (
+            f" `{predicted}` has one number for each example, and a distribution has a class axis: shape [batch, "
+            "classes]. For one unit of a yes-or-no answer use the binary loss, BinaryCrossentropy; in the place of "
+            "predicted classes (argmax) give the logits or probabilities."
+        )
     if same_shape(labels, logits):
         return f" {arguments.words().one_hot}"
     other = [i for i in range(len(logits)) if same_shape(labels, logits[:i] + logits[i + 1 :])]

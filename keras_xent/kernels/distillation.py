@@ -7,6 +7,7 @@ from keras import ops
 
 from keras_xent import arguments
 from keras_xent._backend import matmul, no_autograph, on_accelerator
+from keras_xent._named_arguments import named_arguments
 from keras_xent._types import DivergenceName, Reduction, Tensor
 from keras_xent.kernels._divergence import Divergence, Softmax
 from keras_xent.kernels._dtypes import accumulator_dtype
@@ -16,6 +17,7 @@ from keras_xent.kernels._shapes import same_shape
 
 
 @no_autograph
+@named_arguments
 def linear_distillation(
     hidden: Tensor,
     kernel: Tensor,

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from keras import ops
 
 from keras_xent._backend import no_autograph, uses_xla_cpu
+from keras_xent._named_arguments import named_arguments
 from keras_xent._types import Reduction, Tensor
 from keras_xent.kernels import _row_statistics as row_statistics
 from keras_xent.kernels import _softmax_row as row
@@ -47,6 +48,7 @@ class LossStatistics(NamedTuple):
 
 
 @no_autograph
+@named_arguments
 def linear_cross_entropy(
     hidden: Tensor,
     kernel: Tensor,

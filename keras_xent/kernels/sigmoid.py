@@ -9,6 +9,7 @@ from typing import Any
 from keras import ops
 
 from keras_xent._backend import custom_gradient, no_autograph, with_rounded_rows
+from keras_xent._named_arguments import named_arguments
 from keras_xent._types import Tensor
 from keras_xent.kernels._compiled import CompiledKernel, row_kernel
 from keras_xent.kernels._dtypes import accumulator_dtype, dtype_of, is_float, to_float_tensor, to_tensor
@@ -20,6 +21,7 @@ from keras_xent.kernels._xla_cpu import log1p_polynomial
 
 
 @no_autograph
+@named_arguments
 def sigmoid_cross_entropy(
     labels: Tensor,
     logits: Tensor,

@@ -6,6 +6,7 @@ from keras import ops
 
 from keras_xent import _backend
 from keras_xent._backend import custom_gradient, no_autograph
+from keras_xent._named_arguments import named_arguments
 from keras_xent._types import Tensor
 from keras_xent.kernels import _softmax_row as row
 from keras_xent.kernels import _step_rows
@@ -19,6 +20,7 @@ from keras_xent.kernels._xla_cpu import keeps_exponentials, row_sum
 
 
 @no_autograph
+@named_arguments
 def sparse_softmax_cross_entropy(
     labels: Tensor,
     logits: Tensor,

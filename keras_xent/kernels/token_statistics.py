@@ -7,6 +7,7 @@ from keras import ops
 
 from keras_xent import arguments
 from keras_xent._backend import no_autograph
+from keras_xent._named_arguments import named_arguments
 from keras_xent._types import Tensor
 from keras_xent.kernels import _row_statistics as row_statistics
 from keras_xent.kernels import _softmax_row as row
@@ -40,6 +41,7 @@ class TokenStatistics(NamedTuple):
 
 
 @no_autograph
+@named_arguments
 def linear_token_statistics(
     hidden: Tensor,
     kernel: Tensor,

@@ -8,6 +8,7 @@ from keras import ops
 
 from keras_xent import arguments
 from keras_xent._backend import add_at_columns, no_autograph
+from keras_xent._named_arguments import named_arguments
 from keras_xent._types import Reduction, Tensor
 from keras_xent.kernels._divergence import Softmax
 from keras_xent.kernels._dtypes import accumulator_dtype, to_tensor
@@ -18,6 +19,7 @@ from keras_xent.kernels._shapes import same_shape
 
 
 @no_autograph
+@named_arguments
 def linear_top_k_distillation(
     hidden: Tensor,
     kernel: Tensor,

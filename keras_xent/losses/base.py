@@ -12,12 +12,12 @@ from keras_xent import _accumulation, _endings, _keras, arguments, provenance
 from keras_xent._backend import is_eager, no_autograph
 from keras_xent._named_arguments import NamedArguments
 from keras_xent._types import DType, Tensor
-from keras_xent.kernels._dtypes import dtype_of, is_float, to_tensor
-from keras_xent.kernels._labels import is_soft_label
+from keras_xent.kernels._dtypes import to_tensor
 from keras_xent.kernels._masking import both
 from keras_xent.kernels._shapes import align_weights, checked_axis, ensure_shape, same_shape
 from keras_xent.kernels.reduction import checked_reduction
 from keras_xent.losses import _accumulation_warning, _one_program
+from keras_xent.losses._swapped import refuse_swapped
 
 
 class Unreduced(NamedTuple):
@@ -213,23 +213,8 @@ class Crossentropy(NamedArguments, _one_program.HasProgram, keras.losses.Loss):
         y_true = arguments.tensor("y_true", y_true)
         y_pred = arguments.tensor("y_pred", y_pred)
         y_true = to_tensor(y_true)
-        self._refuse_swapped(y_true, y_pred)
+        refuse_swapped(y_true, y_pred, self._takes_probabilities)
         return y_true, self._logits(provenance.read_variable(y_pred))
-
-    def _refuse_swapped(self, y_true: Tensor, y_pred: Tensor) -> None:
-        """Raises an error for PyTorch's order: logits where labels belong, and integers where predictions do."""
-        if hasattr(y_pred, "assign") or is_float(to_tensor(y_pred)) or not is_float(y_true):
-            return
-        # Labels have one axis less, or are no numbers from 0 to 1.
-        is_swapped = len(y_true.shape) == len(y_pred.shape) + 1
-        if not is_swapped and self._takes_probabilities and is_eager(y_true) and 0 not in y_true.shape:
-            is_swapped = not bool(ops.all(is_soft_label(y_true)))
-        if is_swapped:
-            raise ValueError(
-                "`y_true` and `y_pred` seem to be swapped: losses of Keras are called `loss(y_true, y_pred)`. "
-                f"Received: y_true of dtype {dtype_of(y_true)} and shape {tuple(y_true.shape)}, and y_pred of dtype "
-                f"{dtype_of(to_tensor(y_pred))} and shape {tuple(y_pred.shape)}."
-            )
 
     def _logits(self, y_pred: Tensor) -> Tensor:
         axis = self.axis if isinstance(self.axis, int) and y_pred.shape else -1

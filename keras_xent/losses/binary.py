@@ -11,6 +11,7 @@ from keras_xent.kernels import sigmoid_cross_entropy
 from keras_xent.kernels._labels import are_not_binary, check_binary, valid_mask
 from keras_xent.kernels._masking import both, where_or_zero
 from keras_xent.kernels._shapes import checked_axis, same_shape
+from keras_xent.losses._swapped import refuse_swapped_values
 from keras_xent.losses.base import Alignment, Crossentropy, Unreduced
 
 
@@ -107,6 +108,7 @@ class BinaryCrossentropy(Crossentropy):
             raise ValueError(
                 "`y_true` and `y_pred` must have the same shape. "
                 f"Received: y_true of shape {tuple(y_true.shape)} and y_pred of shape {tuple(logits.shape)}."
+                f"{_advice_on_shapes(y_true, logits)}"
             )
         return y_true, logits
 
@@ -125,7 +127,12 @@ class BinaryCrossentropy(Crossentropy):
         checked = _and(counted, aligned.nonzero_weight, axis)
         if aligned.weights_of_labels is not None:
             checked = both(checked, ops.not_equal(aligned.weights_of_labels, 0))
-        check_binary(y_true, checked)
+        try:
+            check_binary(y_true, checked)
+        except ValueError:
+            # Only an eager call raises it here.
+            refuse_swapped_values(y_true, logits)
+            raise
         if aligned.weights_of_labels is not None:
             return self._of_labels(y_true, logits, aligned, counted, axis)
         losses = self._cross_entropy(y_true, logits, aligned.label_mask, axis=axis)
@@ -176,6 +183,17 @@ class BinaryCrossentropy(Crossentropy):
             focal_gamma=self.focal_gamma,
             focal_alpha=self.focal_alpha,
         )
+
+
+def _advice_on_shapes(labels, logits):
+    if len(labels.shape) != len(logits.shape) - 1 or not same_shape(labels.shape, logits.shape[:-1]):
+        return ""
+    classes = logits.shape[-1]
+    last = "the number of classes less 1" if classes is None else classes - 1
+    return (
+        f" For one label per example, a class from 0 to {last}, use SparseCategoricalCrossentropy; for a yes-or-no "
+        "answer let the model end in one unit."
+    )
 
 
 def _and(labels, examples, axis):

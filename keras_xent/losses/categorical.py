@@ -16,9 +16,12 @@ from keras_xent.kernels._masking import both
 from keras_xent.kernels._shapes import checked_axis, same_shape
 from keras_xent.losses._accumulation_warning import warn_of_accumulation
 from keras_xent.losses._fused import head_for, mask_and_weights, options_of
+from keras_xent.losses._swapped import refuse_swapped_values
 from keras_xent.losses.base import Alignment, Crossentropy, Unreduced
 
 _TOO_LARGE_A_SUM = 100.0
+# Below what rounding, interpolation or noise make of a 0.
+_TOO_SMALL = -0.21
 
 
 @keras.saving.register_keras_serializable(package="keras_xent")
@@ -129,7 +132,7 @@ class CategoricalCrossentropy(Crossentropy):
                 f"y_true of shape {tuple(y_true.shape)} and y_pred of shape {tuple(logits.shape)}. For integer labels "
                 "use SparseCategoricalCrossentropy."
             )
-        self._warn_of_sums(y_true, aligned)
+        self._warn_of_targets(y_true, logits, aligned)
         if logits.shape[self.axis] == 1:
             arguments.warn(
                 f"`y_pred` of shape {tuple(logits.shape)} has one class, so the loss is always 0. For a yes-or-no "
@@ -161,38 +164,46 @@ class CategoricalCrossentropy(Crossentropy):
 
     def _labels_of_program(self, y_true: Tensor, logits: Tensor) -> Tensor:
         if not is_eager(y_true):
-            self._warn_of_sums(y_true, Alignment())
+            self._warn_of_targets(y_true, logits, Alignment())
         return None if logits.shape[-1] == 1 else super()._labels_of_program(y_true, logits)
 
     def _unreduced_in_program(self, y_true: Tensor, logits: Tensor, valid: Tensor, weights: Tensor) -> Unreduced:
         return self._of_logits(y_true, logits, valid)
 
     def _bad_labels(self, y_true: Tensor, logits: Tensor, valid: Tensor) -> Tensor:
-        is_large = ops.sum(ops.cast(y_true, "float32"), axis=-1) >= _TOO_LARGE_A_SUM
-        return both(is_large, valid)
+        y_true = ops.cast(y_true, "float32")
+        is_large = ops.sum(y_true, axis=-1) >= _TOO_LARGE_A_SUM
+        return both(ops.logical_or(is_large, ops.min(y_true, axis=-1) <= _TOO_SMALL), valid)
 
-    def _warn_of_sums(self, y_true: Tensor, aligned: Alignment) -> None:
-        """Says that rows of targets sum to 255: masks of an image, rather than distributions."""
-        if "sums" in self._warned:
+    def _warn_of_targets(self, y_true: Tensor, logits: Tensor, aligned: Alignment) -> None:
+        """Says that targets are no distributions: masks of an image, whose rows sum to 255, or a teacher's logits."""
+        if "targets" in self._warned:
             return
+        rows: Any
         if is_eager(y_true):
-            sums = ops.sum(ops.cast(y_true, "float32"), axis=self.axis)
-            sums = sums if aligned.valid is None else ops.where(aligned.valid, sums, 0.0)
+            rows, sum_of, max_of, min_of = ops.cast(y_true, "float32"), ops.sum, ops.max, ops.min
+            if aligned.valid is not None:
+                valid = ops.expand_dims(aligned.valid, self.axis) if len(aligned.valid.shape) else aligned.valid
+                rows = ops.where(valid, rows, 0.0)
         else:
             # Of a graph the labels are known if `fit` was given them as an array.
-            labels = _keras.labels_of_fit(y_true)
-            sums = None if labels is None else labels.sum(self.axis)
-        largest = (
-            0.0
-            if sums is None or 0 in sums.shape
-            else float(sums.max() if isinstance(sums, np.ndarray) else ops.max(sums))
-        )
+            rows, sum_of, max_of, min_of = _keras.labels_of_fit(y_true), np.sum, np.max, np.min
+        if rows is None or 0 in rows.shape:
+            return
         # Sums that are weights of a row are small.
+        largest, least = float(max_of(sum_of(rows, axis=self.axis))), float(min_of(rows))
         if largest >= _TOO_LARGE_A_SUM:
             self._warn_once(
-                "sums",
+                "targets",
                 f"{type(self).__name__} was given targets whose rows sum to {largest:.4g} rather than 1, by which "
                 "their loss is multiplied. If they are images of 0 and 255, divide them by 255.",
+            )
+        elif least <= _TOO_SMALL:
+            refuse_swapped_values(y_true, logits)
+            self._warn_once(
+                "targets",
+                f"{type(self).__name__} was given targets down to {least:.4g}, and distributions are not below 0. If "
+                "they are the logits of a teacher, use keras_xent.losses.Distillation, or take their softmax.",
             )
 
     def _labels_of_losses(self, y_true: Tensor, y_pred: Tensor, losses: Tensor) -> tuple[Tensor, Tensor]:

@@ -7,6 +7,7 @@ from keras import ops
 
 from keras_xent import _accumulation, _endings, _keras, arguments, provenance
 from keras_xent._backend import is_eager, no_autograph
+from keras_xent._named_arguments import NamedArguments
 from keras_xent._types import DivergenceName, DType, Reduction, Tensor
 from keras_xent.kernels import linear_distillation
 from keras_xent.kernels import reduction as _reduction
@@ -18,7 +19,7 @@ from keras_xent.losses._accumulation_warning import warn_of_accumulation
 
 
 @keras.saving.register_keras_serializable(package="keras_xent")
-class Distillation(keras.losses.Loss):
+class Distillation(NamedArguments, keras.losses.Loss):
     """Distillation: the student learns the teacher's predicted distributions.
 
     `y_true` holds the teacher's logits and `y_pred` the student's, of which a softmax is undone where it is known. In a
@@ -204,5 +205,4 @@ class Distillation(keras.losses.Loss):
 
     def get_config(self) -> dict[str, Any]:
         """Every argument of the constructor, at the value given."""
-        names = ("temperature", "divergence", "beta", "reduction", "name")
-        return {**{name: getattr(self, name) for name in names}, "dtype": self._given_dtype}
+        return self._given_arguments()

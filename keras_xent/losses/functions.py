@@ -7,6 +7,7 @@ import keras
 from keras import ops
 
 from keras_xent import _keras
+from keras_xent._named_arguments import named_arguments
 from keras_xent._types import Function, Tensor
 from keras_xent.kernels._dtypes import to_tensor
 from keras_xent.kernels._labels import valid_mask
@@ -36,6 +37,7 @@ def _loss(kind, **options):
 
 
 @_serializable
+@named_arguments
 def binary_crossentropy(
     y_true: Tensor, y_pred: Tensor, from_logits: bool = False, label_smoothing: float = 0.0, axis: int = -1
 ) -> Tensor:
@@ -70,6 +72,7 @@ def binary_crossentropy(
 
 
 @_serializable
+@named_arguments
 def binary_focal_crossentropy(
     y_true: Tensor,
     y_pred: Tensor,
@@ -117,6 +120,7 @@ def binary_focal_crossentropy(
 
 
 @_serializable
+@named_arguments
 def categorical_crossentropy(
     y_true: Tensor, y_pred: Tensor, from_logits: bool = False, label_smoothing: float = 0.0, axis: int = -1
 ) -> Tensor:
@@ -152,6 +156,7 @@ def categorical_crossentropy(
 
 
 @_serializable
+@named_arguments
 def categorical_focal_crossentropy(
     y_true: Tensor,
     y_pred: Tensor,
@@ -195,6 +200,7 @@ def categorical_focal_crossentropy(
 
 
 @_serializable
+@named_arguments
 def kl_divergence(y_true: Tensor, y_pred: Tensor) -> Tensor:
     """Kullback-Leibler divergence of predicted probabilities from target probabilities for each example.
 
@@ -222,6 +228,7 @@ def kl_divergence(y_true: Tensor, y_pred: Tensor) -> Tensor:
 
 
 @_serializable
+@named_arguments
 def sparse_categorical_crossentropy(
     y_true: Tensor, y_pred: Tensor, from_logits: bool = False, ignore_class: int | None = None, axis: int = -1
 ) -> Tensor:

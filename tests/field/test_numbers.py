@@ -160,3 +160,28 @@ def test_labels_that_a_program_closes_over(mode):
     weights = ops.convert_to_tensor(np.array([1.0, 2.0], "float32"))
     got = MODES[mode](lambda y: metric(y, p, weights))(labels)
     np.testing.assert_allclose(to_numpy(got), -(np.log(0.5) + 2 * np.log(0.25)) / 2, rtol=1e-5)
+
+
+def test_numbers_of_python_in_an_array_are_labels():
+    x = np.random.default_rng(0).normal(size=(3, 4)).astype("float32")
+    loss = kx.losses.SparseCategoricalCrossentropy(from_logits=True)
+    assert float(loss(np.array([0, 3, 1], object), x)) == float(loss(np.array([0, 3, 1]), x))
+    with pytest.raises(ValueError, match="Received: dtype object. Turn names into integers first"):
+        loss(np.array([0, "cat", 1], object), x)
+
+
+def test_an_ignored_label_may_be_larger_than_an_int32():
+    x = np.zeros((2, 4), "float32")
+    loss = kx.losses.SparseCategoricalCrossentropy(from_logits=True, ignore_class=2**32 - 1)
+    np.testing.assert_allclose(float(loss(np.array([1, 2**32 - 1], "uint32"), x)), np.log(4), rtol=1e-6)
+    np.testing.assert_allclose(float(loss(np.array([1, 2]), x)), np.log(4), rtol=1e-6)
+
+
+def test_predictions_without_a_class_axis_are_refused():
+    loss = kx.losses.SparseCategoricalCrossentropy(from_logits=True)
+    with pytest.raises(ValueError, match="`y_pred` has one number for each example, and a distribution has a class"):
+        loss(np.array([0, 1]), np.zeros(2, "float32"))
+    with pytest.raises(ValueError, match="`y_pred` must have a class axis: shape"):
+        loss(np.array(0), np.float32(1))
+    with pytest.raises(ValueError, match="`class_weight` must be None, a list with one number for each class, or a"):
+        kx.losses.SparseCategoricalCrossentropy(class_weight={"cat": 1.0})

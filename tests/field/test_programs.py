@@ -149,17 +149,90 @@ if BACKEND == "tensorflow":
         import tensorflow as tf
 
         loss, y = LOSSES["sparse"]
-        kx.config.use_xla(False)
         tf.debugging.enable_check_numerics()
         try:
+            # XLA refuses the operations that check, and is not used.
+            assert not kx.config.uses_xla()
             for head in (keras.layers.Dense, kx.layers.LogitsDense):
                 model = keras.Sequential([keras.Input((4,)), head(4, kernel_initializer="zeros")])
                 model.compile("sgd", loss, metrics=[kx.metrics.Perplexity()])
                 value = model.fit(np.ones((4, 4)), y, verbose=0).history["loss"][0]
         finally:
             tf.debugging.disable_check_numerics()
-            kx.config.use_xla(True)
         np.testing.assert_allclose(value, np.log(4), rtol=1e-5)
+        assert kx.config.uses_xla()
+
+    def hessian_vector_product(function, x, v):
+        import tensorflow as tf
+
+        with tf.GradientTape() as outer:
+            outer.watch(x)
+            with tf.GradientTape() as inner:
+                inner.watch(x)
+                value = function(x)
+            product = tf.reduce_sum(inner.gradient(value, x) * v)
+        return outer.gradient(product, x)
+
+    def of_softmax(x, v):
+        """The product of `v` and the Hessian of the mean cross-entropy of the rows."""
+        p = np.exp(x) / np.exp(x).sum(1, keepdims=True)
+        return p * (v - (p * v).sum(1, keepdims=True)) / len(x)
+
+    def of_sigmoid(x, v):
+        """The same of the mean binary cross-entropy."""
+        p = 1 / (1 + np.exp(-x))
+        return p * (1 - p) * v / x.size
+
+    HESSIANS = {"sparse": of_softmax, "categorical": of_softmax, "binary": of_sigmoid}
+
+    def in_condition(loss, x):
+        import tensorflow as tf
+
+        return tf.cond(tf.reduce_sum(x) > -1e9, lambda: loss(x), lambda: 0.0 * tf.reduce_sum(x))
+
+    def in_loop(loss, x):
+        import tensorflow as tf
+
+        more = lambda i, total: (i + 1, total + loss(x) / 2)  # noqa: E731
+        return tf.while_loop(lambda i, _: i < 2, more, (0, 0.0), maximum_iterations=2)[1]
+
+    @fast_for("sparse-condition-xla")
+    @pytest.mark.parametrize(
+        "inside, jit_compile",
+        [(in_condition, None), (in_condition, True), (in_loop, None)],
+        ids=["condition-graph", "condition-xla", "loop-graph"],
+    )
+    @pytest.mark.parametrize("name", HESSIANS)
+    def test_second_derivatives_pass_a_condition_and_a_loop(name, inside, jit_compile):
+        import tensorflow as tf
+
+        loss, y = LOSSES[name]
+        x, v = np.random.default_rng(0).normal(size=(2, 4, 4)).astype("float32")
+        y = tf.constant(y)
+
+        @tf.function(jit_compile=jit_compile, autograph=False)
+        def product(x, v):
+            return hessian_vector_product(lambda x: inside(lambda x: loss(y, x), x), x, v)
+
+        right = HESSIANS[name](x.astype("float64"), v)
+        np.testing.assert_allclose(product(tf.constant(x), tf.constant(v)), right, rtol=1e-4, atol=1e-6)
+
+    @pytest.mark.parametrize("name", HESSIANS)
+    def test_functions_that_run_eagerly_have_both_derivatives(name):
+        import tensorflow as tf
+
+        loss, y = LOSSES[name]
+        x, v = np.random.default_rng(0).normal(size=(2, 4, 4)).astype("float32")
+        expected = value_and_gradient(lambda x: loss(y, x), tensor(x))
+        tf.config.run_functions_eagerly(True)
+        try:
+            got = value_and_gradient(lambda x: loss(y, x), tensor(x))
+            product = hessian_vector_product(lambda x: loss(y, x), tf.constant(x), tf.constant(v))
+        finally:
+            tf.config.run_functions_eagerly(False)
+        for one, other in zip(got, expected, strict=True):
+            np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-7)
+        np.testing.assert_allclose(product, HESSIANS[name](x.astype("float64"), v), rtol=1e-4, atol=1e-6)
 
 else:
 

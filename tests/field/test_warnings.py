@@ -1,5 +1,6 @@
 """What is warned of, on every backend, once, at the user's line."""
 
+import re
 import warnings
 
 import keras
@@ -51,6 +52,41 @@ def test_a_forgotten_from_logits_is_told(name):
     x, y = rng.normal(size=(4, *shape)).astype("float32"), rng.integers(0, 5, (4, *labels))
     (message,) = told(model, Sparse(), x, y)
     assert message.startswith("SparseCategoricalCrossentropy has from_logits=False, but the output of layer 'out' is ")
+
+
+class Subclassed(keras.Model):
+    """A model that does not name its output."""
+
+    def __init__(self, activation):
+        super().__init__()
+        self.out = layers.Dense(5, activation, name="out")
+
+    def call(self, inputs):
+        return self.out(inputs)
+
+
+@fast_for("None-sigmoid-*", "softmax-softmax-*")
+@pytest.mark.parametrize("last", [False, True], ids=["model", "inside"])
+@pytest.mark.parametrize("loss", ["softmax", "sigmoid"])
+@pytest.mark.parametrize("activation", [None, "softmax", "sigmoid"])
+def test_the_end_of_a_subclassed_model_is_told(activation, loss, last):
+    x, y = rng.normal(size=(4, 8)).astype("float32"), rng.integers(0, 2, (4, 5))
+    kind = Binary if loss == "sigmoid" else kx.losses.CategoricalCrossentropy
+    model = Subclassed(activation)
+    model = model_of((8,), model) if last else model
+    (message,) = told(model, kind(from_logits=activation is not None), x, y)
+    wrong = "has from_logits=False, but the output of layer 'out' is a matrix product"
+    assert (wrong if activation is None else f"from_logits=True, but layer 'out' ends in a {activation}.") in message
+    assert told(model, kind(from_logits=activation is None), x, y) == []
+
+
+def test_targets_below_0_are_told():
+    x, y = rng.normal(size=(2, 4, 5)).astype("float32")
+    loss = kx.losses.CategoricalCrossentropy(from_logits=True)
+    (message,) = told(model_of((5,), layers.Dense(5)), loss, x, y)
+    assert f"was given targets down to {y.min():.4g}, and distributions are not below 0" in message
+    with pytest.warns(UserWarning, match="If they are the logits of a teacher, use keras_xent.losses.Distillation"):
+        kx.losses.CategoricalCrossentropy(from_logits=True)(y, x)
 
 
 def test_a_forgotten_from_logits_of_one_filter_is_told():
@@ -138,11 +174,41 @@ def test_one_hot_rows_of_255_are_told():
         (kx.metrics.Perplexity, "ignore_index", "ignore_class"),
         (Sparse, "weight", "class_weight"),
         (Binary, "gamma", "focal_gamma"),
+        (kx.losses.sparse_categorical_crossentropy, "target", "y_true"),
+        (kx.kernels.sparse_softmax_cross_entropy, "ignore_index", "ignore_class"),
+        (kx.kernels.linear_cross_entropy, "softcap", "logit_softcap"),
+        (kx.kernels.linear_cross_entropy, "sample_weight", "token_weights"),
     ],
 )
 def test_the_argument_names_of_other_libraries_are_translated(kind, wrong, right):
-    with pytest.raises(TypeError, match=f"^{kind.__name__} has no argument `{wrong}`: it is called `{right}` here.$"):
+    sentence = rf"^{kind.__name__}(\(\))? has no argument `{wrong}`: it is called `{right}` here.$"
+    with pytest.raises(TypeError, match=sentence):
         kind(**{wrong: 1})
+
+
+@pytest.mark.parametrize(
+    "kind, wrong, advice",
+    [
+        (Sparse, "pos_weight", "It belongs to the losses of binary labels; for weights of classes give `class_weight`"),
+        (kx.losses.CategoricalCrossentropy, "ignore_index", "A row of zeros in the targets has no loss"),
+        (Binary, "weight", "Give `pos_weight` to a loss of binary labels, or `sample_weight` where the loss is called"),
+        (Sparse, "num_classes", "The number of classes is the size of the class axis of `y_pred`"),
+        (Sparse, "label_smothing", "Did you mean `label_smoothing`?"),
+        (kx.metrics.Perplexity, "base", "It has: from_logits, ignore_class, axis, name, dtype"),
+    ],
+)
+def test_an_argument_that_a_class_does_not_have_gets_advice(kind, wrong, advice):
+    with pytest.raises(TypeError, match=f"^{kind.__name__} has no argument `{wrong}`. {re.escape(advice)}"):
+        kind(**{wrong: 1})
+
+
+def test_a_subclass_may_keep_an_argument_of_any_name():
+    class Kept(Sparse):
+        def __init__(self, **kwargs):
+            self.weight = kwargs.pop("weight")
+            super().__init__(**kwargs)
+
+    assert Kept(weight=2.0, from_logits=True).weight == 2.0
 
 
 def test_swapped_arguments_are_told():
@@ -150,8 +216,11 @@ def test_swapped_arguments_are_told():
     for loss in Sparse(from_logits=True), kx.losses.MaskedSequenceCrossentropy():
         with pytest.raises(ValueError, match="^`y_true` and `y_pred` seem to be swapped"):
             loss(logits, labels)
-    with pytest.raises(ValueError, match="^`y_true` and `y_pred` seem to be swapped"):
-        Binary(from_logits=True)(np.array([[2.0], [-1.0]], "float32"), np.array([[1], [0]]))
+    logits, labels = np.array([[2.0, -1.0, 7.0]], "float32"), np.array([[0, 1, 0]])
+    for loss in Binary(from_logits=True), kx.losses.CategoricalCrossentropy(from_logits=True):
+        for one in labels, labels.astype("float32"):
+            with pytest.raises(ValueError, match="^`y_true` and `y_pred` seem to be swapped"):
+                loss(logits, one)
 
 
 def test_a_metric_or_a_class_given_as_a_loss_is_told():
