@@ -1,7 +1,7 @@
 """Detection of whether a model ends in logits or in probabilities, from its layers and the operations of its graph."""
 
 import re
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import keras
 from keras import ops
@@ -75,23 +75,24 @@ class Ending(NamedTuple):
 def ending(predictions: Tensor) -> Ending | None:
     """Returns how the model of this step ends in `predictions`, from its layers; None where they do not show it."""
     output = _keras.symbolic_output(predictions)
-    return None if output is None else _ending(output)
+    return None if output is None else ending_of(output)
 
 
-def _ending(output):
+def ending_of(output: Any) -> Ending | None:
+    """The end of a model in one of its symbolic outputs; None where its layers do not show it."""
     made = _keras.producer(output)
     layer = made.layer
     if isinstance(layer, keras.layers.TimeDistributed):
         layer = layer.layer
     if isinstance(layer, keras.Model):
         inner = getattr(layer, "outputs", None) or []
-        return _ending(inner[0]) if len(inner) == 1 else None
+        return ending_of(inner[0]) if len(inner) == 1 else None
     does_nothing = type(layer) is keras.layers.Activation and _activation_of(layer) == "linear"
     if does_nothing or isinstance(layer, _layers(_PASSED_ON)):
-        return None if made.input is None else _ending(made.input)
+        return None if made.input is None else ending_of(made.input)
     kind = "softmax" if isinstance(layer, keras.layers.Softmax) else _activation_of(layer)
     if kind == "linear":
-        before = None if made.input is None else _ending(made.input)
+        before = None if made.input is None else ending_of(made.input)
         is_transition = before is not None and before.kind == "softmax" and not getattr(layer, "use_bias", True)
         if not isinstance(layer, _layers(_LINEAR)) or is_transition:
             return None
@@ -131,5 +132,5 @@ def softmax_layer_of(predictions: Tensor) -> str | None:
     output = _keras.symbolic_output(predictions)
     if output is None:
         output = _keras.only_output()
-    end = None if output is None else _ending(output)
+    end = None if output is None else ending_of(output)
     return end.layer if end is not None and end.kind == "softmax" else None

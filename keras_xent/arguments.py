@@ -5,7 +5,7 @@ import contextvars
 import math
 import warnings
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
@@ -14,22 +14,42 @@ from keras import ops
 from keras_xent import _keras
 
 _FLOATS = ("bfloat16", "float16", "float32", "float64")
-_names = contextvars.ContextVar("_names", default=("labels", "logits"))
+
+
+class Words(NamedTuple):
+    """The names of labels and logits in errors, and advice: on a label that marks padding, and on one-hot labels."""
+
+    labels: str = "labels"
+    logits: str = "logits"
+    padding: str = "say so with `ignore_class={label}`"
+    one_hot: str = "For one-hot or soft targets use the categorical loss."
+
+
+# In place of the last one, where no loss is at hand.
+GIVE_INDICES = "Of one-hot or soft labels give the indices: `numpy.argmax(labels, axis=-1)`."
+
+_OF_LOSSES = Words()
+_words = contextvars.ContextVar("_words", default=_OF_LOSSES)
 
 
 @contextlib.contextmanager
-def named(labels: str, logits: str) -> Iterator[None]:
-    """Errors inside call labels and logits by these names: those of the arguments of the public function."""
-    token = _names.set((labels, logits))
+def named(*words: str, **others: str) -> Iterator[None]:
+    """Errors inside use these `Words`: the names of the arguments of the public function, and what it can do."""
+    token = _words.set(Words(*words, **others))
     try:
         yield
     finally:
-        _names.reset(token)
+        _words.reset(token)
+
+
+def words() -> Words:
+    """The words of errors."""
+    return _words.get()
 
 
 def names() -> tuple[str, str]:
     """The names of labels and logits in errors."""
-    return _names.get()
+    return words()[:2]
 
 
 def boolean(name: str, value: Any) -> bool:
@@ -49,17 +69,17 @@ def fraction(name: str, value: Any) -> float:
 
 
 def not_negative(name: str, value: Any) -> float:
-    """`value`, if it is a number of at least 0."""
+    """`value`, if it is a finite number of at least 0."""
     _refuse_variable(name, value)
-    if not _is_number(value) or not value >= 0:
+    if not _is_number(value) or not 0 <= value < math.inf:
         raise ValueError(f"`{name}` must be a number of at least 0. Received: {name}={value!r}.")
     return value
 
 
 def positive(name: str, value: Any) -> float | None:
-    """`value`, if it is None or a number above 0."""
+    """`value`, if it is None or a finite number above 0."""
     _refuse_variable(name, value)
-    if value is not None and (not _is_number(value) or not value > 0):
+    if value is not None and (not _is_number(value) or not 0 < value < math.inf):
         raise ValueError(f"`{name}` must be None or a number above 0. Received: {name}={value!r}.")
     return value
 

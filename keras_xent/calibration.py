@@ -78,10 +78,15 @@ def calibrate(
         """Mean of cross-entropy less entropy: below 0 where the temperature is too high."""
         total = weight_sum = 0.0
         for batch in outputs:
-            difference, weight = _difference_and_weight(*batch, math.exp(log_temperature), ignore_class)
+            with arguments.named(one_hot=arguments.GIVE_INDICES):
+                difference, weight = _difference_and_weight(*batch, math.exp(log_temperature), ignore_class)
             total, weight_sum = total + difference, weight_sum + weight
         if not weight_sum > 0:
             raise ValueError("`data` must hold valid labels. Received: none.")
+        if math.isnan(total):
+            raise ValueError(
+                "`model` must return numbers for `data`. Received: NaN, or only -inf, among the logits of valid labels."
+            )
         return total / weight_sum
 
     return math.exp(_root(slope, tolerance))
@@ -118,9 +123,10 @@ def _root(function, tolerance):
 
 
 def _batches(data: Any, batch_size: int) -> Iterator[tuple[Any, Any, Any]]:
-    is_arrays = isinstance(data, (tuple, list)) and 2 <= len(data) <= 3 and not isinstance(data[0], tuple)
-    if is_arrays:
+    if _is_arrays(data):
         x, *others = data
+        # `x` may be a list of arrays, for a model of several inputs.
+        x = x if any(hasattr(one, "shape") for one in keras.tree.flatten(x)) else np.asarray(x)
         arrays = (x, *(np.asarray(one) if isinstance(one, list) else one for one in others))
         for start in range(0, len(arrays[1]), batch_size):
             piece = keras.tree.map_structure(lambda a: a[start : start + batch_size], arrays)  # noqa: B023
@@ -130,6 +136,14 @@ def _batches(data: Any, batch_size: int) -> Iterator[tuple[Any, Any, Any]]:
     batches = (data[i] for i in range(len(data))) if isinstance(data, keras.utils.PyDataset) else data
     for batch in batches:
         yield (*batch, None)[:3]
+
+
+def _is_arrays(data):
+    """Whether the data are `(x, y)` or `(x, y, sample_weight)` rather than batches of that form."""
+    if not isinstance(data, (tuple, list)) or not 2 <= len(data) <= 3:
+        return False
+    # A list of numbers may be an array; `x` alone may be a list of arrays, for a model of several inputs.
+    return not all(isinstance(one, (tuple, list)) and any(hasattr(part, "shape") for part in one) for one in data)
 
 
 def _difference_and_weight(
@@ -150,7 +164,9 @@ def _difference_and_weight(
             # A binary classifier is one of two classes, the logit of the other being 0.
             logits = ops.concatenate([ops.zeros_like(logits), logits], axis=-1)
     like = logits if head is None else head.hidden
-    labels = squeeze_class_axis(labels, like, len(like.shape) - 1)
+    labels = squeeze_class_axis(
+        labels, like, len(like.shape) - 1, num_classes=None if head is None else head.num_classes
+    )
     valid = valid_mask(labels, None, ignore_class)
     if output.mask is not None:
         mask = ops.cast(align_weights(output.mask, labels.shape, "mask"), "bool")

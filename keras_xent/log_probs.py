@@ -117,13 +117,20 @@ def sequence_log_probs(
 def _log_probs_and_valid(model, x, labels, mask, temperature, training):
     temperature = arguments.above_zero("temperature", temperature)
     output = call_without_logits(model, x, training)
+    with arguments.named(padding="leave it out with `mask`", one_hot=arguments.GIVE_INDICES):
+        return _of_output(output, labels, mask, temperature)
+
+
+def _of_output(output, labels, mask, temperature):
     like = output.logits if output.head is None else output.head.hidden
-    if (like.shape[-1] if output.head is None else output.head.num_classes) == 1:
+    num_classes = like.shape[-1] if output.head is None else output.head.num_classes
+    if num_classes == 1:
         raise ValueError(
             "`model` must return a number for each class. Received: one unit, of a yes-or-no answer. Give a model with "
             "two units, or use the binary loss."
         )
-    labels = squeeze_class_axis(to_tensor(arguments.tensor("labels", labels)), like, len(like.shape) - 1)
+    labels = to_tensor(arguments.tensor("labels", labels))
+    labels = squeeze_class_axis(labels, like, len(like.shape) - 1, num_classes=num_classes)
     valid = None
     for one in (mask, output.mask):
         if one is not None:

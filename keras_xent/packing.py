@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from keras_xent import arguments
 from keras_xent._backend import weights_of_runs
 from keras_xent._types import Tensor
 from keras_xent.kernels._shapes import same_shape
@@ -22,7 +23,8 @@ def segment_weights(segment_ids: Tensor, mask: Tensor = None, *, padding: int | 
     a `Perplexity` in `weighted_metrics` would be weighted too.
 
     Args:
-        segment_ids: `[..., T]` numbers of the documents. Neighbors with the same number are one document.
+        segment_ids: `[..., T]` numbers of the documents. Neighbors in a row with the same number are one document; one
+            that goes on in the next row is another there.
         mask: which tokens are valid, of the same shape: True for those whose label the loss counts. None is all.
         padding: the number in `segment_ids` that marks padding; None where there is none.
 
@@ -31,6 +33,8 @@ def segment_weights(segment_ids: Tensor, mask: Tensor = None, *, padding: int | 
 
     Raises:
         ValueError: a `mask` of another shape.
+
+    Warns of a NumPy array with negative numbers and `padding=0`, which leaves out the documents of number 0.
 
     Example:
 
@@ -43,9 +47,20 @@ def segment_weights(segment_ids: Tensor, mask: Tensor = None, *, padding: int | 
     """
     segment_ids = segment_ids if hasattr(segment_ids, "shape") else np.asarray(segment_ids)
     mask = mask if mask is None or hasattr(mask, "shape") else np.asarray(mask)
-    if mask is not None and not same_shape(mask.shape, segment_ids.shape):
+    if isinstance(segment_ids, np.ndarray) and padding == 0 and np.any(segment_ids < 0):
+        arguments.warn(
+            f"`segment_ids` has negative numbers, down to {segment_ids.min()}, and the documents of number 0 are left "
+            "out. If a negative number marks padding, give it as `padding`; padding=None counts all documents."
+        )
+    have_ranks = mask is not None and _has_rank(segment_ids) and _has_rank(mask)
+    if have_ranks and not same_shape(mask.shape, segment_ids.shape):
         raise ValueError(
             "`mask` must have the shape of `segment_ids`. Received: mask of shape "
             f"{tuple(mask.shape)} and segment_ids of shape {tuple(segment_ids.shape)}."
         )
     return weights_of_runs(segment_ids, mask, padding)
+
+
+def _has_rank(array):
+    """Returns False in a graph of TensorFlow where nothing is known of the shape, as after `tf.numpy_function`."""
+    return getattr(array.shape, "rank", 0) is not None

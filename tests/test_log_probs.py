@@ -198,6 +198,11 @@ def test_wrong_arguments_are_named():
         kx.token_log_probs(model, TOKENS, LABELS, temperature=-1)
     with pytest.raises(ValueError, match="`labels` must have the shape"):
         kx.token_log_probs(model, TOKENS, LABELS[:, 1:])
+    with pytest.raises(ValueError, match=r"label -1 at position .* If it marks padding, leave it out with `mask`\."):
+        kx.token_log_probs(model, TOKENS, np.where(MASK, LABELS, -1))
+    one_hot = np.eye(VOCABULARY)[LABELS]
+    with pytest.raises(ValueError, match=r"and logits of shape \(4, 5, 31\) .* give the indices: `numpy.argmax"):
+        kx.token_log_probs(model, TOKENS, one_hot)
 
 
 @pytest.mark.parametrize(

@@ -35,6 +35,19 @@ def test_in_tf_data_on_every_backend():
         np.testing.assert_allclose(list(data.as_numpy_iterator()), right, rtol=1e-7)
 
 
+def test_in_tf_data_nothing_need_be_known_of_the_shape():
+    tf = pytest.importorskip("tensorflow")
+    read = tf.data.Dataset.range(1).map(lambda i: tf.numpy_function(lambda _: (IDS, COUNTED), [i], (tf.int64, tf.bool)))
+    np.testing.assert_allclose(next(iter(read.map(kx.segment_weights))), WEIGHTS, rtol=1e-7)
+
+
+def test_negative_padding_that_was_not_named_warns():
+    ids = np.array([[0, 0, 1, -1]])
+    with pytest.warns(UserWarning, match="the documents of number 0 are left out"):
+        kx.segment_weights(ids)
+    np.testing.assert_allclose(kx.segment_weights(ids, padding=-1), [[0.5, 0.5, 1, 0]])
+
+
 @pytest.mark.parametrize("head", [keras.layers.Dense, pytest.param(kx.layers.LogitsDense, marks=whole)])
 def test_packed_documents_train_as_one_a_row(head):
     rng = np.random.default_rng(0)

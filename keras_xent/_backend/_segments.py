@@ -23,8 +23,9 @@ def weights_of_runs(ids: Tensor, mask: Tensor, padding: int | None) -> Tensor:
     begins = module.concatenate([begins, module.not_equal(ids[..., 1:], ids[..., :-1])], axis=-1)
     run = module.cumsum(module.asarray(module.reshape(begins, (-1,)), dtype="int32")) - 1  # [N]
     number = module.take(_sums(valid, run), run)
-    # Of TensorFlow's arrays sizes may not be known yet.
-    shape = sys.modules["tensorflow"].shape(ids) if None in ids.shape else ids.shape
+    # Of TensorFlow's arrays sizes may not be known yet, nor their number.
+    is_known = getattr(ids.shape, "rank", 0) is not None and None not in ids.shape
+    shape = ids.shape if is_known else sys.modules["tensorflow"].shape(ids)
     return module.reshape(valid / module.maximum(number, np.float32(1)), shape)
 
 

@@ -59,7 +59,7 @@ class GradientNorm(keras.metrics.Metric):
 
         def take(gradients):
             scale = getattr(optimizer, "dynamic_scale", None) if optimizer.built else None
-            self._norm.assign(_norm_of(gradients, scale))
+            self._norm.assign(_norm_of(gradients, optimizer.loss_scale_factor if scale is None else scale))
 
         def watched(gradients, trainable_variables=None):
             gradients = list(gradients)
@@ -77,7 +77,7 @@ class GradientNorm(keras.metrics.Metric):
             scale = getattr(optimizer, "dynamic_scale", None)
             if scale is not None:
                 scale = optimizer_variables[[v is scale for v in optimizer.variables].index(True)]
-            self._of_this_step = _norm_of(gradients, scale)
+            self._of_this_step = _norm_of(gradients, optimizer.loss_scale_factor if scale is None else scale)
 
         def watched(optimizer_variables, gradients, trainable_variables):
             take(optimizer_variables, gradients)

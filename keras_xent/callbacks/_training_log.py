@@ -191,6 +191,11 @@ class TrainingLog(keras.callbacks.Callback):
         """The model was validated after a batch of the epoch."""
         self.write_validation(self._timeline.step_after(batch), logs, totals)
 
+    def paused(self, seconds: float) -> None:
+        """Nothing was trained in the last seconds."""
+        self._clock += seconds
+        self._epoch_clock += seconds
+
     def __getstate__(self) -> dict[str, Any]:
         if self._before_training is None:
             return self.__dict__.copy()

@@ -1,5 +1,8 @@
 """Validation every few steps, within long epochs."""
 
+import itertools
+import time
+import types
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,13 +18,13 @@ from keras_xent.callbacks._training_log import active_logs
 class ValidateEvery(keras.callbacks.Callback):
     """Validates the model every few steps, where an epoch is too long to wait for its end.
 
-    Training is unharmed: weights, metrics, history and progress bar are bit for bit as without it. The numbers go
+    Training is unharmed: weights, metrics, random numbers and history are bit for bit as without it. The numbers go
 
     - to `callbacks.TensorBoard` and `callbacks.PerplexityLogger` of the same `fit`, at their step, wherever these stand
       in the list;
     - as `val_loss`, `val_perplexity`, ... into the logs of the batch after which they were measured, and the last ones
-      into those of the epoch. Callbacks that stand behind this one see them: `EarlyStopping` and `ModelCheckpoint` at
-      the end of the epoch, `ModelCheckpoint(save_freq=steps)` at the batch;
+      of an epoch into those of the epoch. Callbacks that stand behind this one see them: `EarlyStopping` and
+      `ModelCheckpoint` at the end of the epoch, `ModelCheckpoint(save_freq=steps)` at the batch;
     - to `callbacks` at once: an `EarlyStopping(patience=3)` given there stops within an epoch, after three validations
       without an improvement;
     - into `history`, a dict of lists with `step`, `val_loss`, ...
@@ -31,15 +34,18 @@ class ValidateEvery(keras.callbacks.Callback):
 
     Args:
         steps: after how many steps. Where several are executed at once, at the end of the execution.
-        validation_data: what `fit` takes: `(x, y)`, `(x, y, sample_weight)`, a dataset or a generator.
+        validation_data: what `fit` takes: `(x, y)`, `(x, y, sample_weight)`, a dataset or a generator. The batches of a
+            generator are kept in memory, since it cannot begin again.
         batch_size: of arrays; None is Keras' 32.
         validation_steps: how many batches of a dataset or generator; None is all.
         callbacks: callbacks to which a validation is the end of an epoch, with its number as that of the epoch:
-            `EarlyStopping`, `ModelCheckpoint`, `ReduceLROnPlateau`.
+            `EarlyStopping`, `ModelCheckpoint`, `ReduceLROnPlateau`, `CSVLogger`. They also see the validation itself,
+            so that `SwapEMAWeights` validates the averages.
         verbose: 0 for no output, 1 for a progress bar, 2 for a line after each validation.
 
     Raises:
-        ValueError: `steps` that is no number of batches; no `validation_data`.
+        ValueError: `steps` that is no number of batches; no `validation_data`; a `ModelCheckpoint` of batches among
+            the `callbacks`.
 
     Example:
 
@@ -70,10 +76,17 @@ class ValidateEvery(keras.callbacks.Callback):
         self.validation_data = validation_data
         self.batch_size, self.validation_steps, self.verbose = batch_size, validation_steps, verbose
         self.callbacks = list(callbacks)
+        for callback in self.callbacks:
+            if getattr(callback, "save_freq", "epoch") != "epoch":
+                raise ValueError(
+                    "`callbacks` see no batches: a ModelCheckpoint among them must have save_freq='epoch', which is "
+                    f"each validation, or be given to `fit`. Received: save_freq={callback.save_freq!r}."
+                )
         self.history: dict[str, list[Any]] = {}
+        # The batches of a generator.
+        self._generated: list[Any] | None = None
         self._timeline = Timeline()
         self._last: dict[str, float] = {}
-        self._number = 0
 
     def set_model(self, model: Any) -> None:
         """Called by `fit`, and by `evaluate` if it is given this."""
@@ -97,6 +110,8 @@ class ValidateEvery(keras.callbacks.Callback):
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """See `keras.callbacks.Callback`."""
         self._timeline.begin_epoch(epoch, tuple)
+        # A result of an epoch before would be one more without an improvement.
+        self._last = {}
 
     def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         """See `keras.callbacks.Callback`."""
@@ -108,36 +123,53 @@ class ValidateEvery(keras.callbacks.Callback):
         step = self._timeline.step_after(batch)
         if self._timeline.steps // self.steps == step // self.steps:
             return
+        # On JAX this waits for the steps before, whose time is that of the training.
+        before = _values_of_training(self.model)
+        begin = time.perf_counter()
         self._last = self._validate(batch, step)
+        for variable, value in before:
+            variable.assign(value)
         if logs is not None:
             logs.update(self._last)
+        number = step // self.steps - 1
         for callback in self.callbacks:
-            callback.on_epoch_end(self._number, {**(logs or {}), **self._last})
-        self._number += 1
+            callback.on_epoch_end(number, {**(logs or {}), **self._last})
+        for callback in self.callbacks:
+            callback.on_epoch_begin(number + 1)
+        for log in active_logs(self.model):
+            log.paused(time.perf_counter() - begin)
 
     def _validate(self, batch, step):
         model = self.model
-        # `evaluate` resets the metrics, which hold the epoch so far.
-        metrics = [(variable, ops.convert_to_numpy(variable)) for variable in model.metrics_variables]
-        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(self.validation_data)
+        data, steps = self._data_and_steps()
+        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         evaluated = model.evaluate(
             x,
             y,
             self.batch_size,
             self.verbose,
             sample_weight,
-            self.validation_steps,
+            steps,
+            list(self.callbacks),
             return_dict=True,
         )
+        # `evaluate` has given them its own.
+        for callback in self.callbacks:
+            callback.set_params(self.params)
         totals = MetricReader(model).totals()
-        for variable, value in metrics:
-            variable.assign(value)
         for log in active_logs(model):
             log.validated(batch, evaluated, totals)
         named = {f"val_{name}": value for name, value in evaluated.items()}
         for name, value in {"step": step, **named}.items():
             self.history.setdefault(name, []).append(value)
         return named
+
+    def _data_and_steps(self):
+        if not isinstance(self.validation_data, types.GeneratorType):
+            return self.validation_data, self.validation_steps
+        if self._generated is None:
+            self._generated = list(itertools.islice(self.validation_data, self.validation_steps))
+        return (batch for batch in self._generated), len(self._generated)
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Puts the last results into the logs, where `fit` has not validated itself."""
@@ -154,3 +186,10 @@ class ValidateEvery(keras.callbacks.Callback):
     def __getstate__(self) -> dict[str, Any]:
         # A copy has the settings, and no model.
         return {**self.__dict__, "_model": None, "params": None}
+
+
+def _values_of_training(model):
+    """What a validation changes, and its values: metrics, which `evaluate` resets, and the state of random numbers."""
+    weights = {id(variable) for variable in model.non_trainable_weights}
+    seeds = [variable for variable in model.non_trainable_variables if id(variable) not in weights]
+    return [(variable, ops.convert_to_numpy(variable)) for variable in (*model.metrics_variables, *seeds)]

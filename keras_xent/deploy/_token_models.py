@@ -48,12 +48,9 @@ class KerasTokenModel:
         # Compiled once, with the sampler that it was made with.
         self._greedy_function: Any = None
         self.fixed_length: int | None = shape[1]
-        limits = (
-            self.fixed_length,
-            getattr(backbone, "max_sequence_length", None),
-            getattr(preprocessor, "sequence_length", None),
-        )
-        self.context: int | None = min((limit for limit in limits if limit is not None), default=None)
+        # The most tokens that it can be given, and that it was made for.
+        self.limit = _least(self.fixed_length, getattr(backbone, "max_sequence_length", None))
+        self.context = _least(self.limit, getattr(preprocessor, "sequence_length", None))
 
     def statistics(self, tokens: np.ndarray, is_token: np.ndarray, scored: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Of each token of `[B, T]` but the first, the log-likelihood and whether it is the most likely one."""
@@ -101,7 +98,7 @@ class ExportedTokenModel:
         if not scorer.causal:
             raise ValueError("`model` must be a language model, and this one scores inputs with labels.")
         self._scorer = scorer
-        self.fixed_length = scorer.length
+        self.fixed_length = self.limit = scorer.length
         self.context = scorer.context or scorer.length
 
     def statistics(self, tokens: np.ndarray, is_token: np.ndarray, scored: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -149,6 +146,10 @@ def _step_by_step(model, prompts, max_new, stop, done):
         if not growing:
             break
     return [_before(tokens, stop) for tokens in new]
+
+
+def _least(*numbers: int | None) -> int | None:
+    return min((number for number in numbers if number is not None), default=None)
 
 
 def _before(tokens, stop):

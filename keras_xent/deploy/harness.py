@@ -1,5 +1,6 @@
 """Language models of Keras, and exported ones, in the LM Evaluation Harness (the package lm_eval)."""
 
+import collections
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -16,7 +17,8 @@ except ImportError:
     # Without the package the methods take anything whose `args` are those of its requests.
     LM = object
 
-# Where neither the request nor the model says how many; the harness's own default, and that of `score_document`.
+# Where neither the request nor the model says how many: the harness's own default (of a small model half of its
+# context), and that of `score_document`.
 _MAX_NEW_TOKENS, _CONTEXT = 256, 512
 
 
@@ -28,8 +30,9 @@ class HarnessModel(LM):
     `LogitsDense` or `TiedLogits` (see `fuse_head`), and depend on the batch size by no more than rounding. `pip install
     'keras-xent[harness]'` installs the harness.
 
-    The log-likelihood of a continuation `y` after a context `x` is `sum_t log p(y_t | x, y_<t)`, the two being cut from
-    the tokens of the whole text as the harness does. The model is given the last `context` tokens.
+    The log-likelihood of a continuation `y` after a context `x` is `sum_t log p(y_t | x, y_<t)`, with tokens as the
+    harness has them: `x` those of the context, of which spaces at the end belong to the continuation, and `y` the
+    tokens of the whole text from the number of those on. The model is given the last `context` tokens.
 
     Args:
         model: the model. An exported one needs the signature `rank`, or `serve`, to say whether a continuation is the
@@ -37,7 +40,8 @@ class HarnessModel(LM):
         tokenizer: a tokenizer of KerasHub, a `tokenizers.Tokenizer`, or the path of its JSON file. The default is the
             one of the model's preprocessor or export.
         batch_size: how many texts are computed at once.
-        context: the most tokens that the model is given. The default is the limit that the model states, else 512.
+        context: the most tokens that the model is given. The default is the limit that the model states, else 512. A
+            request to generate leaves room for its new tokens, by default 256 or half of the context.
         add_start_token: whether every text begins with the start token. The default is how the model was trained: its
             preprocessor's `add_start_token`, or whether it was exported with a `start_token`.
         start_in_every_window: whether a text that is cut to the model's context begins with the start token again, in
@@ -75,6 +79,11 @@ class HarnessModel(LM):
         self.batch_size = batch_size
         self._encode, self._decode = text_tokenizer(tokenizer)
         self._model = ExportedTokenModel(model) if exported else KerasTokenModel(model)
+        if context and self._model.limit and context > self._model.limit:
+            raise ValueError(
+                f"`context` must be at most {self._model.limit}, the number of tokens that the model can be given. "
+                f"Received: context={context}."
+            )
         self.context: int = context or self._model.context or _CONTEXT
         self.end_token = _first(end_token, getattr(tokenizer, "end_token_id", None))
         own_start = model.start_token if exported else getattr(tokenizer, "start_token_id", None)
@@ -86,12 +95,17 @@ class HarnessModel(LM):
 
     def loglikelihood(self, requests: Sequence[Any]) -> list[tuple[float, bool]]:
         """Of each request `(context, continuation)` the log-likelihood, and whether it is the greedy continuation."""
-        return self._likelihoods([self._pair(*request.args) for request in requests])
+        pairs = [self._pair(*request.args) for request in requests]
+        return self._likelihoods(pairs, lambda index, result: self._keep("loglikelihood", requests[index], result))
 
     def loglikelihood_rolling(self, requests: Sequence[Any]) -> list[float]:
         """Of each request `(text,)` the log-likelihood of the whole text, in windows that score each token once."""
         pairs = [(self._start(), self._encode(*request.args)) for request in requests]
-        return [log_likelihood for log_likelihood, _ in self._likelihoods(pairs)]
+
+        def keep(index, result):
+            self._keep("loglikelihood_rolling", requests[index], result[0])
+
+        return [log_likelihood for log_likelihood, _ in self._likelihoods(pairs, keep)]
 
     def generate_until(self, requests: Sequence[Any]) -> list[str]:
         """Of each request `(context, options)` the greedy continuation, up to the first of the strings in `until`."""
@@ -103,7 +117,14 @@ class HarnessModel(LM):
                 texts = self._generate([prompt for _, prompt, *_ in batch], *options)
                 for (index, *_), text in zip(batch, texts, strict=True):
                     results[index] = text
+                    self._keep("generate_until", requests[index], text)
         return results
+
+    def _keep(self, method, request, result):
+        """Tells the harness's cache of a result, which a run that is interrupted then does not lose."""
+        hook = getattr(self, "cache_hook", None)
+        if hook is not None:
+            hook.add_partial(method, request.args, result)
 
     # Tokens
 
@@ -119,16 +140,16 @@ class HarnessModel(LM):
         context, continuation = stripped, context[len(stripped) :] + continuation
         if not context:
             return self._start(), self._encode(continuation)
-        cut = len(self._encode(context))
-        tokens = self._encode(context + continuation)
-        return [*self._prefix, *tokens[:cut]] or self._start(), tokens[cut:]
+        tokens = self._encode(context)
+        return [*self._prefix, *tokens] or self._start(), self._encode(context + continuation)[len(tokens) :]
 
     def _prompt(self, context, options):
         """The tokens of a prompt, how many may follow, and the strings that end the text."""
-        if options.get("do_sample"):
+        # As the harness reads them, a temperature alone asks for samples.
+        if _first(options.get("do_sample"), float(options.get("temperature") or 0) > 0):
             raise ValueError(f"`do_sample` must be False: generation is greedy. Received: {options}.")
         names = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
-        max_new = _first(*(options.get(name) for name in names), _MAX_NEW_TOKENS)
+        max_new = int(_first(*(options.get(name) for name in names), min(_MAX_NEW_TOKENS, self.context // 2)))
         if not 1 <= max_new < self.context:
             raise ValueError(
                 f"`max_gen_toks` must be at least 1 and below {self.context}, the number of tokens that the model is "
@@ -141,13 +162,14 @@ class HarnessModel(LM):
 
     # Computation
 
-    def _likelihoods(self, pairs):
+    def _likelihoods(self, pairs, keep):
         rows = [
             (index, *window)
             for index, (context, continuation) in enumerate(pairs)
             for window in _windows([*context, *continuation], len(context), self.context, self._window_start)
         ]
         values, greedy = np.zeros(len(pairs)), np.ones(len(pairs), bool)
+        windows_left = collections.Counter(index for index, *_ in rows)
         # The model is not given the last token.
         for batch in self._batches(rows, lambda row: len(row[1]) - 1):
             length = 1 + self._padded_length(len(batch[0][1]) - 1)
@@ -159,12 +181,17 @@ class HarnessModel(LM):
             for i, (index, *_) in enumerate(batch):
                 values[index] += log_likelihood[i][scored[i, 1:]].sum(dtype="float64")
                 greedy[index] &= is_greedy[i][scored[i, 1:]].all()
+                windows_left[index] -= 1
+                if not windows_left[index]:
+                    keep(index, (float(values[index]), bool(greedy[index])))
         return [(float(value), bool(is_greedy)) for value, is_greedy in zip(values, greedy, strict=True)]
 
     def _generate(self, prompts, max_new, until):
         # A string that is one token ends the text as soon as the model gives it; others are looked for in the text.
-        encoded = [self._encode(string) for string in until]
-        stop = {tokens[0] for tokens in encoded if len(tokens) == 1} | ({self.end_token} - {None})
+        encoded = [(string, self._encode(string)) for string in until]
+        # A tokenizer that does not know the string has one token for all that it does not know.
+        stop = {tokens[0] for string, tokens in encoded if len(tokens) == 1 and string in self._decode(tokens)}
+        stop |= {self.end_token} - {None}
         given = [self._decode(prompt) for prompt in prompts]
 
         def text(index, tokens):

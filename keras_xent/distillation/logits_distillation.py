@@ -5,6 +5,7 @@ from typing import Any
 import keras
 from keras import ops
 
+from keras_xent import _endings, arguments
 from keras_xent._types import DivergenceName, Reduction, Tensor
 from keras_xent.losses import Distillation
 
@@ -31,6 +32,9 @@ class LogitsDistillation(keras.distillation.DistillationLoss):
     Raises:
         ValueError: an argument out of its range; shapes that do not fit.
 
+    Warns:
+        UserWarning: a model ends in a softmax or a sigmoid.
+
     Example:
 
     >>> import numpy as np
@@ -54,6 +58,17 @@ class LogitsDistillation(keras.distillation.DistillationLoss):
             raise ValueError(f"`reduction` must give a scalar. Received: reduction={reduction!r}.")
         self._loss = Distillation(temperature, divergence, beta=beta, reduction=reduction)
         self.temperature, self.divergence, self.beta, self.reduction = temperature, divergence, beta, reduction
+
+    def validate_model_compatibility(self, teacher: Any, student: Any) -> None:
+        """Warns where a model is seen to end in probabilities. `Distiller` calls it."""
+        for role, model in (("teacher", teacher), ("student", student)):
+            for output in getattr(model, "outputs", None) or []:
+                end = _endings.ending_of(output)
+                if end is not None and end.kind in ("softmax", "sigmoid"):
+                    arguments.warn(
+                        f"{type(self).__name__} compares logits, but the {role} ends in layer '{end.layer}' with a "
+                        f"{end.kind}. Remove the activation: not everywhere can it be undone."
+                    )
 
     def compute_loss(self, teacher_outputs: Any, student_outputs: Any, **kwargs: Any) -> Tensor:
         """The divergence of the student's logits from the teacher's, a scalar."""

@@ -16,7 +16,7 @@ from keras_xent._types import DivergenceName, Tensor
 from keras_xent.kernels import _softmax_row as row
 from keras_xent.kernels._compiled import CompiledKernel, row_kernel
 from keras_xent.kernels._dtypes import upcast
-from keras_xent.kernels._masking import multiply_no_nan
+from keras_xent.kernels._masking import multiply_no_nan, where_or_zero
 
 NAMES: tuple[str, ...] = typing.get_args(DivergenceName)
 
@@ -94,15 +94,35 @@ class Divergence:
         if self.name == "forward_kl":
             return q - ops.exp(log_p)
         if self.name == "reverse_kl":
-            return multiply_no_nan(q, log_q - log_p - mean)
-        return (1.0 - self.beta) * multiply_no_nan(q, log_q - self._log_mixture(log_p, log_q) - mean)
+            return _less_mean(q, log_q - log_p, mean)
+        limit = math.log(1.0 - self.beta)
+        return (1.0 - self.beta) * _less_mean(q, self._log_ratio_over(limit, log_p, log_q), mean + limit)
+
+    def _log_ratio_over(self, limit, log_p, log_q):
+        """`log (q / m) + limit`: `-log(1 + beta / (1 - beta) p / q)`, 0 where only the student has a class."""
+        difference = where_or_zero(log_p - log_q, ops.not_equal(log_p, log_q))
+        is_near = ops.abs(difference) < 1.0
+        # The mean is `limit` where the two are equal, and so is this.
+        near = limit - ops.log1p(self.beta * ops.expm1(ops.where(is_near, difference, 0.0)))
+        return ops.where(is_near, near, -ops.softplus(difference + math.log(self.beta) - limit))
 
     def _log_mixture(self, log_p, log_q):
-        a, b = log_p + math.log(self.beta), log_q + math.log(1.0 - self.beta)
-        largest = ops.maximum(a, b)
+        # From the larger of the two, so that the mixture of equal ones is equal to them. Not a maximum, which XLA:CPU
+        # may take of NaN and a number.
+        is_p = log_p > log_q
+        larger, smaller = ops.where(is_p, log_p, log_q), ops.where(is_p, log_q, log_p)
         # Where both probabilities are 0 the term is dropped, but -inf - -inf would be NaN.
-        largest_or_0 = ops.where(ops.isfinite(largest), largest, ops.zeros_like(largest))
-        return largest_or_0 + ops.log(ops.exp(a - largest_or_0) + ops.exp(b - largest_or_0))
+        apart = where_or_zero(smaller - larger, ops.not_equal(larger, -math.inf))
+        change = ops.expm1(apart)
+        return larger + ops.log1p(ops.where(is_p, (1.0 - self.beta) * change, self.beta * change))
+
+
+def _less_mean(q, log_ratio, mean):
+    """`q (log_ratio - mean)`, where the mean is that of `log_ratio` under `q`, so that the sum is 0."""
+    from_mean = log_ratio - mean
+    # Of a row that is sure of a class next to nothing is left here: what the mean has rounded would be more.
+    rest = ops.sum(multiply_no_nan(q, from_mean), axis=1, keepdims=True)
+    return multiply_no_nan(q, from_mean - rest)
 
 
 def _kl(log_p, log_q):

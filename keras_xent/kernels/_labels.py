@@ -100,17 +100,17 @@ def _first_bad(labels, bad):
 
 def _describe_bad_label(labels, bad, num_classes, valid):
     label, received = _first_bad(labels, bad)
-    name, predicted = arguments.names()
+    name, predicted, padding, one_hot = arguments.words()
     rule = f"`{name}` must be classes from 0 to {num_classes - 1}, since `{predicted}` has {num_classes}"
     if math.isnan(label):
-        fix = "For a missing label give a whole number, such as -1, and say so with `ignore_class=-1`."
+        fix = f"For a missing label give a whole number, such as -1, and {padding.format(label=-1)}."
     elif label != int(label):
         rule = f"`{name}` must be whole numbers, the index of one class each"
-        fix = "For soft targets use the categorical loss."
+        fix = one_hot.replace("one-hot or soft", "soft")
     elif num_classes == 1:
         fix = "For a yes-or-no answer of one unit use the binary loss, BinaryCrossentropy."
     else:
-        fix = f"If it marks padding, say so with `ignore_class={int(label)}`."
+        fix = f"If it marks padding, {padding.format(label=int(label))}."
         zeros = ops.equal(labels, 0)
         if label == num_classes and not bool(ops.any(both(zeros, valid))):
             fix = f"If labels count from 1, subtract 1. {fix}"
@@ -124,7 +124,7 @@ def are_out_of_range(labels: Tensor, num_classes: Any, valid: Tensor) -> Tensor:
 
 
 def _assert_in_range(labels, bad, num_classes):
-    name = arguments.names()[0]
+    name, _, padding, _ = arguments.words()
 
     def received():
         # An empty batch has no first element to show, so one is added.
@@ -138,7 +138,7 @@ def _assert_in_range(labels, bad, num_classes):
             first,
             "and the number of classes",
             num_classes,
-            "(if it marks padding, say so with `ignore_class`)",
+            f"(if it marks padding, {padding.replace('={label}', '')})",
         ]
 
     return assert_in_graph(ops.logical_not(ops.any(bad)), received)

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from keras import ops
 
-from keras_xent import _backend
+from keras_xent import _backend, arguments
 from keras_xent._backend import fused_gradient
 from keras_xent._types import Tensor
 from keras_xent.kernels import _linear_loop
@@ -115,7 +115,7 @@ def values(
     rule: Rule, matrices: Matrices, data: Data, *, gradients: Any = GRADIENTS, chunk_bytes: int | None = None
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     """The values of the rule `[N, num_values]`, differentiable, and its other columns."""
-    static = {"rule": rule, "transpose": matrices.transpose, "chunk_bytes": chunk_bytes}
+    static = _static(rule, matrices, chunk_bytes)
     return _values(matrices.inputs(data.is_active), _flat(data), _needs_grad(gradients), False, **static)
 
 
@@ -157,7 +157,7 @@ def reduced(
             loss = weighted(loss, weights_of_losses)
         return loss, others
     needs_grad = (*_needs_grad(gradients), True)
-    static = {"rule": rule, "transpose": matrices.transpose, "chunk_bytes": chunk_bytes}
+    static = _static(rule, matrices, chunk_bytes)
     total, others = _total((*matrices.inputs(is_active), column), _flat(data), needs_grad, bool(training), **static)
     return _reduction.mean(total, denominator, reduction, normalizer), others
 
@@ -197,6 +197,11 @@ def reduced_over_tokens(
         chunk_bytes=options.chunk_bytes,
     )
     return loss
+
+
+def _static(rule, matrices, chunk_bytes):
+    chunk_bytes = None if chunk_bytes is None else arguments.count("chunk_bytes", chunk_bytes)
+    return {"rule": rule, "transpose": matrices.transpose, "chunk_bytes": chunk_bytes}
 
 
 def _flat(data):

@@ -85,15 +85,22 @@ def ensure_shape(
 
 
 def squeeze_class_axis(
-    labels: Tensor, logits: Tensor, axis: int, *, hidden: Tensor = None, asserts: bool = True
+    labels: Tensor,
+    logits: Tensor,
+    axis: int,
+    *,
+    hidden: Tensor = None,
+    asserts: bool = True,
+    num_classes: int | None = None,
 ) -> Tensor:
     """Labels of the shape of `logits` without its class axis; a class axis of size 1 is removed.
 
     Sizes that are not known before the step runs are taken from `hidden`, the hidden states, where the logits should
     not be materialized: a graph would compute them for their shape alone. Without `asserts` they are not looked at: a
-    kernel will.
+    kernel will. `num_classes` says how many classes there are where `logits` are the hidden states.
     """
     rank = len(logits.shape)
+    predictions = tuple(logits.shape) if num_classes is None else (*logits.shape[:-1], num_classes)
     if len(labels.shape) == rank and labels.shape[axis] == 1:
         labels = ops.squeeze(labels, axis=axis)
     expected = tuple(size for i, size in enumerate(logits.shape) if i != axis % rank)
@@ -102,8 +109,8 @@ def squeeze_class_axis(
         raise ValueError(
             f"`{name}` must have the shape of `{predicted}` without its class axis, one integer for each "
             f"distribution. Received: {name} of shape {tuple(labels.shape)} and {predicted} of shape "
-            f"{tuple(logits.shape)} with class axis {axis % rank}, so {name} of shape {expected} are needed."
-            f"{_advice_on_shapes(tuple(labels.shape), tuple(logits.shape), predicted)}"
+            f"{predictions} with class axis {axis % rank}, so {name} of shape {expected} are needed."
+            f"{_advice_on_shapes(tuple(labels.shape), predictions, predicted)}"
         )
     if not asserts:
         return labels
@@ -117,7 +124,7 @@ def squeeze_class_axis(
 
 def _advice_on_shapes(labels, logits, predicted):
     if same_shape(labels, logits):
-        return " For one-hot or soft targets use the categorical loss."
+        return f" {arguments.words().one_hot}"
     other = [i for i in range(len(logits)) if same_shape(labels, logits[:i] + logits[i + 1 :])]
     if not other:
         return ""

@@ -41,7 +41,8 @@ def linear_top_k_distillation(
 
     Formula, with `q` the student's softmax of logits divided by `T`, and `p_i = exp(log_probs_i)` of the K classes:
     `T^2 sum_i p_i (log p_i - log q_{c_i})`. What the teacher gives to other classes is left out: to have it as a
-    distribution, normalize `log_probs` first. A class that comes twice counts with the sum of its probabilities.
+    distribution, normalize `log_probs` first. A class that comes twice adds two terms, and its gradient is that of the
+    sum of its probabilities.
 
     Args:
         hidden, kernel, bias: the student's: `[..., D]`, `[D, V]` (`[V, D]` with `transpose_kernel`), `[V]` or None.
@@ -87,6 +88,8 @@ def linear_top_k_distillation(
                 f"Received: ids of shape {tuple(ids.shape)}, log_probs of shape {tuple(log_probs.shape)} and hidden of "
                 f"shape {tuple(student.hidden.shape)}."
             )
+    if not ids.shape[-1]:
+        raise ValueError(f"`ids` must hold at least one class for each token. Received: shape {tuple(ids.shape)}.")
     is_class = ops.logical_and(ids >= 0, ids < student.num_classes)
     ids = ops.cast(ops.where(is_class, ids, ops.zeros_like(ids)), "int32")
     log_probs = ops.where(is_class, ops.stop_gradient(log_probs), -math.inf)

@@ -5,7 +5,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_xent import _accumulation, _keras, arguments, provenance
+from keras_xent import _accumulation, _endings, _keras, arguments, provenance
 from keras_xent._backend import is_eager, no_autograph
 from keras_xent._types import DivergenceName, DType, Reduction, Tensor
 from keras_xent.kernels import linear_distillation
@@ -21,7 +21,8 @@ from keras_xent.losses._accumulation_warning import warn_of_accumulation
 class Distillation(keras.losses.Loss):
     """Distillation: the student learns the teacher's predicted distributions.
 
-    `y_true` holds the teacher's logits and `y_pred` the student's. In a compiled step, where both come from heads
+    `y_true` holds the teacher's logits and `y_pred` the student's, of which a softmax is undone where it is known. In a
+    compiled step, where both come from heads
     (`LogitsDense`, `TiedLogits`, `fuse_head`), neither model's logits are stored. The teacher gets no gradient.
 
     Formula, with `p = softmax(y_true / T)`, `q = softmax(y_pred / T)` and `m = beta p + (1 - beta) q`: `"forward_kl"`
@@ -42,6 +43,9 @@ class Distillation(keras.losses.Loss):
 
     Raises:
         ValueError: an argument out of its range; shapes that do not fit.
+
+    Warns:
+        UserWarning: a model ends in an activation.
 
     Example:
 
@@ -93,14 +97,17 @@ class Distillation(keras.losses.Loss):
         with keras.name_scope(self.name):
             shape = student.shape[:-1]
             valid = weights = None
+            is_overridden = getattr(self.call, "__func__", None) is not Distillation.call
             for mask in (_keras.mask_of(student), _keras.mask_of(teacher)):
                 if mask is not None:
                     mask = align_weights(ops.cast(mask, "bool"), shape, "mask")
                     valid = both(valid, mask)
             if sample_weight is not None:
                 weights = align_weights(to_tensor(arguments.tensor("sample_weight", sample_weight)), shape)
+            if not is_overridden:
+                teacher, student = self._logits(teacher), self._logits(student)
             of_teacher, of_student = (None if is_eager(one) else provenance.head_of(one) for one in (teacher, student))
-            if getattr(self.call, "__func__", None) is not Distillation.call:
+            if is_overridden:
                 loss = self._overridden(teacher, student, valid, weights, of_student)
             elif of_teacher is None or of_student is None or _accumulation.is_counting():
                 loss = self._dense(teacher, student, valid, weights)
@@ -112,6 +119,25 @@ class Distillation(keras.losses.Loss):
     def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
         """The losses before masks, weights and reduction. A subclass may override it, as any `call` of Keras."""
         return ops.cast(self._losses(y_true, y_pred, None), self.dtype)
+
+    def _logits(self, predictions):
+        """The logits before a softmax, if that is known to have made the predictions, else these."""
+        activation, logits = provenance.activation_and_logits(predictions)
+        if logits is None and not is_eager(predictions):
+            # Of what JAX traces only the layers of the model tell.
+            activation = getattr(_endings.ending(predictions), "kind", None)
+        if activation not in ("softmax", "sigmoid", "other"):
+            return predictions
+        is_undone = activation == "softmax" and logits is not None
+        if "activation" not in self._warned:
+            self._warned.add("activation")
+            use = "uses the logits before it" if is_undone else "takes its output as logits"
+            kind = "softmax over another axis" if activation == "other" else activation
+            arguments.warn(
+                f"{type(self).__name__} compares logits, but {_endings.layer_of(predictions)} ends in a {kind}. "
+                f"The loss {use}. Remove the activation."
+            )
+        return logits if is_undone else predictions
 
     def _overridden(self, teacher, student, valid, weights, head):
         """Applies masks, weights and reduction to the losses that a user's `call` returns."""

@@ -96,6 +96,7 @@ class TokenMean(NamedArguments, keras.metrics.Metric):
     @no_autograph
     def update_state(self, y_true: Tensor, y_pred: Tensor, sample_weight: Tensor = None) -> None:
         """Adds the tokens of a batch: `y_true` `[...]` integers, `y_pred` `[..., C]`."""
+        y_pred = provenance.read_variable(y_pred)
         self._is_weighted = sample_weight is not None
         sums = self._mailbox.take(y_true, sample_weight)
         told = [message for labels, message in self._disagreements if labels() is y_true]
@@ -105,14 +106,15 @@ class TokenMean(NamedArguments, keras.metrics.Metric):
             self._warn_once("disagreement", told[0])
         if sums is None:
             self._warn_of_lost_mask(y_pred)
-            with arguments.named("y_true", "y_pred"):
+            with arguments.named("y_true", "y_pred", one_hot=arguments.GIVE_INDICES):
                 sums = self._sum(self._token_values(y_true, y_pred, sample_weight))
         self._sums.add(sums)
 
     @no_autograph
     def per_token(self, y_true: Tensor, y_pred: Tensor, sample_weight: Tensor = None) -> tuple[Tensor, Tensor]:
         """The value of each token of a batch, float32, and its weight: 0 where it is not valid."""
-        with arguments.named("y_true", "y_pred"):
+        y_pred = provenance.read_variable(y_pred)
+        with arguments.named("y_true", "y_pred", one_hot=arguments.GIVE_INDICES):
             values, weights, _ = self._token_values(y_true, y_pred, sample_weight)
         return ops.where(ops.equal(weights, 0), 0.0, ops.cast(values, "float32")), weights
 

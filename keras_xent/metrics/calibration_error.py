@@ -9,9 +9,10 @@ from keras_xent import _keras, _loss_statistics, arguments, provenance
 from keras_xent._backend import no_autograph
 from keras_xent._types import DType, Tensor
 from keras_xent.kernels._dtypes import to_tensor
-from keras_xent.kernels._labels import class_indices, valid_mask
+from keras_xent.kernels._labels import are_not_binary, check_binary, class_indices, valid_mask
+from keras_xent.kernels._masking import both, nan_unless
 from keras_xent.kernels._row_statistics import dense_statistics
-from keras_xent.kernels._shapes import align_weights
+from keras_xent.kernels._shapes import align_weights, same_shape
 from keras_xent.kernels.linear import LossStatistics
 from keras_xent.metrics._token_mean import TokenMean, TokenValues
 
@@ -25,8 +26,8 @@ class CalibrationError(TokenMean):
     Exact over batches. With a fused head it is computed where the loss is, without materializing the logits.
 
     Formula: `sum_b |C_b - A_b| / sum_n t_n`, with `C_b` and `A_b` the sums over the examples `n` of a bin, with sample
-    weights `t_n`, of the confidence and of hits (1 where the predicted class is the label). The bins divide [0, 1]
-    evenly. Without an example: nan.
+    weights `t_n`, of the confidence and of hits (1 where the predicted class is the label). Bin `b` of `B` is
+    `[b / B, (b + 1) / B)`, and the last one has 1 too. Without an example: nan.
 
     Args:
         bins: number of bins.
@@ -78,7 +79,7 @@ class CalibrationError(TokenMean):
     @no_autograph
     def update_state(self, y_true: Tensor, y_pred: Tensor, sample_weight: Tensor = None) -> None:
         """Adds the examples of a batch."""
-        y_pred = arguments.tensor("y_pred", y_pred)
+        y_pred = provenance.read_variable(arguments.tensor("y_pred", y_pred))
         if y_pred.shape[-1] == 1 or len(y_pred.shape) == 1:
             self._sums.add(self._sums_of_binary(y_true, y_pred, sample_weight))
         else:
@@ -119,16 +120,23 @@ class CalibrationError(TokenMean):
 
     def _sums_of_binary(self, y_true, y_pred, sample_weight):
         logits = provenance.as_logits(y_pred, from_logits=self.from_logits, activation="sigmoid", dtype="float32")
-        labels = to_tensor(arguments.tensor("y_true", y_true))
-        valid = valid_mask(labels, None, self.ignore_class)
+        labels = _labels_like(logits, to_tensor(arguments.tensor("y_true", y_true)))
+        valid, mask = valid_mask(labels, None, self.ignore_class), _keras.mask_of(y_pred)
+        if mask is not None:
+            valid = both(valid, align_weights(ops.cast(mask, "bool"), labels.shape, "mask"))
         weights = ops.ones_like(labels, dtype="float32")
         if valid is not None:
-            weights = ops.cast(valid, "float32")
+            weights = weights * ops.cast(valid, "float32")
         if sample_weight is not None:
             sample_weight = ops.cast(to_tensor(sample_weight), "float32")
             weights = weights * align_weights(sample_weight, weights.shape)
+        is_active = ops.not_equal(weights, 0)
+        with arguments.named("y_true", "y_pred"):
+            check_binary(labels, is_active)
         probability = ops.reshape(ops.sigmoid(logits), ops.shape(weights))
-        return self._bins(probability, ops.cast(labels, "float32"), weights)
+        # Where no error could be raised, NaN says that a label was out of range.
+        bad = ops.cast(are_not_binary(labels, is_active), "bool")
+        return self._bins(probability, nan_unless(ops.logical_not(bad), ops.cast(labels, "float32")), weights)
 
     def _bins(self, confidence, hits, weights):
         """`[3 bins]`: weight, confidence and hits of each bin."""
@@ -141,6 +149,17 @@ class CalibrationError(TokenMean):
         columns = ops.stack([ops.where(is_active, part, 0.0) for part in parts], axis=1)  # [N, 3]
         sums = ops.segment_sum(columns, place, num_segments=self.bins)  # [bins, 3]
         return ops.reshape(ops.transpose(sums), (-1,))
+
+
+def _labels_like(logits, labels):
+    """The labels, whose shape is that of the logits but for a last axis of 1, which either may have."""
+    shapes = [tuple(one.shape) for one in (labels, logits)]
+    if not same_shape(*(shape[:-1] if shape[1:] and shape[-1] == 1 else shape for shape in shapes)):
+        raise ValueError(
+            "`y_true` must hold one number from 0 to 1 for each number of `y_pred`, with or without a last axis of 1. "
+            f"Received: y_true of shape {shapes[0]} and y_pred of shape {shapes[1]}."
+        )
+    return labels
 
 
 def _signed(confidence, rank):

@@ -1,5 +1,7 @@
 """Group relative policy optimization."""
 
+import math
+
 from keras import ops
 
 from keras_xent import arguments
@@ -36,7 +38,8 @@ def grpo(
         old_logps: `[B, T]`, by the model that wrote them; `ops.stop_gradient(policy_logps)` for one update a batch.
         advantages: `[B]`, or `[B, T]`.
         mask: booleans `[B, T]`: the tokens of the completions. False entries may hold NaN.
-        epsilon, epsilon_high: the clip range below and above 1; above it is that below unless it is given.
+        epsilon, epsilon_high: the clip range below and above 1; above it is that below unless it is given. Infinity
+            does not clip.
         reference_logps: `[B, T]`, of the model that training started from, for `beta` above 0.
         beta: weight of the divergence from the reference.
         reduction: `"sequence_mean"`, the mean over completions of each one's token mean, as in the paper;
@@ -70,14 +73,22 @@ def grpo(
     # Selected before the exponential, whose derivative would turn 0 into NaN.
     policy, old = where_or_zero(policy, valid), where_or_zero(ops.stop_gradient(old), valid)
     advantages = align_weights(ops.cast(to_tensor(advantages), policy.dtype), policy.shape, "advantages")
-    high = arguments.not_negative("epsilon_high", epsilon if epsilon_high is None else epsilon_high)
+    low, high = _clip_range(epsilon, epsilon if epsilon_high is None else epsilon_high)
     ratio = ops.exp(_clipped(policy - old))
-    clipped = ops.clip(ratio, 1.0 - arguments.not_negative("epsilon", epsilon), 1.0 + high)
+    clipped = ops.clip(ratio, low, high)
     losses = -ops.minimum(ratio * advantages, clipped * advantages)
     if beta:
         difference = _clipped(where_or_zero(ops.stop_gradient(reference[0]), valid) - policy)
         losses = losses + beta * (ops.expm1(difference) - difference)
     return _reduction.reduce(where_or_zero(losses, valid), reduction=reduction, valid=valid)
+
+
+def _clip_range(below, above):
+    # inf, which is no clipping, is a fair number here.
+    for name, epsilon in (("epsilon", below), ("epsilon_high", above)):
+        if epsilon != math.inf:
+            arguments.not_negative(name, epsilon)
+    return 1.0 - below, 1.0 + above
 
 
 def _clipped(log_ratio):

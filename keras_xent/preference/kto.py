@@ -27,7 +27,7 @@ def kto(
         policy_logps, reference_logps: `[B]`, summed over the tokens.
         is_desirable: booleans `[B]`.
         kl: the divergence of the policy from the reference: a number, or the differences `policy - reference` of
-            completions that belong to other prompts of the batch. A constant to the gradient.
+            completions that belong to other prompts of the batch (of none, 0). A constant to the gradient.
         beta: how strongly the policy is kept near the reference.
         desirable_weight, undesirable_weight: weights of the two kinds, for data with few of one.
 
@@ -50,7 +50,10 @@ def kto(
     desirable = ops.cast(to_tensor(is_desirable), "bool")
     check_shape("is_desirable", desirable, policy)
     ratio = policy - ops.stop_gradient(reference)
-    point = ops.stop_gradient(ops.maximum(ops.mean(ops.cast(to_tensor(kl), ratio.dtype)), 0.0))
+    kl = ops.cast(to_tensor(kl), ratio.dtype)
+    # Of none the mean would be NaN.
+    mean_kl = ops.sum(kl) / ops.maximum(ops.cast(ops.size(kl), kl.dtype), 1.0)
+    point = ops.stop_gradient(ops.maximum(mean_kl, 0.0))
     distance = arguments.above_zero("beta", beta) * (ratio - point)
     gain = arguments.not_negative("desirable_weight", desirable_weight) * ops.sigmoid(-distance)
     return ops.where(

@@ -8,7 +8,7 @@ import subprocess
 import pytest
 
 from tools.bench import __main__ as command
-from tools.bench import agreement, bars, measuring, pages, pictures, results, rows, tables
+from tools.bench import agreement, bars, measuring, pages, pictures, results, rows, rows_of_gpu, tables
 from tools.bench.shapes import LANGUAGE_MODEL, SMALL_MODEL
 from tools.bench.workers import ROOT
 
@@ -214,7 +214,8 @@ def test_the_figures_on_a_page_are_those_of_the_results_that_are_kept(page):
     """Else: `tools/bench/table --write docs/performance.json`."""
     text = page.read_text()
     names = re.findall(r"<!-- bench: (\S+) -->", text)
-    assert names and set(names) <= {*rows.ROWS, "fit-memory", "evaluate-model", *pages.BLOCKS}
+    of_gpu = {work.row for row in rows_of_gpu.ROWS.values() for work in row()}
+    assert names and set(names) <= {*rows.ROWS, "fit-memory", "evaluate-model", *of_gpu, *pages.BLOCKS}
     assert pages.filled(text, results.read(pages.RESULTS)) == text
 
 

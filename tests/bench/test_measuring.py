@@ -1,5 +1,6 @@
 """What tools/bench does before and while it takes times."""
 
+import importlib
 import time
 from pathlib import Path
 
@@ -70,6 +71,36 @@ def test_peers_take_turns_and_each_is_first_as_often():
     times, _ = measuring.in_turn(calls, rounds=3, warm_up=1, workers=Workers({}))
     assert "".join(called) == "BCA" + "CAB" + "ABC" + "BCA"
     assert times == dict.fromkeys("ABC", [1.0] * 3)
+
+
+@pytest.mark.parametrize("question", ["loss", "linear"])
+def test_of_large_gradients_the_first_rows_are_compared(tmp_path, question):
+    case = rows.of_loss("sparse", TOY, "float32") if question == "loss" else rows.of_head(Head("toy", 24, 6, 40), 0.5)
+    data.write(case, tmp_path)
+    whole_results = agreement.reference(case, tmp_path)
+    part = agreement.reference(case | {"compared": 5}, tmp_path)
+    assert part.pop("loss") == whole_results["loss"]
+    for name, gradient in part.items():
+        np.testing.assert_allclose(gradient, whole_results[name][:5], rtol=1e-6, atol=1e-12)
+
+
+def test_queued_calls_are_timed_together():
+    library = importlib.import_module("tools.bench.worker")
+    worker = library.Worker("tests.bench.liar")
+    calls = []
+
+    class Call:
+        def launch(self):
+            calls.append("launch")
+
+        def __call__(self):
+            calls.append("call")
+            time.sleep(0.02)
+            return {}
+
+    worker._calls["queued"], worker._cases["queued"] = Call(), {"queued": 4}
+    assert 5 <= worker.time("queued") < 20
+    assert calls == ["launch"] * 3 + ["call"]
 
 
 def test_a_process_that_waits_takes_no_time_and_one_that_sleeps_is_timed(numpy_workers, tmp_path):

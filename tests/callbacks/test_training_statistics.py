@@ -1,6 +1,7 @@
 """What is known of tokens and gradient, in the logs that every callback sees."""
 
 import csv
+import time
 
 import keras
 import numpy as np
@@ -50,3 +51,31 @@ def test_without_a_metric_of_tokens_it_says_what_is_missing():
         "metrics=[keras_xent.metrics.Perplexity()], or set tokens_per_second=False and valid_share=False."
     ]
     assert np.isfinite(history["gradient_norm"]).all()
+
+
+def test_the_time_of_validation_is_not_that_of_training():
+    class Slow(keras.utils.PyDataset):
+        def __len__(self):
+            return 1
+
+        def __getitem__(self, index):
+            time.sleep(0.5)
+            return data()
+
+    # In the second epoch; the first has the compilation.
+    validates = kx.callbacks.ValidateEvery(2 * STEPS - 1, Slow())
+    history = fit(model(), kx.callbacks.TrainingStatistics(valid_share=False), validates, validation=False)
+    assert history["tokens_per_second"][1] > (data()[1] != 0).sum() / 0.5
+
+
+def test_a_constant_scale_of_the_loss_is_no_part_of_the_gradient():
+    def norms(scale):
+        keras.utils.set_random_seed(0)
+        # TensorFlow's gradient of an embedding is none that Keras can divide.
+        built = keras.Sequential([keras.Input((6, 4)), kx.layers.LogitsDense(11)])
+        built.compile(keras.optimizers.SGD(0.1, loss_scale_factor=scale), kx.losses.MaskedSequenceCrossentropy())
+        statistics = kx.callbacks.TrainingStatistics(tokens_per_second=False, valid_share=False, gradient_norm=True)
+        x, y = np.ones((8, 6, 4), "float32"), np.arange(48).reshape(8, 6) % 11
+        return built.fit(x, y, epochs=2, verbose=0, callbacks=[statistics]).history["gradient_norm"]
+
+    np.testing.assert_allclose(norms(64.0), norms(None), rtol=1e-5)

@@ -135,6 +135,82 @@ def test_arguments_are_checked():
     assert str(error.value) == (
         "`validation_data` must be (x, y), (x, y, sample_weight), a dataset or a generator. Received: None."
     )
+    with pytest.raises(ValueError, match="must have save_freq='epoch'"):
+        batches = keras.callbacks.ModelCheckpoint("model.keras", save_freq=2)
+        kx.callbacks.ValidateEvery(10, validation(), callbacks=[batches])
+
+
+class Noise(keras.layers.Layer):
+    """Draws random numbers in validation as in training."""
+
+    def __init__(self):
+        super().__init__()
+        self.seed_generator = keras.random.SeedGenerator(5)
+
+    def call(self, hidden):
+        return hidden + keras.random.normal(keras.ops.shape(hidden), seed=self.seed_generator)
+
+
+def test_random_numbers_of_the_training_are_left_alone():
+    def history(*callbacks):
+        keras.utils.set_random_seed(0)
+        built = keras.Sequential(
+            [keras.Input((LENGTH,)), keras.layers.Embedding(CLASSES, 8), Noise(), kx.layers.LogitsDense(CLASSES)]
+        )
+        built.compile("sgd", kx.losses.MaskedSequenceCrossentropy(ignore_class=0))
+        return fit(built, *callbacks, validation=False, epochs=1)["loss"]
+
+    assert history(kx.callbacks.ValidateEvery(1, validation())) == history()
+
+
+def test_every_validation_has_the_batches_of_a_generator():
+    """A generator cannot begin again, and one that never ends would give other batches each time."""
+    x, y = validation()
+
+    def batches(is_endless):
+        yield x[:2], y[:2]
+        yield x[2:], y[2:]
+        while is_endless:
+            yield x[:1], y[:1]
+
+    whole = kx.callbacks.ValidateEvery(2, validation(), batch_size=2)
+    given = kx.callbacks.ValidateEvery(2, batches(False)), kx.callbacks.ValidateEvery(2, batches(True), None, 2)
+    fit(model(), whole, *given, validation=False)
+    for validates in given:
+        np.testing.assert_allclose(validates.history["val_perplexity"], whole.history["val_perplexity"], rtol=1e-6)
+
+
+def test_an_epoch_without_a_validation_has_no_result():
+    """The one of an epoch before would be one more without an improvement."""
+    stop = keras.callbacks.EarlyStopping("val_loss", patience=1)
+    validates = kx.callbacks.ValidateEvery(3 * STEPS, validation())
+    with pytest.warns(UserWarning, match="`val_loss` which is not available"):
+        history = fit(model(), validates, stop, validation=False, epochs=6)
+    assert validates.history["step"] == [3 * STEPS, 6 * STEPS]
+    assert history["val_loss"] == validates.history["val_loss"] and len(history["loss"]) == 6
+
+
+def test_its_callbacks_see_the_validation():
+    """The averages are validated, and the training goes on with the weights."""
+    average = keras.callbacks.SwapEMAWeights()
+    validates = kx.callbacks.ValidateEvery(STEPS, validation(), callbacks=[average])
+    built = model(rate=0.0)
+    built.compile(keras.optimizers.SGD(0.5, use_ema=True, ema_momentum=0.9), built.loss)
+    seen = []
+
+    class Watch(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            moving = self.model.optimizer._model_variables_moving_average
+            seen.append([keras.ops.convert_to_numpy(one) for one in moving])
+            seen.append(self.model.get_weights())
+
+    fit(built, validates, Watch(), validation=False, epochs=1)
+    averages, weights = seen
+    assert max(np.abs(a - w).max() for a, w in zip(averages, weights, strict=True)) > 1e-3
+    built.set_weights(averages)
+    x, y = validation()
+    found = built.evaluate(x, y, verbose=0, return_dict=True)["loss"]
+    assert validates.history["val_loss"] == [pytest.approx(found, rel=1e-5)]
 
 
 def test_the_logs_of_an_interrupted_fit_are_left_alone():

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import keras
 import numpy as np
 import pytest
-from tokenizers import ByteLevelBPETokenizer
+from tokenizers import ByteLevelBPETokenizer, Tokenizer, models
 
 import keras_xent as kx
 from keras_xent.deploy import _signatures
@@ -24,6 +24,8 @@ PAIRS = [
     ("a cat sat ", "on a mat"),
     ("", "a cat"),
     ("the c", "at"),
+    # Of the whole text the first tokens are others than those of the context.
+    ("s", "at on a mat"),
     ("a cat sat on a mat " * 6, "a dog"),
     ("a", " cat sat on the mat \U0001f600" * 4),
     ("a cat", ""),
@@ -93,8 +95,8 @@ def tokens_of(tokenizer, context, continuation):
     """As the harness cuts them: a space between both belongs to the continuation."""
     cut = context.rstrip()
     continuation, context = context[len(cut) :] + continuation, cut
-    whole, cut = tokenizer.encode(context + continuation).ids, len(tokenizer.encode(context).ids)
-    return [0, *whole[:cut]], whole[cut:]
+    given = tokenizer.encode(context).ids
+    return [0, *given], tokenizer.encode(context + continuation).ids[len(given) :]
 
 
 @pytest.mark.parametrize("batch_size", [pytest.param(1, marks=pytest.mark.whole), 16])
@@ -281,10 +283,50 @@ def test_what_cannot_be_served_is_a_sentence(model, tokenizer):
             "KerasHub CausalLM. Received: str with inputs None.",
         ),
     ]
+    cases += [
+        (
+            # The harness takes this for samples.
+            lambda: HarnessModel(model).generate_until(requests(("a", {"temperature": 0.7}))),
+            "`do_sample` must be False: generation is greedy. Received: {'temperature': 0.7}.",
+        ),
+        (
+            lambda: HarnessModel(model, context=33),
+            "`context` must be at most 32, the number of tokens that the model can be given. Received: context=33.",
+        ),
+    ]
     for call, sentence in cases:
         with pytest.raises(ValueError) as error:
             call()
         assert str(error.value) == sentence
+
+
+def test_results_are_kept_for_the_cache_of_the_harness(model):
+    class Hook:
+        def __init__(self):
+            self.kept = []
+
+        def add_partial(self, *result):
+            self.kept.append(result)
+
+    lm = HarnessModel(model)
+    lm.cache_hook = hook = Hook()
+    text = TEXTS[1]
+    right = [
+        ("loglikelihood", ("a", " cat"), lm.loglikelihood(requests(("a", " cat")))[0]),
+        ("loglikelihood_rolling", (text,), lm.loglikelihood_rolling(requests((text,)))[0]),
+    ]
+    assert hook.kept == right
+
+
+def test_a_string_that_the_tokenizer_does_not_know_ends_no_text():
+    words = Tokenizer(models.WordLevel({"[UNK]": 0, "a": 1, "b": 2}, unk_token="[UNK]"))
+    model = plain_model(3)
+    model.set_weights([*model.get_weights()[:-1], np.array([9.0, 0.0, 0.0])])
+    lm = HarnessModel(model, words, start_token=1)
+    found = lm.generate_until(requests(("a", {"until": "Question", "max_gen_toks": "2"})))
+    assert found == [words.decode([1, 0, 0])[1:]]
+    # Half of the context, where no number is given.
+    assert HarnessModel(model, words, start_token=1, context=4).generate_until(requests(("a", {}))) == found
 
 
 TASK = """

@@ -73,3 +73,9 @@ def test_it_is_a_part_of_the_configuration():
         assert type(layer).from_config(layer.get_config()).chunk_bytes == 1000
     with pytest.raises(ValueError, match="`chunk_bytes` must be a whole number of at least 1"):
         kx.layers.LogitsDense(50, chunk_bytes=0)
+
+
+@pytest.mark.parametrize("wrong", [0, -1, 1.5, "1MB"])
+def test_a_chunk_of_no_size_is_refused_by_kernels(wrong):
+    with pytest.raises(ValueError, match="`chunk_bytes` must be a whole number of at least 1. Received: chunk_bytes="):
+        kx.kernels.linear_token_statistics(np.ones((2, 3)), np.ones((3, 4)), [0, 1], chunk_bytes=wrong)

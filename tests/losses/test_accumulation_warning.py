@@ -18,20 +18,23 @@ BY_NAME = {
 }
 
 
-def warnings_of_accumulation(loss, mask=False, weights=False, **options):
+def warnings_of_accumulation(loss, mask=False, weights=False, run_eagerly=False, **options):
     """Sentences about a loss whose optimizer accumulates gradients itself."""
     inputs = keras.Input((2, 4))
     hidden = keras.layers.Masking()(inputs) if mask else inputs
     head = kx.layers.LogitsDense if loss == "fused" else keras.layers.Dense
     model = keras.Model(inputs, head(3)(hidden))
-    model.compile(keras.optimizers.SGD(0.05, gradient_accumulation_steps=2), BY_NAME[loss](**options))
+    optimizer = keras.optimizers.SGD(0.05, gradient_accumulation_steps=2)
+    model.compile(optimizer, BY_NAME[loss](**options), run_eagerly=run_eagerly)
     targets = np.zeros((2, 2), "int32") if loss == "sparse" else np.eye(3, dtype="float32")[[[0, 1], [1, 2]]]
     weights = np.ones((2, 2), "float32") if weights else None
     x = np.random.default_rng(0).standard_normal((2, 2, 4)).astype("float32")
     with warnings.catch_warnings(record=True) as found:
         warnings.simplefilter("always")
         model.fit(x, targets, sample_weight=weights, batch_size=1, epochs=2, verbose=0)
-    return [str(one.message) for one in found if "weigh more" in str(one.message)]
+    about = [one for one in found if "weigh more" in str(one.message)]
+    assert all(one.filename == __file__ for one in about)
+    return [str(one.message) for one in about]
 
 
 MAY_DIFFER = [
@@ -44,8 +47,12 @@ MAY_DIFFER = [
     ("distillation", {"mask": True}),
     ("sparse", {"ignore_class": 2}),
     ("sparse", {"reduction": "token_mean", "class_weight": [1.0, 2.0, 3.0]}),
+    ("sparse", {"reduction": "sequence_mean", "ignore_class": 2}),
+    ("sparse", {"ignore_class": 2, "run_eagerly": True}),
+    ("fused", {"mask": True, "run_eagerly": True}),
 ]
-FAST = [("binary", {"mask": True}), ("categorical", {"weights": True, "reduction": "token_mean"})]
+FAST = [("sparse", {"reduction": "sequence_mean", "ignore_class": 2}), ("fused", {"mask": True, "run_eagerly": True})]
+FAST += [("binary", {"mask": True}), ("categorical", {"weights": True, "reduction": "token_mean"})]
 
 
 @pytest.mark.parametrize("loss, options", sample(MAY_DIFFER, FAST))
@@ -63,6 +70,7 @@ EXACT = [
     # Weights are no part of the number of labels, and sums have no denominator.
     ("binary", {"weights": True}),
     ("categorical", {"mask": True, "reduction": "sum"}),
+    ("categorical", {"reduction": "sequence_mean", "weights": True}),
 ]
 
 

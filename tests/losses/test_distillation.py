@@ -149,6 +149,21 @@ def test_wrong_arguments_are_named():
         kx.distillation.LogitsDistillation(reduction="none")
 
 
+def test_a_softmax_at_the_end_is_undone_where_it_is_known_and_said_once():
+    models = [keras.Sequential([keras.Input((3,)), keras.layers.Dense(5, "softmax")]) for _ in range(2)]
+    x = RNG.standard_normal((6, 3)).astype("float32")
+    p, q = (softmax(x @ to_numpy(one.layers[0].kernel) / 2) for one in models)
+    loss = kx.losses.Distillation(2.0)
+    with pytest.warns(
+        UserWarning, match="Distillation compares logits, .* ends in a softmax.* uses the logits"
+    ) as seen:
+        values = [float(loss(*(one(x) for one in models))) for _ in range(2)]
+    assert len(seen) == 1
+    np.testing.assert_allclose(values, 4 * (p * np.log(p / q)).sum(-1).mean(), rtol=1e-5)
+    with pytest.warns(UserWarning, match="the teacher ends in layer .* with a softmax"):
+        keras.distillation.Distiller(*models, kx.distillation.LogitsDistillation())
+
+
 class Halved(kx.losses.Distillation):
     def call(self, y_true, y_pred):
         return 0.5 * super().call(y_true, y_pred)

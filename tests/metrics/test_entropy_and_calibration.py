@@ -190,3 +190,48 @@ def test_a_model_that_is_always_right_has_no_temperature():
         assert kx.calibrate(identity(7), (X, X.argmax(1)), batch_size=500) == pytest.approx(1 / 1024)
     with pytest.raises(ValueError, match="`data` must hold valid labels"):
         kx.calibrate(identity(7), (X, np.full(500, -1)), ignore_class=-1)
+
+
+def test_calibrate_names_what_it_cannot_use():
+    model, numbers = identity(7), X[:8].copy()
+    with pytest.raises(ValueError, match=r"labels of shape \(8, 7\) .* give the indices: `numpy.argmax"):
+        kx.calibrate(model, (numbers, np.eye(7)[Y[:8]]))
+    numbers[3] = np.nan
+    with pytest.raises(ValueError, match="`model` must return numbers for `data`. Received: NaN"):
+        kx.calibrate(model, (numbers, Y[:8]))
+
+
+def test_batches_may_be_lists_and_arrays_lists_of_numbers():
+    model, whole = identity(7, scale=3.0), (X[:60], Y[:60])
+    expected = kx.calibrate(model, whole, batch_size=30)
+    assert kx.calibrate(model, [[X[:30], Y[:30]], [X[30:60], Y[30:60]]]) == pytest.approx(expected, rel=1e-6)
+    assert kx.calibrate(model, [one.tolist() for one in whole], batch_size=30) == pytest.approx(expected, rel=1e-6)
+
+
+def test_binary_labels_that_are_none_are_refused_and_masks_count():
+    metric = kx.metrics.CalibrationError()
+    with pytest.raises(ValueError, match=r"`y_true` must be numbers from 0 to 1. Received: label 5 at position \(1,\)"):
+        metric.update_state([0, 5], [0.3, 0.4])
+    with pytest.raises(ValueError, match=r"one number from 0 to 1 for each number of `y_pred`.*\(3,\).*\(2, 1\)"):
+        metric.update_state([0, 1, 1], [[0.3], [0.4]])
+    # What has weight 0, or lies under the mask, may be anything.
+    logits = ops.convert_to_tensor(np.array([[[0.0], [1.0]], [[2.0], [9.0]]], "float32"))
+    set_keras_mask(logits, ops.convert_to_tensor(np.array([[True, True], [True, False]])))
+    metric.update_state([[1, 5], [0, 7]], logits, [[1.0, 0.0], [2.0, 1.0]])
+    expected = (0.5 + 2 / (1 + np.exp(-2.0))) / 3
+    assert float(metric.result()) == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("bins, probability, place", [(4, 0.5, 2), (10, 0.9, 9), (5, 0.6, 3), (4, 1.0, 3), (1, 0.5, 0)])
+def test_a_confidence_at_an_edge_belongs_to_the_bin_above(bins, probability, place):
+    metric = kx.metrics.CalibrationError(bins, from_logits=False)
+    metric.update_state([0], [[probability, 1 - probability]])
+    assert np.argmax(metric.reliability()[2]) == place
+
+
+@pytest.mark.parametrize("kind", [kx.metrics.Entropy, kx.metrics.CalibrationError, kx.metrics.Perplexity])
+def test_predictions_may_be_lists(kind):
+    listed, given = kind(), kind()
+    listed.update_state(LABELS.tolist(), LOGITS.tolist())
+    given.update_state(LABELS, LOGITS)
+    assert float(listed.result()) == float(given.result())

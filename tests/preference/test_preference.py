@@ -224,11 +224,27 @@ def test_negative_token_weights_are_the_policy_gradient_of_reinforce():
         (lambda: kx.preference.dpo([1.0], [1.0], None, None), r"`reference_chosen_logps` must be .* Received: None"),
         (lambda: kx.preference.ipo([1.0], [1.0], [1.0], [1.0], beta=-1), r"`beta` must be a number above 0"),
         (lambda: kx.preference.orpo([1.0], [1.0], beta=-1), r"`beta` must be a number of at least 0"),
+        (lambda: kx.preference.orpo([1.0], [1.0], beta=math.inf), r"`beta` must be a number of at least 0.*beta=inf"),
     ],
 )
 def test_wrong_arguments_are_named(call, sentence):
     with pytest.raises(ValueError, match=sentence):
         call()
+
+
+def test_kto_without_other_prompts_has_the_reference_point_0():
+    x, reference = f32(POLICY), f32(REFERENCE)
+    expected = to_numpy(kx.preference.kto(x, reference, DESIRABLE))
+    np.testing.assert_array_equal(to_numpy(kx.preference.kto(x, reference, DESIRABLE, kl=[])), expected)
+
+
+def test_an_infinite_clip_range_is_that_of_no_clipping():
+    ratio = np.exp(np.array([[3.0, -3.0]]))
+    for advantage in (1.0, -1.0):
+        loss = kx.preference.grpo(
+            [[0.0, -6.0]], [[-3.0, -3.0]], [advantage], epsilon=math.inf, epsilon_high=math.inf, reduction="sum"
+        )
+        np.testing.assert_allclose(float(loss), -(ratio * advantage).sum(), rtol=1e-6)
 
 
 def test_it_runs_inside_a_compiled_step():

@@ -90,12 +90,15 @@ def _with_gradients(name, loss, **inputs):
             torch.cuda.synchronize()
         return results
 
-    run.launch = launch
+    run.launch, run.inputs = launch, inputs
     return run
 
 
 def device_megabytes(run: Callable) -> float:
     """What the calls need beside their inputs, of the device's memory."""
+    run()  # which may compile, and tries several kernels
+    for tensor in run.inputs.values():
+        tensor.grad = None
     gc.collect()
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
