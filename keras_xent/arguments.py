@@ -1,11 +1,8 @@
 """Checks of arguments: each returns the value as JSON can hold it, or raises an error that says what is allowed."""
 
-import contextlib
-import contextvars
 import math
 import warnings
-from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import keras
 import numpy as np
@@ -14,42 +11,6 @@ from keras import ops
 from keras_xent import _keras
 
 _FLOATS = ("bfloat16", "float16", "float32", "float64")
-
-
-class Words(NamedTuple):
-    """The names of labels and logits in errors, and advice: on a label that marks padding, and on one-hot labels."""
-
-    labels: str = "labels"
-    logits: str = "logits"
-    padding: str = "say so with `ignore_class={label}`"
-    one_hot: str = "For one-hot or soft targets use the categorical loss."
-
-
-# In place of the last one, where no loss is at hand.
-GIVE_INDICES = "Of one-hot or soft labels give the indices: `numpy.argmax(labels, axis=-1)`."
-
-_OF_LOSSES = Words()
-_words = contextvars.ContextVar("_words", default=_OF_LOSSES)
-
-
-@contextlib.contextmanager
-def named(*words: str, **others: str) -> Iterator[None]:
-    """Errors inside use these `Words`: the names of the arguments of the public function, and what it can do."""
-    token = _words.set(Words(*words, **others))
-    try:
-        yield
-    finally:
-        _words.reset(token)
-
-
-def words() -> Words:
-    """The words of errors."""
-    return _words.get()
-
-
-def names() -> tuple[str, str]:
-    """The names of labels and logits in errors."""
-    return words()[:2]
 
 
 def boolean(name: str, value: Any) -> bool:

@@ -10,7 +10,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_xent import arguments
+from keras_xent import _words, arguments
 from keras_xent._backend import matmul
 from keras_xent._types import Tensor
 from keras_xent._without_logits import Output, call_without_logits
@@ -78,7 +78,7 @@ def calibrate(
         """Mean of cross-entropy less entropy: below 0 where the temperature is too high."""
         total = weight_sum = 0.0
         for batch in outputs:
-            with arguments.named(one_hot=arguments.GIVE_INDICES):
+            with _words.named(one_hot=_words.GIVE_INDICES):
                 difference, weight = _difference_and_weight(*batch, math.exp(log_temperature), ignore_class)
             total, weight_sum = total + difference, weight_sum + weight
         if not weight_sum > 0:

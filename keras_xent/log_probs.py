@@ -4,7 +4,7 @@ from typing import Any
 
 from keras import ops
 
-from keras_xent import arguments
+from keras_xent import _words, arguments
 from keras_xent._backend import no_autograph
 from keras_xent._types import Tensor
 from keras_xent._without_logits import call_without_logits
@@ -117,7 +117,7 @@ def sequence_log_probs(
 def _log_probs_and_valid(model, x, labels, mask, temperature, training):
     temperature = arguments.above_zero("temperature", temperature)
     output = call_without_logits(model, x, training)
-    with arguments.named(padding="leave it out with `mask`", one_hot=arguments.GIVE_INDICES):
+    with _words.named(padding="leave it out with `mask`", one_hot=_words.GIVE_INDICES):
         return _of_output(output, labels, mask, temperature)
 
 

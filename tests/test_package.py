@@ -19,7 +19,7 @@ ROOT = pathlib.Path(keras_xent.__file__).parent
 LAYERS = [
     {"_types"},
     {"_backend", "_keras"},
-    {"arguments"},
+    {"_words", "arguments"},
     {"_elsewhere", "_named_arguments", "config"},
     {"kernels"},
     {"_accumulation", "_endings", "_loss_statistics", "provenance"},

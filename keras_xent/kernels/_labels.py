@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from keras import ops
 
-from keras_xent import _keras, arguments
+from keras_xent import _keras, _words, arguments
 from keras_xent._backend import (
     assert_in_graph,
     is_eager,
@@ -103,7 +103,7 @@ def _first_bad(labels, bad):
 
 def _describe_bad_label(labels, bad, num_classes, valid):
     label, received = _first_bad(labels, bad)
-    name, predicted, padding, one_hot = arguments.words()
+    name, predicted, padding, one_hot = _words.words()
     rule = f"`{name}` must be classes from 0 to {num_classes - 1}, since `{predicted}` has {num_classes}"
     if math.isnan(label):
         fix = f"For a missing label give a whole number, such as -1, and {padding.format(label=-1)}."
@@ -127,7 +127,7 @@ def are_out_of_range(labels: Tensor, num_classes: Any, valid: Tensor) -> Tensor:
 
 
 def _assert_in_range(labels, bad, num_classes):
-    name, _, padding, _ = arguments.words()
+    name, _, padding, _ = _words.words()
 
     def received():
         # An empty batch has no first element to show, so one is added.
@@ -167,7 +167,7 @@ def check_binary(labels: Tensor, valid: Tensor) -> None:
         return
     if valid is not None:
         labels = ops.where(valid, labels, ops.zeros_like(labels))
-    name, _ = arguments.names()
+    name, _ = _words.names()
     low, high = SOFT_LABELS if is_float(labels) else (0, 1)
     if is_eager(labels):
         bad = ops.logical_not(ops.logical_and(labels >= low, labels <= high))
@@ -218,7 +218,7 @@ def class_weights(class_weight: Any, num_classes: Any, dtype: str, rank: int) ->
         weights.shape, (num_classes if isinstance(num_classes, int) else None,)
     ):
         raise ValueError(
-            f"`class_weight` must hold one weight for each of the {num_classes} classes of `{arguments.names()[1]}`. "
+            f"`class_weight` must hold one weight for each of the {num_classes} classes of `{_words.names()[1]}`. "
             f"Received: class_weight of shape {tuple(weights.shape)}."
         )
     return ops.reshape(weights, (1, -1) + (1,) * (rank - 2))

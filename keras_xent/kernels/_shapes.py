@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from keras import ops
 
-from keras_xent import arguments
+from keras_xent import _words
 from keras_xent._backend import assert_in_graph
 from keras_xent._types import Shape, Tensor
 
@@ -48,7 +48,7 @@ def checked_axis(axis: Any, rank: int, name: str = "logits") -> int:
     """The axis counted from the front; a ValueError if there is no such axis."""
     if rank == 0:
         raise ValueError(
-            f"`{arguments.names()[1]}` must have a class axis: shape [..., classes]. Received: {name} of shape (), a "
+            f"`{_words.names()[1]}` must have a class axis: shape [..., classes]. Received: {name} of shape (), a "
             "single number."
         )
     if isinstance(axis, bool) or not isinstance(axis, (int, np.integer)) or not -rank <= axis < rank:
@@ -110,7 +110,7 @@ def squeeze_class_axis(
         labels = ops.squeeze(labels, axis=axis)
     expected = tuple(size for i, size in enumerate(logits.shape) if i != axis % rank)
     if not same_shape(labels.shape, expected):
-        name, predicted = arguments.names()
+        name, predicted = _words.names()
         raise ValueError(
             f"`{name}` must have the shape of `{predicted}` without its class axis, one integer for each "
             f"distribution. Received: {name} of shape {tuple(labels.shape)} and {predicted} of shape "
@@ -135,7 +135,7 @@ def _advice_on_shapes(labels, logits, predicted):
             "predicted classes (argmax) give the logits or probabilities."
         )
     if same_shape(labels, logits):
-        return f" {arguments.words().one_hot}"
+        return f" {_words.words().one_hot}"
     other = [i for i in range(len(logits)) if same_shape(labels, logits[:i] + logits[i + 1 :])]
     if not other:
         return ""

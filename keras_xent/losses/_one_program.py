@@ -11,7 +11,7 @@ from typing import Any
 
 from keras import ops
 
-from keras_xent import _accumulation, _backend, _loss_statistics, arguments
+from keras_xent import _accumulation, _backend, _loss_statistics, _words
 from keras_xent._backend import assert_in_graph, num_replicas, on_accelerator, one_program
 from keras_xent._types import Tensor
 from keras_xent.kernels._compiled import on_clear_cache
@@ -99,7 +99,7 @@ def reduced(
 def _assert_no(bad, loss, logits):
     position, label = bad
     message = [
-        f"`{arguments.names()[0]}` {loss._rule_of_labels}. Received: label",
+        f"`{_words.names()[0]}` {loss._rule_of_labels}. Received: label",
         label,
         "at flat position",
         position,

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import keras
 from keras import ops
 
-from keras_xent import _accumulation, _endings, _keras, arguments, provenance
+from keras_xent import _accumulation, _endings, _keras, _words, arguments, provenance
 from keras_xent._backend import is_eager, no_autograph
 from keras_xent._named_arguments import NamedArguments
 from keras_xent._types import DType, Tensor
@@ -102,7 +102,7 @@ class Crossentropy(NamedArguments, _one_program.HasProgram, keras.losses.Loss):
             # Targets have the shape of the logits, which a graph would compute for their shape alone.
             y_true = y_true if len(y_true.shape) >= len(y_pred.shape) else ops.expand_dims(y_true, -1)
             y_pred = ops.zeros_like(y_true, dtype="float32")
-        with keras.name_scope(self.name), arguments.named("y_true", "y_pred"):
+        with keras.name_scope(self.name), _words.named("y_true", "y_pred"):
             y_true, logits = self._labels_and_logits(y_true, y_pred)
             aligned = self._align(logits, mask, sample_weight)
             if aligned.label_mask is None and aligned.weights_of_labels is None:
@@ -131,7 +131,7 @@ class Crossentropy(NamedArguments, _one_program.HasProgram, keras.losses.Loss):
             # What Keras has cast is read as it was: integers as integers, 16-bit logits where they came from.
             y_true = given.y_true if y_true is given.cast[0] else y_true
             y_pred = given.y_pred if y_pred is given.cast[1] else y_pred
-        with arguments.named("y_true", "y_pred"):
+        with _words.named("y_true", "y_pred"):
             y_true, logits = self._labels_and_logits(y_true, y_pred)
             if given is not None and y_pred is given.y_pred:
                 aligned = self._align(logits, given.mask, given.sample_weight)
@@ -166,7 +166,7 @@ class Crossentropy(NamedArguments, _one_program.HasProgram, keras.losses.Loss):
             weights = 1.0 if sample_weight is None else ops.cast(to_tensor(sample_weight), losses.dtype)
             losses, sample_weight = losses * weights, None
             return self._reduce(losses, None, None, None) if len(losses.shape) else ops.cast(losses, self.dtype)
-        with arguments.named("y_true", "y_pred"):
+        with _words.named("y_true", "y_pred"):
             masks = [align_weights(ops.cast(one, "bool"), losses.shape, "mask") for one in masks]
             has_label, label_weights = self._labels_of_losses(to_tensor(y_true), to_tensor(y_pred), losses)
             valid = functools.reduce(both, masks, has_label)

@@ -6,7 +6,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_xent import _accumulation, _keras, arguments
+from keras_xent import _accumulation, _keras, _words, arguments
 from keras_xent._backend import is_eager, no_autograph
 from keras_xent._types import DType, Reduction, Tensor
 from keras_xent.kernels import linear_softmax_cross_entropy, softmax_cross_entropy
@@ -109,7 +109,7 @@ class CategoricalCrossentropy(Crossentropy):
         if head is None:
             return super().__call__(y_true, y_pred, sample_weight)
         warn_of_accumulation(self, y_pred, sample_weight)
-        with keras.name_scope(self.name), arguments.named("y_true", "y_pred"):
+        with keras.name_scope(self.name), _words.named("y_true", "y_pred"):
             targets = to_tensor(arguments.tensor("y_true", y_true))
             self._check(targets, y_pred, Alignment())
             mask, weights = mask_and_weights(y_pred, sample_weight, targets[..., 0])

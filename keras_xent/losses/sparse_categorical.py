@@ -5,7 +5,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_xent import _accumulation, _loss_statistics, arguments, provenance
+from keras_xent import _accumulation, _loss_statistics, _words, arguments, provenance
 from keras_xent._backend import is_eager, no_autograph
 from keras_xent._types import DType, Reduction, Tensor
 from keras_xent.kernels import linear, sparse_softmax, sparse_softmax_cross_entropy
@@ -119,7 +119,7 @@ class SparseCategoricalCrossentropy(Crossentropy):
             return super().__call__(y_true, y_pred, sample_weight)
         warn_of_accumulation(self, y_pred, sample_weight)
         self._warn_of_class_weight(y_true, sample_weight)
-        with keras.name_scope(self.name), arguments.named("y_true", "y_pred"):
+        with keras.name_scope(self.name), _words.named("y_true", "y_pred"):
             return ops.cast(self._fused(head, y_true, y_pred, sample_weight), self.dtype)
 
     def _fused(self, head: provenance.Head, y_true: Tensor, y_pred: Tensor, sample_weight: Tensor) -> Tensor:
@@ -140,7 +140,7 @@ class SparseCategoricalCrossentropy(Crossentropy):
 
     def _count(self, y_true: Tensor, y_pred: Tensor, sample_weight: Tensor) -> Tensor:
         """The call of a loss that only counts: from the labels, so that nothing is computed of the predictions."""
-        with arguments.named("y_true", "y_pred"):
+        with _words.named("y_true", "y_pred"):
             labels = squeeze_class_axis(to_tensor(y_true), y_pred, self.axis, asserts=False)
             mask, weights = mask_and_weights(y_pred, sample_weight, labels)
             losses = ops.zeros_like(labels, dtype="float64" if self.dtype == "float64" else "float32")

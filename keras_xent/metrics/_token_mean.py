@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import keras
 from keras import ops
 
-from keras_xent import _keras, _loss_statistics, arguments, provenance
+from keras_xent import _keras, _loss_statistics, _words, arguments, provenance
 from keras_xent._backend import is_eager, no_autograph
 from keras_xent._named_arguments import NamedArguments
 from keras_xent._types import DType, Tensor
@@ -106,7 +106,7 @@ class TokenMean(NamedArguments, keras.metrics.Metric):
             self._warn_once("disagreement", told[0])
         if sums is None:
             self._warn_of_lost_mask(y_pred)
-            with arguments.named("y_true", "y_pred", one_hot=arguments.GIVE_INDICES):
+            with _words.named("y_true", "y_pred", one_hot=_words.GIVE_INDICES):
                 sums = self._sum(self._token_values(y_true, y_pred, sample_weight))
         self._sums.add(sums)
 
@@ -114,7 +114,7 @@ class TokenMean(NamedArguments, keras.metrics.Metric):
     def per_token(self, y_true: Tensor, y_pred: Tensor, sample_weight: Tensor = None) -> tuple[Tensor, Tensor]:
         """The value of each token of a batch, float32, and its weight: 0 where it is not valid."""
         y_pred = provenance.read_variable(y_pred)
-        with arguments.named("y_true", "y_pred", one_hot=arguments.GIVE_INDICES):
+        with _words.named("y_true", "y_pred", one_hot=_words.GIVE_INDICES):
             values, weights, _ = self._token_values(y_true, y_pred, sample_weight)
         return ops.where(ops.equal(weights, 0), 0.0, ops.cast(values, "float32")), weights
 

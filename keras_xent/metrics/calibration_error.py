@@ -5,7 +5,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_xent import _keras, _loss_statistics, arguments, provenance
+from keras_xent import _keras, _loss_statistics, _words, arguments, provenance
 from keras_xent._backend import no_autograph
 from keras_xent._types import DType, Tensor
 from keras_xent.kernels._dtypes import to_tensor
@@ -131,7 +131,7 @@ class CalibrationError(TokenMean):
             sample_weight = ops.cast(to_tensor(sample_weight), "float32")
             weights = weights * align_weights(sample_weight, weights.shape)
         is_active = ops.not_equal(weights, 0)
-        with arguments.named("y_true", "y_pred"):
+        with _words.named("y_true", "y_pred"):
             check_binary(labels, is_active)
         probability = ops.reshape(ops.sigmoid(logits), ops.shape(weights))
         # Where no error could be raised, NaN says that a label was out of range.
