@@ -50,7 +50,7 @@ is_eager = _module.is_eager
 snapshot = _module.snapshot
 widest_int = _module.widest_int
 assert_in_graph = _module.assert_in_graph
-in_branch_of_xla = _module.in_branch_of_xla
+in_xla = _module.in_xla
 sums_pairwise = _module.sums_pairwise
 # Operations.
 matmul = _module.matmul

@@ -1,13 +1,16 @@
 """Compiling with TensorFlow, and functions with gradients of their own."""
 
+import contextlib
+import contextvars
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import tensorflow as tf
+from tensorflow.python.eager.forwardprop_util import pack_tangents
 
 from keras_xent._backend._finite import where_finite
-from keras_xent._backend._tensorflow_graph import in_branch_of_xla
+from keras_xent._backend._tensorflow_graph import in_branch_of_xla, in_xla
 from keras_xent._backend._tensorflow_rows import append_rows, pad_inputs, take_rows, with_rounded_rows
 from keras_xent._backend._xla import uses_xla
 from keras_xent._types import Tensor
@@ -28,7 +31,13 @@ def jit(function: Callable) -> Callable:
 
 
 def custom_gradient(
-    forward: Callable, backward: Callable, *, has_rows: tuple[bool, ...] = (), **of_jax: Any
+    forward: Callable,
+    backward: Callable,
+    *,
+    has_rows: tuple[bool, ...] = (),
+    keeps: Callable[..., bool] = lambda x, **_: False,
+    step: Any = None,
+    **of_jax: Any,
 ) -> Callable:
     """Joins `forward` and `backward` into a function that is differentiated in its first argument.
 
@@ -41,10 +50,17 @@ def custom_gradient(
         residuals  d residuals / d inputs   = derivative of `forward` without its loops over blocks, computed again
 
     `has_rows` says which arguments have rows, whose number is rounded up to a bucket (`_buckets.py`); nothing is
-    rounded for functions that are not compiled, where it is empty. What JAX keeps is not kept.
+    rounded for functions that are not compiled, where it is empty.
+
+    In a program of XLA, which has forward and backward pass in it, `step` has the `forward` and `backward` to use in
+    place of these, and what is kept in memory between them, `keep`: where `keeps(x)` and `step.fits(x, *nondiff_args,
+    **options)`.
     """
 
     def kernel(x: Tensor, *nondiff_args: Tensor, **options: Any) -> Tensor:
+        is_step = step is not None and _is_step(x) and keeps(x, any_rows=_keeps_gradient.get())
+        is_step = is_step and step.fits(x, *nondiff_args, **options)
+        run, run_backward = (step.forward, step.backward) if is_step else (forward, backward)
         # An eager tape must not record the inside of `forward`: each intermediate of the compiled program would become
         # an output of [rows, classes] size. A graph computes these only where they are needed, and there they are
         # what tangents of forward mode pass through.
@@ -53,7 +69,7 @@ def custom_gradient(
         stopped = tuple(map(tf.stop_gradient, inputs)) if is_eager(x) else inputs
         # Here and not around the kernel, where a tape would record that rows are added and taken away.
         padded, num_rows = pad_inputs(stopped, has_rows) if is_eager(x) else (inputs, None)
-        result, saved = forward(*padded, **options)
+        result, saved = run(*padded, **options)
 
         @tf.custom_gradient
         def value(*given):
@@ -63,7 +79,9 @@ def custom_gradient(
                     upstream, x, nondiff_args = append_rows(upstream, padded[0]), append_rows(x, padded[0]), padded[1:]
                 inputs = captured((x, *nondiff_args))
                 connected = residuals(*inputs, *captured(saved)) if saved else saved
-                gradient = backward(upstream, connected, *inputs, **options)
+                if is_step:
+                    connected = (*connected, _kept(step.keep, connected, inputs, options))
+                gradient = run_backward(upstream, connected, *inputs, **options)
                 return take_rows(gradient, num_rows), *[None] * len(nondiff_args)
 
             return tf.identity(take_rows(result, num_rows)), vjp
@@ -89,6 +107,45 @@ def custom_gradient(
     return lambda x, *nondiff_args, **options: (kernel if is_eager(x) else rounded)(x, *nondiff_args, **options)
 
 
+# Whether a program is being made that keeps the gradient, which is as large as the logits.
+_keeps_gradient = contextvars.ContextVar("_keeps_gradient", default=False)
+
+
+@contextlib.contextmanager
+def keeping_gradient() -> Iterator[None]:
+    """What is traced inside is differentiated in the same program."""
+    token = _keeps_gradient.set(True)
+    try:
+        yield
+    finally:
+        _keeps_gradient.reset(token)
+
+
+def _is_step(x):
+    """Whether both passes are parts of one program, and no tangents are asked for, which conditions do not have."""
+    return uses_xla() and in_xla() and not in_branch_of_xla() and not pack_tangents([x]).tangents
+
+
+def _kept(keep, residuals, inputs, options):
+    """`keep(residuals, *inputs)`; rows whose residuals are not finite have no derivative."""
+    num_residuals = len(residuals)
+
+    @tf.custom_gradient
+    def kept(*given):
+        def vjp(upstream):
+            saved = given[:num_residuals]
+            clean = where_finite(saved, given)
+            again = keep(clean[:num_residuals], *clean[num_residuals:], **options)
+            floats = [array for array in clean if array.dtype.is_floating]
+            (upstream,) = where_finite(saved, [upstream])
+            gradients = iter(tf.gradients(again, floats, upstream, unconnected_gradients="zero"))
+            return [next(gradients) if array.dtype.is_floating else None for array in given]
+
+        return keep(given[:num_residuals], *given[num_residuals:], **options), vjp
+
+    return kept(*residuals, *inputs)
+
+
 def captured(structure: Any) -> Any:
     """Tensors of other graphs, captured now: of what is captured inside of XLA, `tf.cond` does not find the source.
 
@@ -108,7 +165,8 @@ def captured(structure: Any) -> Any:
 def _residuals_vjp(forward, options, compiled):
     def vjp(upstream, residuals, inputs):
         upstream, inputs = where_finite(residuals, upstream), where_finite(residuals, inputs)
-        recomputed = getattr(forward, "unblocked", forward)(*inputs, **dict(options))[1]
+        # A step has the first of the residuals alone.
+        recomputed = getattr(forward, "unblocked", forward)(*inputs, **dict(options))[1][: len(residuals)]
         # Not a tape: forward mode runs this first while it keeps tapes from recording.
         return tf.gradients(
             recomputed, [i for i in inputs if i.dtype.is_floating], upstream, unconnected_gradients="zero"

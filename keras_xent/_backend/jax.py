@@ -52,8 +52,8 @@ def assert_in_graph(condition: Tensor, data: list | Callable[[], list], tensor: 
     return tensor
 
 
-def in_branch_of_xla() -> bool:
-    """False: JAX compiles a program inside the branch of a condition as any other."""
+def in_xla() -> bool:
+    """False: JAX traces a program inside another once for all its uses."""
     return False
 
 

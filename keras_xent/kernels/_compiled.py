@@ -33,7 +33,8 @@ class CompiledKernel:
 
     def lower(self, *tensors: Tensor, **options: Any) -> tuple[Any, tuple[Tensor, ...]]:
         """The program for these arguments, a function of the backend, and the arguments that it takes."""
-        is_program = uses_xla() and not _backend.in_branch_of_xla()
+        # No program inside a program: it would be traced apart, and in a branch TensorFlow 2.21 aborts the process.
+        is_program = uses_xla() and not _backend.in_xla()
         # TensorFlow would take a program made for any number of classes for known ones too (2.21): it is another one,
         # and sums its rows less exactly.
         return self._program(tuple(sorted(options.items())), is_program, _knows_row_sizes(tensors)), tensors

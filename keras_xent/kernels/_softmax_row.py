@@ -6,8 +6,7 @@ kept, the residuals: `max_logit`, before the cap, and `sum_exp_minus_one = sum_c
 
 `sum_exp_minus_one` rather than the sum itself keeps confident rows right: with all but 1e-9 of the probability on the
 target, the sum rounds to 1 in float32 and its logarithm, the loss, to 0. The 1 is therefore subtracted inside the sum,
-from the very term it comes from: the label's, or that of the largest logit. The latter is recognized by its value
-before the cap: compiled at two places, the same tanh may differ in its last bit, and the loss would be off by as much.
+from the very term it comes from: the label's, or that of the largest logit, whose `exp(x - max_logit)` is exactly 1.
 
 All arrays have the class axis second, and one column where they hold a number per row.
 """
@@ -87,6 +86,20 @@ def _shifted_logits(x, max_logit, softcap):
 def exp_shifted(logits: Tensor, max_logit: Tensor, softcap: float | None) -> Tensor:
     """`exp(x - max_logit)`, at most 1: also for a logit of +inf, so that the sum over a row counts these."""
     return ops.exp(_shifted_logits(upcast(logits), max_logit, softcap))
+
+
+# Above this sum of `exp_shifted` subtracting 1 loses no digits; below it, one term alone is 1.
+_CONFIDENT = 1.5
+
+
+def is_confident(sum_exp: Tensor) -> Tensor:
+    """True where the 1 has to be subtracted inside the sum: the largest logit has more than 2/3 of the probability."""
+    return sum_exp < _CONFIDENT
+
+
+def minus_largest(exp_shifted: Tensor) -> Tensor:
+    """`exp_shifted`, of the largest logits less 1; written so that the derivative of these is kept."""
+    return ops.where(exp_shifted >= 1.0, exp_shifted - 1.0, exp_shifted)
 
 
 def nll(x: Tensor, max_logit: Tensor, sum_exp_minus_one: Tensor, softcap: float | None) -> Tensor:

@@ -1,33 +1,34 @@
-"""The plain softmax losses of rows in a compiled step of JAX on a CPU, written for what its XLA (0.10) fuses.
+"""The plain softmax losses of rows in one program of both passes on a CPU, written for what XLA fuses.
 
-There forward and backward pass are one program, and keep the exponentials in memory. What is fast:
+That is a step of JAX (0.10), a step of TensorFlow under XLA, or its loss of few classes (2.21, up to 16 MB): it keeps
+the exponentials in memory. What is fast:
 
 - Sums of an array in memory, of the product of two, and for few classes a product with a vector of ones. A comparison
   inside a sum makes it four times as slow, so that terms are taken out of an array before it is summed: the label's by
   writing one number to each row, or the largest by a loop that reads nothing but the array.
 - Numbers of a row as vectors `[n]`: loops over columns `[n, 1]` are not vectorized.
-- Branches for what most batches do not have: infinite logits, and confident rows of many classes.
+- A branch for what most batches do not have: infinite logits.
 
 Formulas and residuals are those of `_softmax_row.py`, for float32 logits `[n, C]` without options.
 """
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
 from keras import ops
 
+from keras_xent import _backend
 from keras_xent.kernels import _softmax_row as row
 from keras_xent.kernels._dtypes import accumulator_dtype, dtype_of, largest, upcast
 from keras_xent.kernels._masking import multiply_no_nan, nan_unless, where_or_zero
 from keras_xent.kernels._options import SoftmaxOptions
-from keras_xent.kernels._xla_cpu import log1p
+from keras_xent.kernels._xla_cpu import has_few_classes, log1p
 
-# Up to so many classes a loop that compares is faster than writing to single places, and ones are faster than sums.
-_FEW_CLASSES = 64
-# A branch takes some microseconds, as do the loops of so small an array.
+# A branch takes some microseconds, as do the loops of so small an array; and half a second to compile, which a step of
+# TensorFlow, faster without it than that of JAX, makes up for on larger arrays.
 _FEW_NUMBERS = 2**13
-# Above this sum of exp(x - max) subtracting 1 loses no digits; below it only the largest is above 1/2.
-_CONFIDENT = 1.5
+_FEW_NUMBERS_FOR_BRANCH = 2**17 if _backend.NAME == "tensorflow" else 2**13
 
 
 def _fits(logits, labels, *class_weight, options):
@@ -35,7 +36,9 @@ def _fits(logits, labels, *class_weight, options):
     if class_weight or options != SoftmaxOptions() or dtype_of(logits) != "float32" or len(logits.shape) != 2:
         return False
     num_rows, classes = logits.shape
-    return isinstance(num_rows, int) and isinstance(classes, int) and num_rows * classes >= _FEW_NUMBERS
+    is_known = isinstance(num_rows, int) and isinstance(classes, int)
+    # An unknown number of rows is rounded up to one of many.
+    return num_rows * classes >= _FEW_NUMBERS if is_known else num_rows is None and has_few_classes(logits)
 
 
 class Step(NamedTuple):
@@ -47,12 +50,8 @@ class Step(NamedTuple):
     fits: Callable[..., bool] = _fits
 
 
-def _has_few(logits):
-    return logits.shape[1] <= _FEW_CLASSES
-
-
 def _sum(array):
-    if _has_few(array):
+    if has_few_classes(array):
         return ops.matmul(array, ops.ones((array.shape[1],), array.dtype))
     return ops.sum(array, axis=1)
 
@@ -81,7 +80,7 @@ def _places(logits, label):
 def _exp_off_label(logits, label, max_logit):
     """`exp(x - max_logit)`, 0 for the label: `[n, C]`."""
     exp_shifted = ops.exp(_shifted(logits, max_logit))
-    if _has_few(logits):
+    if has_few_classes(logits):
         is_other = ops.not_equal(row.class_ids(logits), label[:, None])
         return where_or_zero(exp_shifted, is_other)
     return ops.scatter_update(exp_shifted, _places(logits, label), ops.zeros_like(max_logit))
@@ -114,12 +113,12 @@ def _sparse_backward(upstream, residuals, logits, labels, *, options):
     max_logit, sum_exp_minus_one = _clean_columns(dead, *columns)
     label, label_logit = _label_and_logit(logits, labels)
     (label_logit,) = row.zero_rows(dead, label_logit)
-    sum_exp = 1.0 + sum_exp_minus_one
+    scale = upstream / (1.0 + sum_exp_minus_one)
     sum_of_others = sum_exp_minus_one + (1.0 - row.exp_shifted(label_logit, max_logit, None))
-    at_label = upstream * (-sum_of_others / sum_exp)
+    at_label = -sum_of_others * scale
     (exp_off_label,) = row.zero_rows(dead[:, None], exp_off_label)
-    gradient = exp_off_label * (upstream / sum_exp)[:, None]
-    if _has_few(logits):
+    gradient = exp_off_label * scale[:, None]
+    if has_few_classes(logits):
         return ops.where(ops.equal(row.class_ids(logits), label[:, None]), at_label[:, None], gradient)
     return ops.scatter_update(gradient, _places(logits, label), at_label)
 
@@ -130,9 +129,10 @@ SPARSE = Step(_sparse_forward, _sparse_backward, _sparse_keep)
 # Dense.
 
 
-def _minus_largest(exp_shifted):
-    """`exp_shifted`, of the largest logits less 1; written so that the derivative of these is kept."""
-    return ops.where(exp_shifted >= 1.0, exp_shifted - 1.0, exp_shifted)
+def _fits_few(logits, *others, options):
+    if not _fits(logits, *others, options=options) or not has_few_classes(logits) or logits.shape[0] is None:
+        return False
+    return math.prod(logits.shape) >= _FEW_NUMBERS_FOR_BRANCH
 
 
 def _dense_forward(logits, targets, *, options):
@@ -142,15 +142,7 @@ def _dense_forward(logits, targets, *, options):
     shifted = logits - max_logit[:, None]
     exp_shifted = ops.exp(shifted)
     sum_exp, distance = _sum(exp_shifted), -ops.sum(targets * shifted, axis=1)
-    is_confident = sum_exp < _CONFIDENT
-
-    def exactly():
-        return ops.where(is_confident, _sum(_minus_largest(exp_shifted)), sum_exp - 1.0)
-
-    if _has_few(logits):
-        sum_exp_minus_one = exactly()
-    else:
-        sum_exp_minus_one = ops.cond(ops.any(is_confident), exactly, lambda: sum_exp - 1.0)
+    sum_exp_minus_one = ops.where(row.is_confident(sum_exp), _sum(row.minus_largest(exp_shifted)), sum_exp - 1.0)
 
     def with_infinities():
         max_logit = _max(logits)
@@ -193,4 +185,4 @@ def _dense_backward(upstream, residuals, logits, targets, *, options):
     return upstream[:, None] * ops.where(exp_shifted >= max_above_half[:, None], at_max, off_max)
 
 
-DENSE = Step(_dense_forward, _dense_backward, _dense_keep)
+DENSE = Step(_dense_forward, _dense_backward, _dense_keep, _fits_few)

@@ -17,7 +17,7 @@ from keras_xent.kernels._labels import is_soft_label, weights_tensor
 from keras_xent.kernels._masking import both, multiply_no_nan, nan_unless, where_or_zero
 from keras_xent.kernels._options import SigmoidOptions
 from keras_xent.kernels._shapes import as_rows, checked_axis, ensure_shape, reshape_to, same_shape
-from keras_xent.kernels._xla_cpu import log1p_series
+from keras_xent.kernels._xla_cpu import log1p_polynomial
 
 
 @no_autograph
@@ -115,9 +115,9 @@ def _positive_weights(pos_weight, rows):
 
 
 def _log1p_exp(negative):
-    """`log(1 + exp(negative))` for `negative <= 0`: `_xla_cpu.py` has the reason for the series."""
+    """`log(1 + exp(negative))` for `negative <= 0`: `_xla_cpu.py` has the reason for the polynomial."""
     t = ops.exp(negative)
-    return log1p_series(t) if dtype_of(t) == "float32" else ops.log1p(t)
+    return log1p_polynomial(t) if dtype_of(t) == "float32" else ops.log1p(t)
 
 
 def _valid_labels(labels, mask, ignore_class):

@@ -10,7 +10,7 @@ from keras_xent._types import Tensor
 from keras_xent.kernels import _softmax_row as row
 from keras_xent.kernels import _step_rows
 from keras_xent.kernels._compiled import CompiledKernel, RowKernel
-from keras_xent.kernels._dtypes import accumulator_dtype, is_float, to_float_tensor, to_tensor, upcast
+from keras_xent.kernels._dtypes import accumulator_dtype, is_float, to_float_tensor, to_tensor
 from keras_xent.kernels._masking import multiply_no_nan, where_or_zero
 from keras_xent.kernels._options import SoftmaxOptions
 from keras_xent.kernels._shapes import as_rows, checked_axis, ensure_shape, reshape_to, same_shape
@@ -124,12 +124,14 @@ def forward(
     sum_a, inverse_num_classes = _target_sums(targets, logits, class_weight, smoothing)
     max_logit = row.max_of_logits(logits)
 
-    def is_max(logits):
-        return ops.cast(ops.equal(upcast(logits), max_logit), max_logit.dtype)
+    def exp_shifted(logits):
+        return row.exp_shifted(logits, max_logit, softcap)
 
-    # Of each largest logit a 1 is subtracted, exactly, and then given back to all but one: usually there is one.
-    sum_exp_minus_one = row_sum(lambda x: row.exp_shifted(x, max_logit, softcap) - is_max(x), logits)
-    sum_exp_minus_one = sum_exp_minus_one + (row_sum(is_max, logits) - 1.0)
+    sum_exp = row_sum(exp_shifted, logits)
+    # Two sums of what is in memory: one that compares inside takes longer (XLA:CPU).
+    sum_exp_minus_one = ops.where(
+        row.is_confident(sum_exp), row_sum(lambda x: row.minus_largest(exp_shifted(x)), logits), sum_exp - 1.0
+    )
     sum_exp_minus_one = row.with_infinite_logits(sum_exp_minus_one, max_logit, softcap)
     arrays = (targets,) if class_weight is None else (targets, class_weight)
     loss = row.sum_of_losses(

@@ -207,16 +207,18 @@ def backward(
         target = target_sum = target_sum * row.focal(nll, options.focal_gamma)[1]
     z_slope = row.z_loss_slope(max_logit, sum_exp_minus_one, options)
     sum_exp = 1.0 + sum_exp_minus_one
-    at_label = (target_sum - target) - sum_of_others * (target_sum / sum_exp)
+    # One division, which XLA makes a loop of, for both.
+    ratio = target_sum / sum_exp
+    at_label = (target_sum - target) - sum_of_others * ratio
     if smoothing:
         # Of a label that is smoothed away the difference from 1 is all rounding, and p is not.
         is_unlikely = 2.0 * label_shifted < sum_exp
-        at_label = ops.where(is_unlikely, label_shifted * (target_sum / sum_exp) - target, at_label)
+        at_label = ops.where(is_unlikely, label_shifted * ratio - target, at_label)
     if options.z_loss:
         # Not as a part of the factor of p, where it would cost the last digits of a confident row's gradient.
         at_label = at_label + z_slope * label_shifted / sum_exp
     at_label = upstream * at_label
-    scale = upstream * (target_sum + z_slope) / sum_exp
+    scale = upstream * (ratio + z_slope / sum_exp if options.z_loss else ratio)
     off_label = (row.exp_shifted(x, max_logit, softcap) if exp_shifted is None else exp_shifted) * scale
     if smoothing:
         off_label = off_label - upstream * off_value

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from keras_xent.kernels import sigmoid_cross_entropy, softmax_cross_entropy, sparse_softmax_cross_entropy
-from tests.backend import BACKEND, MODES, every_mode, hessian_vector_product, tensor, to_numpy
+from tests.backend import BACKEND, MODES, TWO_MODES, every_mode, hessian_vector_product, tensor, to_numpy
 from tests.internals import reduce
 from tests.tiers import fast_for, sample
 
@@ -181,3 +181,24 @@ def test_the_derivative_for_the_upstream_gradient_is_the_gradient_even_at_0(kern
     else:
         expected = ((np.exp(x) / np.exp(x).sum(axis=1, keepdims=True) - ONE_HOT) * v).sum(axis=1)
     np.testing.assert_allclose(slope, expected, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("kernel, shape", [("sparse", (1000, 10)), ("dense", (14_000, 10)), ("sparse", (80, 128))])
+def test_second_derivatives_of_compiled_steps_with_masked_rows(kernel, shape):
+    """Of so many numbers a program of both passes has formulas of its own, `_step_rows.py`."""
+    rng, (rows, classes) = np.random.default_rng(0), shape
+    x, v = rng.standard_normal((2, rows, classes)).astype("float32")
+    x[1], x[2, 3] = NAN, INF
+    labels, mask = rng.integers(0, classes, rows), np.arange(rows) > 2
+    one_hot = np.eye(classes, dtype="float32")[labels]
+
+    def loss(x):
+        if kernel == "sparse":
+            return sparse_softmax_cross_entropy(labels, x, mask=mask)
+        return softmax_cross_entropy(one_hot, x, mask=mask)
+
+    product = hessian_vector_product(loss, tensor(x), tensor(v), 1.0, TWO_MODES[1])
+    p = np.exp(np.where(mask[:, None], x, 0))
+    p /= p.sum(axis=1, keepdims=True)
+    expected = p * (v - (p * v).sum(axis=1, keepdims=True)) * mask[:, None]
+    np.testing.assert_allclose(product, expected, atol=1e-6)
