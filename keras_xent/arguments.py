@@ -1,6 +1,7 @@
 """Checks of arguments: each returns the value as JSON can hold it, or raises an error that says what is allowed."""
 
 import math
+import re
 import warnings
 from typing import Any
 
@@ -10,6 +11,7 @@ from keras import ops
 
 from keras_xent import _keras
 
+_CLASS = re.compile(r"-?\d+(\.0)?")  # as the key of a dict may name it
 _FLOATS = ("bfloat16", "float16", "float32", "float64")
 
 
@@ -97,9 +99,9 @@ def class_weights(name: str, value: Any) -> Any:
         return _checked_variable(name, value, ranks=(1,), allowed="of shape [C], one number for each class")
     _refuse_variable(name, value)
     plain: Any = _list_of_numbers(value)
-    if isinstance(value, dict) and all(map(_is_class, value)) and all(map(_is_number, value.values())):
+    if isinstance(value, dict) and all(map(_is_number, value.values())) and all(map(_CLASS.fullmatch, map(str, value))):
         # The keys are strings after a stay in JSON.
-        plain = {int(label): float(weight) for label, weight in value.items()}
+        plain = {int(float(label)): float(weight) for label, weight in value.items()}
     if value is not None and plain is None:
         raise ValueError(
             f"`{name}` must be None, a list with one number for each class, or a dict from class to number. "
@@ -148,11 +150,6 @@ def _of_at_least_0(name, value, plain):
     if not all(number >= 0 for number in numbers):
         raise ValueError(f"`{name}` must hold numbers of at least 0. Received: {name}={value!r}.")
     return plain
-
-
-def _is_class(key):
-    """Whether a key of a dict is a whole number, or spells one."""
-    return _is_number(key) and key == int(key) or isinstance(key, str) and key.strip().lstrip("-").isdecimal()
 
 
 def _list_of_numbers(value):
@@ -228,11 +225,8 @@ def tensor(name: str, value: Any) -> Any:
 
 def _numbers_of_objects(value):
     """The numbers of an array that holds Python's own, as a column of a table may; None if one is something else."""
-    try:
-        numbers = np.asarray(np.asarray(value).tolist())
-    except ValueError:
-        return None
-    return numbers if numbers.dtype.kind in "biuf" else None
+    items = np.asarray(value).tolist()
+    return np.asarray(items) if all(map(_is_number, np.ravel(np.asarray(items, object)))) else None
 
 
 def _refuse_variable(name, value):
