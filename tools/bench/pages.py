@@ -14,6 +14,7 @@ from tools.bench.workers import ROOT
 
 RESULTS, GPU_RESULTS = (ROOT / "docs" / name for name in ("performance.json", "performance-gpu.json"))
 PAGES = tuple(ROOT / page for page in ("README.md", "docs/performance.md", "docs/performance-tables.md"))
+_EARLIER = " \\*"
 # Ratios from here to 1 are ties.
 _TIE = 0.97
 _BLOCK = re.compile(r"(<!-- bench: (\S+) -->\n).*?(<!-- /bench -->)", re.DOTALL)
@@ -202,11 +203,13 @@ def _table(heading, found, ratio, why=False):
         unit = _UNITS[record["unit"]]
         both = [f"{tables.number(median(record['values'][name]))} {unit}" for name in (line.ours, line.other)]
         what = "the same" if line.what == before else line.what
+        what += _EARLIER if "measured" in record else ""
         cells = [what, line.against, *both, tables.number(ratio(times), 2), *([line.why] if why else [])]
         lines.append(f"| {' | '.join(cells)} |")
         before = line.what
     hurry = _in_a_hurry([record for _, record, _ in found]).strip()
-    return "\n".join([*lines, *(["", hurry] if hurry else [])])
+    notes = [f"{_EARLIER.strip()} Measured {record['measured']}." for _, record, _ in found if "measured" in record][:1]
+    return "\n".join([*lines, *(["", " ".join([hurry, *notes]).strip()] if hurry or notes else [])])
 
 
 def _gpu_short(results):

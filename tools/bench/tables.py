@@ -38,10 +38,11 @@ def table(results: dict, row: str, **case) -> str:
     if not records:
         return "Not measured yet."
     parts = []
-    for peers, group in groupby(records, key=lambda record: record["peers"]):
+    for (peers, _), group in groupby(records, key=lambda record: (record["peers"], record.get("measured"))):
         same = list(group)
         rounds = {record["rounds"] for record in same}
         about = ABOUT[same[0]["unit"]].format(rounds=" or ".join(map(str, sorted(rounds))))
+        about += "".join(f" Measured {where}." for where in sorted({r["measured"] for r in same if "measured" in r}))
         parts += [about, "\n".join(_lines(same, peers)), *_reasons(same)]
     return "\n\n".join(parts)
 
@@ -162,7 +163,7 @@ def faster(results: dict) -> str:
                 found.append((times, f"{name} {times:.2f}"))
         if found:
             found.sort(reverse=True)
-            case = ", ".join(about(record["case"]).values())
+            case = ", ".join(about(record["case"]).values()) + (" (earlier run)" if "measured" in record else "")
             lines.append((found[0][0], f"| {record['row']} | {case} | {'; '.join(text for _, text in found)} |"))
     if not lines:
         return "None."
