@@ -4,8 +4,11 @@ from pathlib import Path
 from statistics import median
 
 from tools.bench.results import find
+from tools.bench.tables import named
 
 TIME, MEMORY = "bench-time.png", "bench-memory.png"
+# Of fewer logits a time is that of the call.
+_FEWEST_LOGITS = 100_000
 # Who is drawn, and how; in the order of the legend.
 _STYLES = {
     "ours": {"color": "tab:blue", "linewidth": 2.5},
@@ -27,7 +30,11 @@ def draw(results: dict, folder: Path) -> list[Path]:
     import matplotlib
 
     matplotlib.use("agg")
-    time = find(results, "sparse", dtype="float32", smoothing=0.0)
+    time = [
+        record
+        for record in find(results, "sparse", dtype="float32", smoothing=0.0)
+        if record["case"]["rows"] * record["case"]["classes"] >= _FEWEST_LOGITS
+    ]
     memory = find(results, "vocabulary")
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / TIME, folder / MEMORY]
@@ -50,7 +57,7 @@ def _lines(path, records, values, label, title):
     for name, style in _STYLES.items():
         points = [(r["case"]["classes"], v[name]) for r, v in zip(records, values, strict=True) if name in v]
         if points:
-            axes.plot(*zip(*sorted(points), strict=True), marker="o", markersize=4, label=name, **style)
+            axes.plot(*zip(*sorted(points), strict=True), marker="o", markersize=4, label=named(name), **style)
     classes = sorted({record["case"]["classes"] for record in records})
     axes.set(xscale="log", yscale="log", xlabel="classes", ylabel=label, title=title)
     axes.set_xticks(classes, [f"{n:,}" for n in classes])
