@@ -253,7 +253,11 @@ def sigmoid(call: Call) -> Expected:
     result.values = [Limits(values, tolerance)]
     for name, array, limit in (("logits", gradients, of_gradient), ("labels", of_labels, for_labels)):
         value = _product(factor, array)
-        result.gradients[name] = rounded_to(_product(np.abs(factor), limit), value, call.program.dtype)
+        limit = _product(np.abs(factor), limit)
+        if name == "labels" and options.get("label_smoothing") == 1 and call.program.get("axis") is not None:
+            # Anything goes in a row that is lost, as for its valid labels above.
+            limit = np.where(bad[..., None], np.inf, limit)
+        result.gradients[name] = rounded_to(limit, value, call.program.dtype)
     return result
 
 
