@@ -1,5 +1,6 @@
 """Running a function in every mode of the backend, and differentiating it there."""
 
+import functools
 import os
 
 import keras
@@ -22,6 +23,7 @@ else:
 
     MODES = {"eager": lambda f: f, "jit": jax.jit}
 
+tensorflow_only = functools.partial(pytest.mark.skipif, BACKEND != "tensorflow")
 # One mode with compiled kernels in uncompiled code and one where everything is one program: for sweeps over options,
 # since each compilation takes a second.
 TWO_MODES = ("eager", "xla" if BACKEND == "tensorflow" else "jit")

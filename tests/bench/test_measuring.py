@@ -1,6 +1,5 @@
 """What tools/bench does before and while it takes times."""
 
-import importlib
 import time
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from tests import oracles
 from tests.tiers import whole
 from tools.bench import agreement, data, measuring, rows
 from tools.bench.shapes import Head, Shape
+from tools.bench.worker import Worker as InProcess
 from tools.bench.workers import LIBRARIES, Library, Missing, Worker, Workers
 
 TOY = Shape("toy", 24, 40)
@@ -85,8 +85,7 @@ def test_of_large_gradients_the_first_rows_are_compared(tmp_path, question):
 
 
 def test_queued_calls_are_timed_together():
-    library = importlib.import_module("tools.bench.worker")
-    worker = library.Worker("tests.bench.liar")
+    worker = InProcess("tests.bench.liar")
     calls = []
 
     class Call:

@@ -6,6 +6,13 @@ import numpy as np
 
 import keras_xent as kx
 
+# By their short names.
+Binary = kx.losses.BinaryCrossentropy
+Categorical = kx.losses.CategoricalCrossentropy
+Sparse = kx.losses.SparseCategoricalCrossentropy
+Sequence = kx.losses.MaskedSequenceCrossentropy
+LOW_PRECISION = ("bfloat16", "float16")
+
 # The rest of the family has tests/losses/test_family.py.
 NAMES = sorted(
     ["BinaryCrossentropy", "CategoricalCrossentropy", "MaskedSequenceCrossentropy", "SparseCategoricalCrossentropy"]

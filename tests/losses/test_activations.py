@@ -9,19 +9,10 @@ import numpy as np
 import pytest
 from keras import ops
 
-import keras_xent as kx
-from tests.backend import BACKEND, every_mode, tensor, to_numpy
+from tests.backend import every_mode, tensor, tensorflow_only, to_numpy
+from tests.losses.cases import LOW_PRECISION, Binary, Categorical, Sequence, Sparse
 from tests.losses.running import assert_close, run
 from tests.tiers import fast_for, sample
-
-Binary = kx.losses.BinaryCrossentropy
-Categorical = kx.losses.CategoricalCrossentropy
-Sparse = kx.losses.SparseCategoricalCrossentropy
-Sequence = kx.losses.MaskedSequenceCrossentropy
-
-tensorflow_only = functools.partial(pytest.mark.skipif, BACKEND != "tensorflow")
-LOW_PRECISION = ("bfloat16", "float16")
-
 
 # Logits behind an activation
 

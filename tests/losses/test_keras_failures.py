@@ -3,7 +3,6 @@
 Each test is named after what is right and holds the exact answer.
 """
 
-import functools
 import math
 import subprocess
 import sys
@@ -15,20 +14,20 @@ import pytest
 from keras import ops
 
 import keras_xent as kx
-from tests.backend import BACKEND, MODES, environment, every_mode, hessian_vector_product, tensor, to_numpy
+from tests.backend import (
+    BACKEND,
+    MODES,
+    environment,
+    every_mode,
+    hessian_vector_product,
+    tensor,
+    tensorflow_only,
+    to_numpy,
+)
 from tests.internals import on_accelerator
-from tests.losses.cases import example
+from tests.losses.cases import LOW_PRECISION, Binary, Categorical, Sequence, Sparse, example
 from tests.losses.running import assert_close, run, value
 from tests.tiers import fast_for, sample, whole
-
-Binary = kx.losses.BinaryCrossentropy
-Categorical = kx.losses.CategoricalCrossentropy
-Sparse = kx.losses.SparseCategoricalCrossentropy
-Sequence = kx.losses.MaskedSequenceCrossentropy
-
-tensorflow_only = functools.partial(pytest.mark.skipif, BACKEND != "tensorflow")
-LOW_PRECISION = ("bfloat16", "float16")
-
 
 # Labels are integers
 

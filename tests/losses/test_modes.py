@@ -10,14 +10,13 @@ import numpy as np
 import pytest
 
 import keras_xent as kx
-from tests.backend import BACKEND, MODES, environment, every_mode
+from tests.backend import MODES, environment, every_mode, tensorflow_only
 from tests.losses import replicas
 from tests.losses.cases import CLASSES, NAMES, arguments, example, make
 from tests.losses.running import assert_close, run
 from tests.tiers import fast_for, sample, whole
 
 every_loss = pytest.mark.parametrize("name", NAMES)
-tensorflow_only = functools.partial(pytest.mark.skipif, BACKEND != "tensorflow")
 COMPILED = [mode for mode in MODES if mode != "eager"]
 
 

@@ -10,12 +10,11 @@ import numpy as np
 import pytest
 
 import keras_xent as kx
-from tests.backend import BACKEND, DTYPES, MODES, every_mode, tensor, to_numpy
+from tests.backend import BACKEND, DTYPES, MODES, every_mode, tensor, tensorflow_only, to_numpy
 from tests.losses.cases import NAMES, make
 from tests.losses.running import assert_close, run
 from tests.tiers import fast_for, sample
 
-tensorflow_only = functools.partial(pytest.mark.skipif, BACKEND != "tensorflow")
 Binary, Categorical, Sparse = (
     kx.losses.BinaryCrossentropy,
     kx.losses.CategoricalCrossentropy,

@@ -49,6 +49,9 @@ def run(arguments: argparse.Namespace) -> None:
     rounds = QUICK_ROUNDS if arguments.quick else ROUNDS
     path = arguments.output or (GPU_RESULTS if arguments.gpu else QUICK_RESULTS if arguments.quick else RESULTS)
     rows = rows_of_gpu.ROWS if arguments.gpu else ROWS
+    other = [name for name in arguments.only or () if name not in rows]
+    if other:
+        raise SystemExit(f"--only {other[0]} is a row {'of a CPU' if arguments.gpu else 'for --gpu'}.")
     works = [work for name in arguments.only or rows for work in rows[name]()]
     start, failed = time.monotonic(), []
     with Workers(rows_of_gpu.LIBRARIES if arguments.gpu else LIBRARIES) as workers:

@@ -80,6 +80,7 @@ class Worker:
     def forget(self) -> None:
         """Frees the peers, their inputs and their programs."""
         self._calls.clear()
+        self._cases.clear()
         self._library.forget()
         gc.collect()
 
