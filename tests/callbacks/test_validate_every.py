@@ -13,6 +13,7 @@ from tests.backend import environment
 from tests.callbacks import replicas
 from tests.callbacks.logs import scalars
 from tests.callbacks.training import CLASSES, LENGTH, STEPS, data, fit, model
+from tests.tiers import whole
 
 
 def validation():
@@ -213,6 +214,7 @@ def test_its_callbacks_see_the_validation():
     assert validates.history["val_loss"] == [pytest.approx(found, rel=1e-5)]
 
 
+@whole
 def test_the_logs_of_an_interrupted_fit_are_left_alone():
     class Interrupt(keras.callbacks.Callback):
         def on_train_batch_begin(self, batch, logs=None):

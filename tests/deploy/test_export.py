@@ -11,6 +11,7 @@ from tensorflow.core.protobuf import saved_model_pb2
 import keras_xent as kx
 from keras_xent.deploy import export_scorer, load_scorer
 from tests.deploy.models import VOCABULARY, classifier, in_plain_tensorflow, language_model, sequences
+from tests.tiers import fast_for, whole
 
 ALL = ("serve", "score", "train_step")
 OF_TOKENS = (*ALL, "rank")
@@ -145,6 +146,7 @@ def read_by(function):
     return found
 
 
+@fast_for("LogitsDense-*")
 @pytest.mark.parametrize("head, reads", [(kx.layers.LogitsDense, False), (keras.layers.Dense, True)])
 def test_only_a_head_without_a_source_makes_the_logits(head, reads, tmp_path):
     model = language_model(head)
@@ -155,6 +157,7 @@ def test_only_a_head_without_a_source_makes_the_logits(head, reads, tmp_path):
     assert bool(made) == reads
 
 
+@whole
 def test_a_softmax_at_the_end_is_seen_through(tmp_path):
     tokens = sequences(6, 9)
     by_activation = []

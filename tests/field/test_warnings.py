@@ -65,7 +65,7 @@ class Subclassed(keras.Model):
         return self.out(inputs)
 
 
-@fast_for("None-sigmoid-*", "softmax-softmax-*")
+@fast_for("None-sigmoid-inside", "softmax-*-model")
 @pytest.mark.parametrize("last", [False, True], ids=["model", "inside"])
 @pytest.mark.parametrize("loss", ["softmax", "sigmoid"])
 @pytest.mark.parametrize("activation", [None, "softmax", "sigmoid"])
@@ -125,6 +125,7 @@ CHANGES = {
 }
 
 
+@fast_for("sliced", "scaled")
 @pytest.mark.parametrize("name", CHANGES)
 def test_logits_that_are_materialized_after_all_are_told(name):
     change, labels = CHANGES[name]

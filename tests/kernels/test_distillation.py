@@ -6,7 +6,7 @@ from keras import ops
 
 from keras_xent.kernels import _token_chunks, _xla_cpu, linear_distillation, linear_top_k_distillation
 from tests.backend import BACKEND, MODES, TWO_MODES, tensor, to_numpy
-from tests.tiers import fast_for
+from tests.tiers import fast_for, whole
 
 TOKENS, FEATURES, WIDTH, CLASSES, K = 29, 6, 4, 23, 5
 RNG = np.random.default_rng(5)
@@ -108,7 +108,7 @@ CASES = {
 }
 
 
-@fast_for("Jensen-Shannon-*")
+@fast_for("*-xla", "*-jit")
 @pytest.mark.parametrize("mode", TWO_MODES)
 @pytest.mark.parametrize("case", CASES)
 def test_losses_and_gradients_are_those_of_the_oracle(case, mode):
@@ -142,6 +142,7 @@ def test_tied_kernels_are_the_transposed_ones():
     np.testing.assert_allclose(to_numpy(mine), to_numpy(plain), atol=2e-6)
 
 
+@whole
 @fast_for("forward_kl")
 @pytest.mark.parametrize("divergence", ["forward_kl", "reverse_kl", "jensen_shannon"])
 def test_a_student_that_is_its_teacher_has_loss_and_gradient_0(divergence):

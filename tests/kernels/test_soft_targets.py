@@ -8,7 +8,7 @@ from keras import ops
 import keras_xent as kx
 from keras_xent.kernels import _compiled, _token_chunks, soft_targets
 from tests.backend import TWO_MODES, to_numpy, value_and_gradient
-from tests.tiers import fast_for
+from tests.tiers import fast_for, whole
 
 TOKENS, FEATURES, CLASSES = 22, 5, 12
 RNG = np.random.default_rng(0)
@@ -97,7 +97,8 @@ def test_targets_that_do_not_fit():
         kx.kernels.linear_softmax_cross_entropy(HIDDEN, KERNEL, TARGETS[:, 1:])
 
 
-@pytest.mark.parametrize("activation", [None, pytest.param("softmax", marks=pytest.mark.whole)])
+@whole
+@pytest.mark.parametrize("activation", [None, "softmax"])
 def test_the_loss_of_a_model_goes_without_the_logits(monkeypatch, activation):
     """As with a `Dense` layer, weights of examples and a mask included."""
     calls, forward = [], soft_targets.SoftTargetRule.forward

@@ -52,6 +52,7 @@ def test_masked_rows_leave_no_trace(kernel, mode):
     np.testing.assert_allclose(gradient, np.where(rows.counts[:, None], expected, 0), rtol=1e-6)
 
 
+@fast_for("sparse-xla", "sparse-jit")
 @every_mode
 @pytest.mark.parametrize("kernel", ["sparse", "dense"])
 def test_nan_stays_in_its_row(kernel, mode):
@@ -241,6 +242,7 @@ def test_variables_and_lists_are_read():
     assert ops.shape(sparse_softmax_cross_entropy([0], [[1.0, 2.0]])) == (1,)
 
 
+@fast_for("*-128")
 @pytest.mark.parametrize("classes", [16, 128])
 @pytest.mark.parametrize("kernel", ["sparse", "dense"])
 def test_compiled_steps_of_larger_batches_have_the_same_edge_rows(kernel, classes):

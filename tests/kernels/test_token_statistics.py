@@ -7,7 +7,7 @@ from keras import ops
 import keras_xent as kx
 from keras_xent.kernels import _token_chunks, _xla_cpu, linear_token_statistics
 from tests.backend import BACKEND, DTYPES, MODES, TWO_MODES, tensor, to_numpy
-from tests.tiers import fast_for
+from tests.tiers import fast_for, whole
 
 TOKENS, FEATURES, CLASSES = 29, 6, 23
 RNG = np.random.default_rng(4)
@@ -80,7 +80,7 @@ CASES = {
 }
 
 
-@fast_for("softcap-*")
+@fast_for("*-xla", "*-jit")
 @pytest.mark.parametrize("mode", TWO_MODES)
 @pytest.mark.parametrize("case", CASES)
 def test_values_and_gradients_are_those_of_the_oracle(case, mode):
@@ -94,6 +94,7 @@ def test_values_and_gradients_are_those_of_the_oracle(case, mode):
         np.testing.assert_allclose(one, other, atol=1e-6 * np.abs(other).max())
 
 
+@whole
 @fast_for("bfloat16")
 @pytest.mark.parametrize("dtype", [d for d in DTYPES if d != "float32"])
 def test_other_dtypes_have_their_own_accuracy(dtype):
@@ -131,6 +132,7 @@ def test_a_confident_head_has_log_probability_0_and_never_above():
     np.testing.assert_allclose(entropy, [2 * 41 * np.exp(-40.0), 0.0, np.log(3)], rtol=1e-5)
 
 
+@whole
 def test_minus_infinite_biases_switch_classes_off():
     bias = np.where(np.arange(CLASSES) < 20, BIAS, -np.inf).astype("float32")
     labels = LABELS % 20
@@ -158,6 +160,7 @@ def test_wrong_arguments_are_named():
         linear_token_statistics(HIDDEN, KERNEL, LABELS[1:])
 
 
+@whole
 def test_the_log_probability_is_minus_the_cross_entropy():
     log_prob = linear_token_statistics(HIDDEN, KERNEL, LABELS, BIAS).log_prob
     loss = kx.kernels.linear_cross_entropy(HIDDEN, KERNEL, LABELS, BIAS)

@@ -10,7 +10,7 @@ from keras import ops
 import keras_xent as kx
 from tests import oracles
 from tests.backend import BACKEND, to_numpy
-from tests.tiers import fast_for, sample
+from tests.tiers import fast_for, sample, whole
 
 CLASSES, IGNORED = 23, 3
 # Sequences, their length, and how many of their tokens the mask of an Embedding leaves: 32, 8 and 4 in all.
@@ -103,6 +103,7 @@ def test_fit_and_evaluate_agree_with_float64_under_masks_weights_and_ignored_lab
             np.testing.assert_allclose(report[f"{prefix}{name}"], value, rtol=1e-6, err_msg=f"{prefix}{name}")
 
 
+@whole
 @fast_for("fused")
 @every_head
 def test_each_of_several_outputs_has_its_own_statistics(head):
