@@ -15,7 +15,7 @@ import keras_xent as kx
 from tests.backend import environment
 from tests.callbacks.logs import scalars
 from tests.callbacks.training import CLASSES, LENGTH, STEPS, Evaluating, data, fit, model
-from tests.tiers import fast_for
+from tests.tiers import fast_for, whole
 
 
 def rows(path):
@@ -49,6 +49,7 @@ def test_the_file_holds_epochs_and_batches(tmp_path, end):
     assert seconds == sorted(seconds)
 
 
+@whole
 def test_an_evaluation_inside_fit_with_the_logger_changes_nothing():
     logger = kx.callbacks.PerplexityLogger(update_freq=3)
     history = fit(model(), Evaluating(logger), logger)

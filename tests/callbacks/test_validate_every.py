@@ -76,6 +76,7 @@ def test_both_logs_have_it_at_the_steps_of_training(pair):
     assert validates.history["val_perplexity"][-1] == pytest.approx(result["perplexity"], rel=1e-6)
 
 
+@whole
 def test_the_logs_of_batches_and_epochs_have_it_for_other_callbacks(tmp_path):
     seen = []
 
@@ -114,6 +115,7 @@ def test_a_second_fit_and_executions_of_several_steps_continue_the_count():
     assert validates.history["step"] == [7, 11, 15]
 
 
+@whole
 def test_datasets_and_their_number_of_batches_are_taken():
     import tensorflow as tf
 

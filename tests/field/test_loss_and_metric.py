@@ -45,7 +45,7 @@ def nll(logits):
     return oracles.sparse(Y.ravel(), to_numpy(logits).reshape(-1, CLASSES))[0].reshape(Y.shape)
 
 
-@fast_for("*-auto")
+@fast_for("Perplexity-auto")
 @pytest.mark.parametrize("mode", [{}, {"run_eagerly": True}, {"jit_compile": True}], ids=["auto", "eager", "xla"])
 @pytest.mark.parametrize("name", METRICS)
 def test_a_metric_of_logits_does_not_repeat_a_forgotten_from_logits(name, mode):
@@ -74,6 +74,7 @@ def test_a_disagreement_about_ignore_class_is_told_once(which, mode, head):
     assert len(told) == 1 and "Perplexity" in told[0] and "MaskedSequenceCrossentropy" in told[0]
 
 
+@whole
 def test_padding_marked_by_weights_here_and_by_labels_there_is_no_disagreement():
     weights = (Y != 0).astype("float32")
     model = language_model()
@@ -85,7 +86,6 @@ def test_padding_marked_by_weights_here_and_by_labels_there_is_no_disagreement()
 
 
 @whole
-@fast_for("fused")
 @pytest.mark.parametrize("head", [keras.layers.Dense, kx.layers.LogitsDense], ids=["dense", "fused"])
 def test_a_metric_without_the_soft_cap_of_the_loss_has_none(head):
     model = language_model(head)

@@ -77,7 +77,6 @@ def test_gradient_penalties_of_masked_rows_are_0(kernel, how, mode):
 
 
 @whole
-@fast_for("dense-*")
 @every_mode
 @pytest.mark.parametrize("gamma", sample([0.5, 1.5], [0.5]))
 @every_kernel
@@ -90,7 +89,6 @@ def test_focal_second_derivatives_are_0_where_1_minus_p_underflows(kernel, gamma
 
 
 @whole
-@fast_for("dense-*")
 @every_mode
 @every_kernel
 def test_second_derivatives_for_16_bit_logits_are_those_for_float32(kernel, mode):

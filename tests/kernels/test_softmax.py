@@ -111,6 +111,7 @@ def test_smoothed_losses_whose_sum_overflows():
         np.testing.assert_allclose(to_numpy(loss), right, rtol=2e-6)
 
 
+@fast_for("bfloat16*")
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_labels_are_not_rounded_to_the_dtype_of_16_bit_logits(dtype):
     labels, logits, loss, _ = facts.edge_labels()

@@ -144,7 +144,7 @@ def test_the_gradient_for_the_targets_agrees_with_the_oracle(options, mode):
     np.testing.assert_allclose(got, expected, rtol=3e-6, atol=1e-6)
 
 
-@fast_for("dense-*")
+@fast_for("dense-plain-*")
 @pytest.mark.parametrize(
     "options, mode",
     sample(

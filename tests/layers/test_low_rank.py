@@ -85,7 +85,6 @@ def test_factors_train_as_those_of_keras_and_no_gradient_of_the_kernel_is_formed
 
 
 @whole
-@fast_for("dense")
 @pytest.mark.parametrize("build", [dense, tied])
 def test_a_frozen_head_forms_no_gradient_of_its_kernel(build, formed):
     model, head = build()

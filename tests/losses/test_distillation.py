@@ -101,7 +101,6 @@ def test_keras_distiller_trains_a_student_without_logits(monkeypatch):
 
 
 @whole
-@fast_for("mixed_bfloat16-LogitsDense-LogitsDense")
 @pytest.mark.parametrize("student_head", [kx.layers.LogitsDense, keras.layers.Dense])
 @pytest.mark.parametrize("teacher_head", [kx.layers.LogitsDense, keras.layers.Dense])
 @pytest.mark.parametrize("dtype", ["float32", "mixed_bfloat16"])

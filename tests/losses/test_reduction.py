@@ -33,7 +33,7 @@ KERAS_SHAPES = [
 ]
 
 
-@fast_for("Binary*-sum_over_batch_size", "Sparse*-sum_over_batch_size")
+@fast_for("Sparse*-sum_over_batch_size")
 @pytest.mark.parametrize("reduction", KERAS_REDUCTIONS)
 @pytest.mark.parametrize("name", DROP_INS)
 def test_reductions_of_keras_agree_with_keras(name, reduction):

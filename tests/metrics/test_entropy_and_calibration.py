@@ -51,6 +51,7 @@ def test_both_are_exact_over_batches_and_masks():
         assert np.isnan(float(metric.result()))
 
 
+@whole
 def test_probabilities_weights_and_a_class_axis():
     p = np.exp(log_softmax(LOGITS)).astype("float32")
     weights = MASK.astype("float32")

@@ -104,7 +104,6 @@ def test_fit_and_evaluate_agree_with_float64_under_masks_weights_and_ignored_lab
 
 
 @whole
-@fast_for("fused")
 @every_head
 def test_each_of_several_outputs_has_its_own_statistics(head):
     """Also on JAX, where all losses hand what they know to all metrics; and other metrics that live do not matter."""
@@ -207,6 +206,7 @@ def exponentials(metrics, head):
     return len([line for line in text.splitlines() if f",{CLASSES}]" in line and " exponential(" in line])
 
 
+@whole
 @fast_for("dense")
 @every_head
 def test_metrics_add_no_softmax_to_the_step(head):
