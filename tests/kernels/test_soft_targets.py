@@ -6,8 +6,9 @@ import pytest
 from keras import ops
 
 import keras_xent as kx
-from keras_xent.kernels import _compiled, _token_chunks, soft_targets
+from keras_xent.kernels import _compiled, soft_targets
 from tests.backend import TWO_MODES, to_numpy, value_and_gradient
+from tests.internals import set_sizes
 from tests.tiers import fast_for, whole
 
 TOKENS, FEATURES, CLASSES = 22, 5, 12
@@ -27,8 +28,7 @@ OPTIONS = {
 
 @pytest.fixture
 def small_chunks(monkeypatch):
-    monkeypatch.setattr(_token_chunks, "MIN_CHUNK_TOKENS", 2)
-    monkeypatch.setattr(_token_chunks, "CPU_CHUNK_BYTES", 4 * CLASSES * 2 * 4)
+    set_sizes(monkeypatch.setattr, fewest_rows=2, chunk_bytes=4 * CLASSES * 2 * 4)
 
 
 @fast_for("False-all-False")

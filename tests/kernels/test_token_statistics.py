@@ -5,8 +5,9 @@ import pytest
 from keras import ops
 
 import keras_xent as kx
-from keras_xent.kernels import _token_chunks, _xla_cpu, linear_token_statistics
+from keras_xent.kernels import linear_token_statistics
 from tests.backend import BACKEND, DTYPES, MODES, TWO_MODES, tensor, to_numpy
+from tests.internals import set_sizes
 from tests.tiers import fast_for, whole
 
 TOKENS, FEATURES, CLASSES = 29, 6, 23
@@ -22,9 +23,7 @@ UPSTREAM = RNG.standard_normal((3, TOKENS)).astype("float32")
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch):
     """Chunks of 8 tokens made of blocks of 2: nothing divides anything."""
-    monkeypatch.setattr(_token_chunks, "MIN_CHUNK_TOKENS", 1)
-    monkeypatch.setattr(_token_chunks, "CPU_CHUNK_BYTES", 4 * CLASSES * 8)
-    monkeypatch.setattr(_xla_cpu, "_BLOCK_BYTES", 4 * CLASSES * 2)
+    set_sizes(monkeypatch.setattr, fewest_rows=1, chunk_bytes=4 * CLASSES * 8, block_bytes=4 * CLASSES * 2)
 
 
 def oracle(hidden, kernel, bias, *, temperature=1.0, softcap=None, mask=None):
