@@ -55,6 +55,7 @@ def test_without_a_metric_of_tokens_it_says_what_is_missing():
     assert np.isfinite(history["gradient_norm"]).all()
 
 
+@whole
 def test_the_time_of_validation_is_not_that_of_training():
     class Slow(keras.utils.PyDataset):
         def __len__(self):

@@ -166,6 +166,7 @@ def test_random_numbers_of_the_training_are_left_alone():
     assert history(kx.callbacks.ValidateEvery(1, validation())) == history()
 
 
+@whole
 def test_every_validation_has_the_batches_of_a_generator():
     """A generator cannot begin again, and one that never ends would give other batches each time."""
     x, y = validation()
@@ -183,6 +184,7 @@ def test_every_validation_has_the_batches_of_a_generator():
         np.testing.assert_allclose(validates.history["val_perplexity"], whole.history["val_perplexity"], rtol=1e-6)
 
 
+@whole
 def test_an_epoch_without_a_validation_has_no_result():
     """The one of an epoch before would be one more without an improvement."""
     stop = keras.callbacks.EarlyStopping("val_loss", patience=1)
@@ -193,6 +195,7 @@ def test_an_epoch_without_a_validation_has_no_result():
     assert history["val_loss"] == validates.history["val_loss"] and len(history["loss"]) == 6
 
 
+@whole
 def test_its_callbacks_see_the_validation():
     """The averages are validated, and the training goes on with the weights."""
     average = keras.callbacks.SwapEMAWeights()

@@ -312,6 +312,7 @@ def test_what_lies_beside_the_model_may_not_be_anything(folder, tmp_path, text):
     assert str(error.value) == f"'{about}' is not what `export_scorer` writes. Export the model again."
 
 
+@whole
 def test_a_scorer_without_what_lies_beside_it_still_scores(folder, scorer, tmp_path):
     shutil.copytree(folder, tmp_path / "model")
     shutil.rmtree(tmp_path / "model" / "assets.extra")
