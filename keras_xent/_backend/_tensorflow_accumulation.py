@@ -82,7 +82,7 @@ def _unrolled(run, data, steps):
     sizes = tf.cast(tf.stack([end - first for first, end in itertools.pairwise(ends)]), "float32")
     sizes = tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, sizes)
     shares = tf.unstack(sizes / tf.reduce_sum(sizes))
-    sums = None
+    sums: list[Any] | None = None
     for i, (first, end) in enumerate(itertools.pairwise(ends)):
         with tf.control_dependencies([one for one in sums or () if one is not None]):
             part = _map(lambda t, first=first, end=end: tf.identity(t[first:end]), data)

@@ -140,7 +140,7 @@ class ValidateEvery(keras.callbacks.Callback):
             log.paused(time.perf_counter() - begin)
 
     def _values_of_averages(self):
-        """What `SwapEMAWeights` exchanges, on TensorFlow by sums, and not back after what it takes for the last epoch."""
+        """What `SwapEMAWeights` exchanges, on TensorFlow by sums; it does not undo what it does in the last epoch."""
         if not any(isinstance(callback, keras.callbacks.SwapEMAWeights) for callback in self.callbacks):
             return []
         averages = [one for one in self.model.optimizer.variables if one.path.endswith("_average")]
