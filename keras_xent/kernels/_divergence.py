@@ -23,7 +23,7 @@ NAMES: tuple[str, ...] = typing.get_args(DivergenceName)
 
 @dataclass(frozen=True)
 class Softmax:
-    """Log-probabilities of logits that are capped, then divided by a temperature."""
+    """Probabilities of logits that are capped, then divided by a temperature."""
 
     temperature: float
     softcap: float | None
