@@ -56,6 +56,7 @@ sums_pairwise = _module.sums_pairwise
 matmul = _module.matmul
 fori_loop = _module.fori_loop
 update_rows = _module.update_rows
+take_at_columns = _module.take_at_columns
 add_at_columns = _module.add_at_columns
 scale_or_zero = _module.scale_or_zero
 bitcast = _module.bitcast

@@ -79,6 +79,11 @@ def update_rows(array: Tensor, start: Any, rows: Tensor) -> Tensor:
     return jax.lax.dynamic_update_slice(array, rows, (start, *[0] * (array.ndim - 1)))
 
 
+def take_at_columns(array: Tensor, columns: Tensor) -> Tensor:
+    """The numbers of `array` at the indices `columns` along axis 1; both have the same other axes."""
+    return keras.ops.take_along_axis(array, columns, axis=1)
+
+
 def add_at_columns(array: Tensor, columns: Tensor, values: Tensor) -> Tensor:
     """`[n, V]` with `values` `[n, K]` added at `columns` `[n, K]`; those that come twice are added twice."""
     return array.at[jax.numpy.arange(array.shape[0])[:, None], columns].add(values)

@@ -196,11 +196,11 @@ if BACKEND == "tensorflow":
         more = lambda i, total: (i + 1, total + loss(x) / 2)  # noqa: E731
         return tf.while_loop(lambda i, _: i < 2, more, (0, 0.0), maximum_iterations=2)[1]
 
-    @fast_for("sparse-condition-xla")
+    @fast_for("sparse-condition-xla", "sparse-loop-xla")
     @pytest.mark.parametrize(
         "inside, jit_compile",
-        [(in_condition, None), (in_condition, True), (in_loop, None)],
-        ids=["condition-graph", "condition-xla", "loop-graph"],
+        [(in_condition, None), (in_condition, True), (in_loop, None), (in_loop, True)],
+        ids=["condition-graph", "condition-xla", "loop-graph", "loop-xla"],
     )
     @pytest.mark.parametrize("name", HESSIANS)
     def test_second_derivatives_pass_a_condition_and_a_loop(name, inside, jit_compile):
