@@ -16,8 +16,8 @@ def entry_of(layer: Any, own: type, plain: type, name: str, store: Any) -> Any:
     if found is None or not len(found.keys()):
         raise ValueError(
             f"Layer '{layer.name}' ({type(layer).__name__}) has no entry in this file, whose entries have the names of "
-            f"classes. If it was saved from a model with a `keras.layers.{plain.__name__}` in the place of this layer, load it "
-            "into that model, and copy its weights with `model.set_weights(other.get_weights())` or call "
+            f"classes. If it was saved from a model with a `keras.layers.{plain.__name__}` in the place of this layer, "
+            "load it into that model, and copy its weights with `model.set_weights(other.get_weights())` or call "
             "`keras_xent.fuse_head(other)`."
         )
     return found

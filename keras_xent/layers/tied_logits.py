@@ -81,7 +81,8 @@ class TiedLogits(keras.layers.ReversibleEmbedding):
 
     def load_own_variables(self, store: Any) -> None:
         """Reads the weights, also from a file of a model with a `ReversibleEmbedding` in the place of this layer."""
-        super().load_own_variables(entry_of(self, TiedLogits, keras.layers.ReversibleEmbedding, "reversible_embedding", store))
+        plain = keras.layers.ReversibleEmbedding
+        super().load_own_variables(entry_of(self, TiedLogits, plain, "reversible_embedding", store))
 
     def rematerialized_call(self, layer_call: Any, *args: Any, **kwargs: Any) -> Any:
         """The call under `keras.RematScope`, with its flags left as they are: JAX would trace them."""
