@@ -129,6 +129,11 @@ def round_to_bfloat16(x: Tensor) -> Tensor:
     return by_bits(x)
 
 
+def on_any_mesh(function: Function) -> Function:
+    """`function`: types of TensorFlow do not name a mesh."""
+    return function
+
+
 def batch_mesh(array: Tensor) -> None:
     """None: on TensorFlow each replica has its own rows."""
     return None

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from keras import ops
 
-from keras_xent._backend import no_autograph, take_at_columns, uses_xla_cpu
+from keras_xent._backend import no_autograph, on_any_mesh, take_at_columns, uses_xla_cpu
 from keras_xent._named_arguments import named_arguments
 from keras_xent._types import Reduction, Tensor
 from keras_xent.kernels import _row_statistics as row_statistics
@@ -209,6 +209,7 @@ class CrossEntropyRule(Rule):
         return replace(self, statistics=())
 
 
+@on_any_mesh
 def with_statistics(
     hidden: Tensor,
     kernel: Tensor,

@@ -5,7 +5,7 @@ from typing import Any
 from keras import ops
 
 from keras_xent import _backend
-from keras_xent._backend import custom_gradient, no_autograph, take_at_columns
+from keras_xent._backend import custom_gradient, no_autograph, on_any_mesh, take_at_columns
 from keras_xent._named_arguments import named_arguments
 from keras_xent._types import Tensor
 from keras_xent.kernels import _softmax_row as row
@@ -21,6 +21,7 @@ from keras_xent.kernels._xla_cpu import keeps_exponentials, row_sum
 
 @no_autograph
 @named_arguments
+@on_any_mesh
 def sparse_softmax_cross_entropy(
     labels: Tensor,
     logits: Tensor,

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 from keras import ops
 
 from keras_xent import arguments
-from keras_xent._backend import no_autograph, take_at_columns
+from keras_xent._backend import no_autograph, on_any_mesh, take_at_columns
 from keras_xent._named_arguments import named_arguments
 from keras_xent._types import Tensor
 from keras_xent.kernels import _row_statistics as row_statistics
@@ -42,6 +42,7 @@ class TokenStatistics(NamedTuple):
 
 @no_autograph
 @named_arguments
+@on_any_mesh
 def linear_token_statistics(
     hidden: Tensor,
     kernel: Tensor,

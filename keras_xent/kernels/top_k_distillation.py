@@ -7,7 +7,7 @@ from typing import Any
 from keras import ops
 
 from keras_xent import arguments
-from keras_xent._backend import add_at_columns, no_autograph, take_at_columns
+from keras_xent._backend import add_at_columns, no_autograph, on_any_mesh, take_at_columns
 from keras_xent._named_arguments import named_arguments
 from keras_xent._types import Reduction, Tensor
 from keras_xent.kernels._divergence import Softmax
@@ -20,6 +20,7 @@ from keras_xent.kernels._shapes import same_shape
 
 @no_autograph
 @named_arguments
+@on_any_mesh
 def linear_top_k_distillation(
     hidden: Tensor,
     kernel: Tensor,

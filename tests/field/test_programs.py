@@ -272,6 +272,29 @@ losses = (
 for loss, y, classes in losses:
     value, gradient = jax.jit(jax.value_and_grad(lambda x: loss(y, x)))(x)
     assert abs(float(value) - np.log(classes)) < 1e-5 and np.isfinite(np.asarray(gradient)).all()
+
+mesh = jax.make_mesh((2, 2), ("data", "model"))
+rng = np.random.default_rng(0)
+hidden, other = rng.normal(size=(2, 8, 4)).astype("float32")
+kernel, logits, labels = rng.normal(size=(4, 6)).astype("float32"), hidden @ rng.normal(size=(4, 6)), np.arange(8) % 6
+logits = logits.astype("float32")
+steps = (
+    lambda h, k, x, y: kx.kernels.linear_cross_entropy(h, k, y, reduction="token_mean"),
+    lambda h, k, x, y: kx.kernels.linear_distillation(h, k, other, kernel, token_weights=y, reduction="token_mean"),
+    lambda h, k, x, y: kx.kernels.linear_token_statistics(h, k, y).entropy.sum(),
+    lambda h, k, x, y: kx.losses.Distillation()(x, h @ k),
+    lambda h, k, x, y: kx.losses.MaskedSequenceCrossentropy(class_weight=[1, 2, 3, 4, 5, 6])(y, x + h @ k, y),
+)
+# Teacher and labels on all devices, the kernel divided along its classes.
+specs = PartitionSpec("data"), PartitionSpec(None, "model"), PartitionSpec(), PartitionSpec()
+arrays = hidden, kernel, logits, labels
+sharded = [jax.device_put(a, NamedSharding(mesh, spec)) for a, spec in zip(arrays, specs)]
+for step in steps:
+    expected = jax.value_and_grad(step, (0, 1))(*arrays)
+    with jax.set_mesh(mesh):
+        found = jax.jit(jax.value_and_grad(step, (0, 1)))(*sharded)
+    assert [g.sharding.spec[:1] for g in found[1]] == [a.sharding.spec[:1] for a in sharded[:2]]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-6), found, expected)
 print("right")
 """
         flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
