@@ -77,14 +77,24 @@ def test_a_fused_head_looks_at_weights_before_labels(bad, eager):
     np.testing.assert_allclose(values[1], values[0], rtol=1e-5)
 
 
-@pytest.mark.parametrize("kernel", ["sigmoid_cross_entropy", "sparse_softmax_cross_entropy"])
-def test_a_model_compiled_with_a_kernel_is_loaded_with_it(kernel, tmp_path):
-    x, y = np.ones((4, 3)), np.zeros((4, 2)) if "sigmoid" in kernel else np.zeros(4, int)
-    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])
-    model.compile("sgd", getattr(kx.kernels, kernel))
+@pytest.mark.parametrize("ending", ["keras", "h5"])
+@pytest.mark.parametrize(
+    "function",
+    [
+        kx.kernels.sigmoid_cross_entropy,
+        kx.kernels.sparse_softmax_cross_entropy,
+        kx.losses.sparse_categorical_crossentropy,
+    ],
+    ids=lambda function: function.__name__,
+)
+def test_a_model_compiled_with_a_function_is_loaded_with_it(function, ending, tmp_path):
+    x, y = np.ones((4, 3)), np.zeros((4, 2)) if "sigmoid" in function.__name__ else np.zeros(4, int)
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2, activation="sigmoid")])
+    model.compile("sgd", function)
     expected = model.evaluate(x, y, verbose=0)
-    model.save(tmp_path / "model.keras")
-    loaded = keras.models.load_model(tmp_path / "model.keras")
+    model.save(tmp_path / f"model.{ending}")
+    loaded = keras.models.load_model(tmp_path / f"model.{ending}")
+    assert loaded.loss is function
     np.testing.assert_allclose(loaded.evaluate(x, y, verbose=0), expected, rtol=1e-6)
 
 
