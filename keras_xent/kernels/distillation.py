@@ -6,7 +6,7 @@ from typing import Any
 from keras import ops
 
 from keras_xent import arguments
-from keras_xent._backend import matmul, no_autograph, on_accelerator
+from keras_xent._backend import matmul, no_autograph, on_accelerator, on_any_mesh
 from keras_xent._named_arguments import named_arguments
 from keras_xent._types import DivergenceName, Reduction, Tensor
 from keras_xent.kernels._divergence import Divergence, Pair, Softmax
@@ -18,6 +18,7 @@ from keras_xent.kernels._shapes import same_shape
 
 @no_autograph
 @named_arguments
+@on_any_mesh
 def linear_distillation(
     hidden: Tensor,
     kernel: Tensor,

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 from keras import ops
 
 from keras_xent import arguments
-from keras_xent._backend import no_autograph
+from keras_xent._backend import no_autograph, on_any_mesh, take_at_columns
 from keras_xent._named_arguments import named_arguments
 from keras_xent._types import Tensor
 from keras_xent.kernels import _row_statistics as row_statistics
@@ -42,6 +42,7 @@ class TokenStatistics(NamedTuple):
 
 @no_autograph
 @named_arguments
+@on_any_mesh
 def linear_token_statistics(
     hidden: Tensor,
     kernel: Tensor,
@@ -185,7 +186,7 @@ class StatisticsRule(Rule):
             from_mean = below - mean_below
             rest = ops.sum(multiply_no_nan(p, from_mean), axis=1, keepdims=True)
             of_all = w + multiply_no_nan(v, from_mean - rest)
-        nll = row.nll(ops.take_along_axis(x, label, axis=1), max_logit, sum_exp_minus_one, self.softcap)
+        nll = row.nll(take_at_columns(x, label), max_logit, sum_exp_minus_one, self.softcap)
         # 1 - p of the label, exact where p has rounded to 1.
         at_label = -u * ops.expm1(-nll) + where_or_zero(multiply_no_nan(p, of_all), is_label)
         gradient = ops.where(is_label, at_label, multiply_no_nan(p, of_all - u))
