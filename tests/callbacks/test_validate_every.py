@@ -13,6 +13,7 @@ from tests.backend import environment
 from tests.callbacks import replicas
 from tests.callbacks.logs import scalars
 from tests.callbacks.training import CLASSES, LENGTH, STEPS, data, fit, model
+from tests.tiers import whole
 
 
 def validation():
@@ -75,6 +76,7 @@ def test_both_logs_have_it_at_the_steps_of_training(pair):
     assert validates.history["val_perplexity"][-1] == pytest.approx(result["perplexity"], rel=1e-6)
 
 
+@whole
 def test_the_logs_of_batches_and_epochs_have_it_for_other_callbacks(tmp_path):
     seen = []
 
@@ -113,6 +115,7 @@ def test_a_second_fit_and_executions_of_several_steps_continue_the_count():
     assert validates.history["step"] == [7, 11, 15]
 
 
+@whole
 def test_datasets_and_their_number_of_batches_are_taken():
     import tensorflow as tf
 
@@ -213,6 +216,7 @@ def test_its_callbacks_see_the_validation():
     assert validates.history["val_loss"] == [pytest.approx(found, rel=1e-5)]
 
 
+@whole
 def test_the_logs_of_an_interrupted_fit_are_left_alone():
     class Interrupt(keras.callbacks.Callback):
         def on_train_batch_begin(self, batch, logs=None):
