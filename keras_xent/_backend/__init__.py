@@ -56,12 +56,14 @@ sums_pairwise = _module.sums_pairwise
 matmul = _module.matmul
 fori_loop = _module.fori_loop
 update_rows = _module.update_rows
+take_at_columns = _module.take_at_columns
 add_at_columns = _module.add_at_columns
 scale_or_zero = _module.scale_or_zero
 bitcast = _module.bitcast
 round_to_bfloat16 = _module.round_to_bfloat16
 # Devices.
 on_accelerator = _module.on_accelerator
+on_any_mesh = _module.on_any_mesh
 batch_mesh = _module.batch_mesh
 is_partitioned = _module.is_partitioned
 shard_map_rows = _module.shard_map_rows

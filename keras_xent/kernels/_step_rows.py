@@ -19,6 +19,7 @@ from typing import NamedTuple
 from keras import ops
 
 from keras_xent import _backend
+from keras_xent._backend import take_at_columns
 from keras_xent.kernels import _softmax_row as row
 from keras_xent.kernels._dtypes import accumulator_dtype, dtype_of, largest, upcast
 from keras_xent.kernels._masking import multiply_no_nan, nan_unless, where_or_zero
@@ -88,7 +89,7 @@ def _exp_off_label(logits, label, max_logit):
 
 def _label_and_logit(logits, labels):
     label = ops.maximum(labels[:, 0], 0)
-    return label, ops.take_along_axis(logits, label[:, None], axis=1)[:, 0]
+    return label, take_at_columns(logits, label[:, None])[:, 0]
 
 
 def _sparse_forward(logits, labels, *, options):

@@ -8,7 +8,7 @@ from typing import Any
 
 from keras import ops
 
-from keras_xent._backend import custom_gradient, no_autograph, with_rounded_rows
+from keras_xent._backend import custom_gradient, no_autograph, on_any_mesh, with_rounded_rows
 from keras_xent._named_arguments import named_arguments
 from keras_xent._types import Tensor
 from keras_xent.kernels._compiled import CompiledKernel, row_kernel
@@ -22,6 +22,7 @@ from keras_xent.kernels._xla_cpu import log1p_polynomial
 
 @no_autograph
 @named_arguments
+@on_any_mesh
 def sigmoid_cross_entropy(
     labels: Tensor,
     logits: Tensor,

@@ -249,3 +249,18 @@ def test_on_replicas_training_is_as_without_it():
         np.testing.assert_allclose(with_it[name], values, rtol=1e-6)
     assert len(result["validated"]) == 2 * STEPS
     assert result["validated"][-1] == pytest.approx(result["last"], rel=1e-5)
+
+
+@pytest.mark.parametrize("on_epoch", [False, True])
+def test_averages_are_exchanged_without_a_trace(on_epoch):
+    """On TensorFlow Keras exchanges them by sums, and keeps the averages after what it takes for the last epoch."""
+
+    def after(*callbacks):
+        built = model()
+        built.compile(keras.optimizers.Adam(0.05, use_ema=True, ema_momentum=0.7), built.loss)
+        validates = [kx.callbacks.ValidateEvery(2, validation(), callbacks=callbacks)] if callbacks else []
+        losses = fit(built, *validates, validation=False)["loss"]
+        return [*built.get_weights(), *map(keras.ops.convert_to_numpy, built.optimizer.variables), np.array(losses)]
+
+    for plain, validated in zip(after(), after(keras.callbacks.SwapEMAWeights(on_epoch)), strict=True):
+        np.testing.assert_array_equal(plain, validated)

@@ -56,6 +56,43 @@ def test_a_file_of_weights_works_both_ways(build, tmp_path):
         same(one, other)
 
 
+def list_of(heads, *, tied=False, last=()):
+    """A model of several dense layers, of which the heads are of a given class."""
+    keras.utils.set_random_seed(len(heads))
+    tokens = keras.Input((8,), dtype="int32")
+    if tied:
+        embedding = heads[0](50, 4)
+        return keras.Model(tokens, embedding(keras.layers.Dense(4)(embedding(tokens)), reverse=True))
+    hidden = keras.layers.Dense(4)(keras.layers.Embedding(50, 4)(tokens))
+    outputs = [head(50)(hidden) for head in (*heads, *last)]
+    return keras.Model(tokens, outputs if len(outputs) > 1 else outputs[0])
+
+
+@pytest.mark.parametrize("skip_mismatch", [False, True])
+@pytest.mark.parametrize("kind", ["one", "two", "tied"])
+def test_our_layers_read_files_of_models_with_those_of_keras(kind, skip_mismatch, tmp_path):
+    plain, own = keras.layers.Dense, kx.layers.LogitsDense
+    if kind == "tied":
+        plain, own = keras.layers.ReversibleEmbedding, kx.layers.TiedLogits
+    heads, tied = 2 if kind == "two" else 1, kind == "tied"
+    one, other = list_of([plain] * heads, tied=tied), list_of([own] * heads, tied=tied)
+    one.save_weights(tmp_path / "w.weights.h5")
+    other.load_weights(tmp_path / "w.weights.h5", skip_mismatch=skip_mismatch)
+    for weights, expected in zip(other.get_weights(), one.get_weights(), strict=True):
+        np.testing.assert_array_equal(weights, expected)
+
+
+def test_our_layers_read_no_entry_of_another_layer(tmp_path):
+    plain, own = keras.layers.Dense, kx.layers.LogitsDense
+    list_of([plain, plain]).save_weights(tmp_path / "w.weights.h5")
+    with pytest.raises(ValueError, match="1 objects could not be loaded(?s:.)*`keras_xent.fuse_head"):
+        list_of([own], last=[plain]).load_weights(tmp_path / "w.weights.h5")
+    # Keras numbers the layers of each class by themselves, and cannot tell either.
+    list_of([own]).save_weights(tmp_path / "w.weights.h5")
+    with pytest.raises(ValueError, match="objects could not be loaded"):
+        list_of([plain]).load_weights(tmp_path / "w.weights.h5")
+
+
 @pytest.mark.whole
 @pytest.mark.parametrize("build", sample([dense, tied, untied, with_lora], [tied]))
 def test_a_fused_model_is_saved_copied_and_pickled_as_the_plain_one(build, tmp_path):

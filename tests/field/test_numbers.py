@@ -179,6 +179,25 @@ def test_an_ignored_label_may_be_larger_than_an_int32():
     np.testing.assert_allclose(float(loss(np.array([1, 2]), x)), np.log(4), rtol=1e-6)
 
 
+# JAX makes uint32 of the arguments of a program.
+UNSIGNED = [("uint32", 2**32 - 1, "program"), ("uint32", 2**31 + 2, "program"), ("uint64", 2**63 + 2, "eager")]
+
+
+@pytest.mark.parametrize("dtype, label, mode", [*UNSIGNED, ("uint32", 2**31 + 2, "eager")])
+def test_unsigned_labels_that_no_signed_integer_holds(dtype, label, mode):
+    mode = {"program": "xla" if BACKEND == "tensorflow" else "jit"}.get(mode, mode)
+    y, x = np.array([label, 3, 2], dtype), np.zeros((3, 4), "float32")
+    # 2 and 3 are what wraps around would be mistaken for.
+    for ignored, expected in ((label, [0, 1, 1]), (-1, [np.nan, 1, 1]), (3, [np.nan, 0, 1])):
+        loss = kx.losses.SparseCategoricalCrossentropy(from_logits=True, reduction=None, ignore_class=ignored)
+        if mode == "eager" and np.isnan(expected[0]):
+            with pytest.raises(ValueError, match="classes from 0 to 3"):
+                loss(y, x)
+        else:
+            found = MODES[mode](loss)(ops.convert_to_tensor(y) if mode != "eager" else y, tensor(x))
+            np.testing.assert_allclose(to_numpy(found), np.multiply(expected, np.log(4)), rtol=1e-6)
+
+
 def test_predictions_without_a_class_axis_are_refused():
     loss = kx.losses.SparseCategoricalCrossentropy(from_logits=True)
     with pytest.raises(ValueError, match="`y_pred` has one number for each example, and a distribution has a class"):

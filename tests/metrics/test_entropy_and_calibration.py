@@ -244,13 +244,30 @@ def test_predictions_may_be_lists(kind):
     assert float(listed.result()) == float(given.result())
 
 
-@pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
-def test_a_temperature_is_no_option_of_a_program_in_mixed_precision(policy, monkeypatch):
+def capped_head(dtype):
+    """A head over an identity, its logits capped to 2."""
+    layer, hidden = kx.layers.TiedLogits(7, 7, logit_soft_cap=2.0, dtype=dtype), keras.Input((7,))
+    model = keras.Model(hidden, layer(hidden, reverse=True))
+    layer.set_weights([np.eye(7)])
+    return model
+
+
+def biased_head(dtype):
+    layer = kx.layers.LogitsDense(7, kernel_initializer="identity", bias_initializer="ones", dtype=dtype)
+    return keras.Sequential([keras.Input((7,)), layer])
+
+
+@pytest.mark.parametrize(
+    "head, dtype",
+    [(biased_head, "mixed_bfloat16"), (biased_head, "mixed_float16"), (capped_head, "float32")],
+    ids=["bfloat16", "float16", "capped"],
+)
+def test_a_temperature_is_no_option_of_a_program(head, dtype, monkeypatch):
     """Each new one would be compiled for seconds."""
-    layer = kx.layers.LogitsDense(7, kernel_initializer="identity", bias_initializer="ones", dtype=policy)
-    model, options, kernel = keras.Sequential([keras.Input((7,)), layer]), [], calibration.linear_token_statistics
-    monkeypatch.setattr(calibration, "linear_token_statistics", lambda *a, **k: options.append(k) or kernel(*a, **k))
-    rounded = to_numpy(ops.cast(X, layer.compute_dtype)).astype("float32")
-    found = kx.calibrate(model, (rounded, Y), batch_size=500)
-    assert {one["temperature"] for one in options} == {1.0}
-    assert found == pytest.approx(kx.calibrate(identity(7), (rounded, Y), batch_size=500), rel=3e-4)
+    rules, columns = set(), calibration.token_columns
+    monkeypatch.setattr(calibration, "token_columns", lambda *a, **k: rules.add(k["rule"]) or columns(*a, **k))
+    rounded = to_numpy(ops.cast(X, dtype.removeprefix("mixed_"))).astype("float32")
+    found = kx.calibrate(head(dtype), (rounded, Y), batch_size=500)
+    assert len(rules) == 1
+    logits = 2 * np.tanh(rounded / 2) if head is capped_head else rounded
+    assert found == pytest.approx(kx.calibrate(identity(7), (logits, Y), batch_size=500), rel=3e-4)
