@@ -124,11 +124,17 @@ def row_max(values: Callable, array: Tensor) -> Tensor:
     return _reduce_slices(values, ops.maximum, ops.max, (array,))
 
 
+def sums_in_slices(rows: Tensor) -> bool:
+    """Whether `row_sum` of these rows, outside of a block, leaves its terms out of memory."""
+    columns = rows.shape[1]
+    is_long = len(rows.shape) == 2 and columns is not None and _MIN_SLICED_ROW <= columns <= _MAX_SLICED_ROW
+    return is_long and _backend.XLA_CPU_FUSES_SLICED_SUMS and uses_xla_cpu()
+
+
 def _reduce_slices(term, combine, reduce, arrays):
-    columns = arrays[0].shape[1]
-    is_sliced = columns is not None and _MIN_SLICED_ROW <= columns <= _MAX_SLICED_ROW and not _inside_block.get()
-    if not (is_sliced and _backend.XLA_CPU_FUSES_SLICED_SUMS and uses_xla_cpu()):
+    if _inside_block.get() or not sums_in_slices(arrays[0]):
         return reduce(term(*arrays), axis=1, keepdims=True)
+    columns = arrays[0].shape[1]
     # Cast before they are sliced, 16-bit floats are cast inside the fused program; after, slice by slice.
     arrays = [ops.cast(a, "float32") if narrow_float(a) else a for a in arrays]
     num_slices = max(_MIN_SLICES, columns // _MAX_SLICE)
@@ -214,7 +220,8 @@ def log1p_polynomial(x: Tensor) -> Tensor:
     remainder = _LOG1P[0]
     for coefficient in _LOG1P[1:]:
         remainder = remainder * x + coefficient
-    return x - x * x * remainder
+    # Not x * x, of which XLA makes another exponential where x is one.
+    return x - x * (x * remainder)
 
 
 def cast_to_nearest_even(x: Tensor, dtype: Any) -> Tensor:

@@ -4,6 +4,7 @@ With logit `x`, label `y` in [0, 1] and `L = log(1 + exp(-|x|))`, the two costs 
 a positive and `softplus(x) = max(x, 0) + L` for a negative label: nothing overflows and nothing cancels.
 """
 
+import dataclasses
 from typing import Any
 
 from keras import ops
@@ -17,7 +18,7 @@ from keras_xent.kernels._labels import is_soft_label, weights_tensor
 from keras_xent.kernels._masking import both, multiply_no_nan, nan_unless, where_or_zero
 from keras_xent.kernels._options import SigmoidOptions
 from keras_xent.kernels._shapes import as_rows, checked_axis, ensure_shape, reshape_to, same_shape
-from keras_xent.kernels._xla_cpu import log1p_polynomial
+from keras_xent.kernels._xla_cpu import log1p_polynomial, row_sum, sums_in_slices
 
 
 @no_autograph
@@ -210,18 +211,31 @@ class _Terms:
         return self._where_valid(multiply_no_nan(1.0 - self.smoothing, slope))
 
 
-@row_kernel(num_outputs=2, is_blocked=lambda options: options.mean_over_labels)
+# Slices are faster than blocks (TensorFlow 2.21, [2048, 32000], forward pass: 116 -> 52 ms).
+@row_kernel(num_outputs=2, is_blocked=lambda rows, options: options.mean_over_labels and not sums_in_slices(rows))
 def _sigmoid_forward(logits, labels, weight, mask=None, *, options):
-    terms = _Terms(logits, labels, weight, mask, options)
-    loss = terms.loss()
     if not options.mean_over_labels:
-        return loss, ()
+        return _Terms(logits, labels, weight, mask, options).loss(), ()
+    dtype = accumulator_dtype(logits)
     valid = _valid_labels(labels, mask, options.ignore_class)
-    valid = ops.ones_like(loss) if valid is None else ops.cast(valid, loss.dtype)
-    count = ops.maximum(ops.sum(valid, axis=1, keepdims=True), 1.0)
-    # One label out of range makes the gradient of its whole row NaN.
-    count = nan_unless(ops.all(terms.is_soft_label, axis=1, keepdims=True), count)
-    return ops.sum(loss, axis=1, keepdims=True) / count, (count,)
+    valid = () if valid is None else (valid,)
+    options = dataclasses.replace(options, ignore_class=None)
+
+    def loss(logits, labels, weight, valid=None):
+        return _Terms(logits, labels, weight, valid, options).loss()
+
+    def is_out_of_range(labels, valid=None):
+        return ops.cast(both(ops.logical_not(is_soft_label(ops.cast(labels, dtype))), valid), dtype)
+
+    if valid:
+        count = row_sum(lambda valid: ops.cast(valid, dtype), *valid)
+    else:
+        count = ops.cast(ops.shape(logits)[1], dtype)
+    # One label out of range makes the gradient of its whole row NaN. Counted in floats: XLA:CPU looks for a True among
+    # the booleans of a row in one thread, one by one.
+    all_in_range = ops.equal(row_sum(is_out_of_range, labels, *valid), 0.0)
+    count = nan_unless(all_in_range, ops.maximum(count, 1.0))
+    return row_sum(loss, logits, labels, weight, *valid) / count, (count,)
 
 
 def _gradient(upstream, residuals, logits, labels, weight, mask, slope, dtype, options):
