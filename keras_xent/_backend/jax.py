@@ -84,6 +84,11 @@ def add_at_columns(array: Tensor, columns: Tensor, values: Tensor) -> Tensor:
     return array.at[jax.numpy.arange(array.shape[0])[:, None], columns].add(values)
 
 
+def take_at_columns(array: Tensor, columns: Tensor) -> Tensor:
+    """`array[i, columns[i]]` of each row of `[n, V]`."""
+    return jax.numpy.take_along_axis(array, columns[:, None], axis=1)[:, 0]
+
+
 def scale_or_zero(array: Tensor, factor: Tensor) -> Tensor:
     """`array * factor`, 0 where the factor is 0 even if the array is NaN."""
     # The factor is that 0: on a GPU, XLA 0.11 makes an array of the constant where another has the same shape, 2.1 GB

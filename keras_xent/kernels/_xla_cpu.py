@@ -165,7 +165,7 @@ def keeps_exponentials(logits: Tensor, *, any_rows: bool = False) -> bool:
     """
     if not uses_xla_cpu():
         return False
-    if _backend.XLA_CPU_FUSES_SLICED_SUMS and not _is_small(logits):
+    if _backend.XLA_CPU_FUSES_SLICED_SUMS and not is_small(logits):
         return any_rows and logits.shape[0] is None and has_few_classes(logits)
     return not narrow_float(logits) or logits.shape[1] <= _MOST_NARROW_CLASSES
 
@@ -175,8 +175,8 @@ def keeps_few_exponentials(logits: Tensor, *, any_rows: bool = False) -> bool:
 
     Of many classes small blocks, which stay in the cache, are faster.
     """
-    is_small = _is_small(logits) or (any_rows and logits.shape[0] is None)
-    return is_small and has_few_classes(logits) and keeps_exponentials(logits, any_rows=any_rows)
+    fits = is_small(logits) or (any_rows and logits.shape[0] is None)
+    return fits and has_few_classes(logits) and keeps_exponentials(logits, any_rows=any_rows)
 
 
 def has_few_classes(logits: Tensor) -> bool:
@@ -184,7 +184,8 @@ def has_few_classes(logits: Tensor) -> bool:
     return isinstance(logits.shape[1], int) and logits.shape[1] <= _FEW_CLASSES
 
 
-def _is_small(logits):
+def is_small(logits: Tensor) -> bool:
+    """Whether an array of the size of the logits is of known size, and takes up to 16 MB."""
     return all(isinstance(n, int) for n in logits.shape) and 4 * math.prod(logits.shape) <= _MOST_KEPT_BYTES
 
 
