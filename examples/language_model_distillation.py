@@ -16,7 +16,7 @@ from pathlib import Path
 
 import keras
 import matplotlib
-from language_model import PAD, build_model, encode, pad, read_documents, unigram_perplexity
+from language_model import PAD, build_model, encode, pad, read_documents, shuffled_batches, unigram_perplexity
 from tokenizers import ByteLevelBPETokenizer
 
 import keras_xent as kx
@@ -58,8 +58,8 @@ def main(output, smoke, seed=0):
     (inputs, targets), held_out = pad(training, length), pad(validation, length)
 
     def fit(model):
-        history = model.fit(inputs, targets, batch_size=8, epochs=epochs, validation_data=held_out, verbose=0).history
-        return history["val_perplexity"]
+        batches = shuffled_batches(inputs, targets, 8)
+        return model.fit(**batches, epochs=epochs, validation_data=held_out, verbose=0).history["val_perplexity"]
 
     def student():
         keras.utils.set_random_seed(seed + 1)

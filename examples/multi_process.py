@@ -28,6 +28,7 @@ from pathlib import Path
 import jax
 import keras
 import numpy as np
+from jax.experimental import multihost_utils
 
 import keras_xent as kx
 
@@ -68,23 +69,56 @@ def build_model():
     return model
 
 
-def backups(folder, process):
-    """Callbacks that keep the state of the last whole epoch in the folder, and resume from it."""
-    if folder is None:
-        return []
-    if process == 0:
-        return [keras.callbacks.BackupAndRestore(folder, double_checkpoint=True)]
-    # The others read what process 0 has written, and write to a folder that is not read: Keras saves only in all
-    # processes at once, since each variable that it makes on the way is compared between them.
-    reads = keras.callbacks.BackupAndRestore(folder, save_freq=sys.maxsize, delete_checkpoint=False)
-    return [reads, keras.callbacks.BackupAndRestore(tempfile.mkdtemp(), double_checkpoint=True)]
+class SaveEpochs(keras.callbacks.Callback):
+    """Writes weights and optimizer to `folder/epoch-0001.weights.h5` and so on, and keeps the last two files.
+
+    A file gets its name when it is whole, and the number of its epoch is in the name. `BackupAndRestore` has two files
+    that it writes in place: a process that is killed meanwhile leaves a half for the others to read.
+    """
+
+    def __init__(self, folder, process):
+        super().__init__()
+        self.folder, self.process = folder, process
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def on_epoch_end(self, epoch, logs=None):
+        # All processes write, and the file of process 0 is kept: Keras compares each variable between the processes
+        # while it saves, so that one of them alone would wait for the others forever.
+        written = self.folder / f"process-{self.process}.weights.h5"
+        self.model.save_weights(written)
+        if self.process > 0:
+            written.unlink()
+            return
+        written.replace(self.folder / f"epoch-{epoch + 1:04d}.weights.h5")
+        for old in saved_epochs(self.folder)[:-2]:
+            old.unlink()
+
+
+def saved_epochs(folder):
+    """The files that `SaveEpochs` has left in the folder, the last one at the end."""
+    return sorted(folder.glob("epoch-*.weights.h5"))
+
+
+def resume(model, folder):
+    """Reads the last state in the folder and returns the number of its epoch, 0 where there is none."""
+    files = saved_epochs(folder)
+    last = int(files[-1].name[len("epoch-") :].split(".")[0]) if files else 0
+    # The epoch that process 0 has found: a shared folder may show a new file to one machine before another.
+    last = int(multihost_utils.broadcast_one_to_all(np.int32(last)))
+    if last:
+        model.optimizer.build(model.trainable_variables)
+        model.load_weights(folder / f"epoch-{last:04d}.weights.h5")
+    return last
 
 
 def train(process, processes, address, epochs, lines, backup, output):
     """The work of one process; the first leaves the history and the weights in `output`."""
     if processes > 1:
-        # As keras.distribution.initialize does, but where a process is lost the others end after 20 seconds, not 100.
-        jax.distributed.initialize(address, processes, process, heartbeat_timeout_seconds=20)
+        # As keras.distribution.initialize does, but where a process is lost the others end after 20 seconds, not 100,
+        # and one that fails waits a minute for the others to end with it, not five.
+        jax.distributed.initialize(
+            address, processes, process, heartbeat_timeout_seconds=20, shutdown_timeout_seconds=60
+        )
     # Each process reads rows of its own: there is nothing for Keras to divide.
     parallel = keras.distribution.DataParallel(auto_shard_dataset=False)
     keras.distribution.set_distribution(parallel)
@@ -93,8 +127,9 @@ def train(process, processes, address, epochs, lines, backup, output):
     print(f"process {process} of {processes}: {np.count_nonzero(labels)} tokens an epoch", flush=True)
     model = build_model()
     verbose = 2 if process == 0 else 0
+    callbacks, first = ([SaveEpochs(backup, process)], resume(model, backup)) if backup else ([], 0)
     history = model.fit(
-        tokens, labels, BATCH // processes, epochs, shuffle=False, verbose=verbose, callbacks=backups(backup, process)
+        tokens, labels, BATCH // processes, epochs, verbose, callbacks, shuffle=False, initial_epoch=first
     ).history
     if process == 0 and output:
         weights = {str(i): weight for i, weight in enumerate(model.get_weights())}

@@ -16,7 +16,7 @@ from pathlib import Path
 import keras
 import matplotlib
 import numpy as np
-from language_model import PAD, START, build_model, read_documents
+from language_model import PAD, START, build_model, read_documents, shuffled_batches
 from tokenizers import ByteLevelBPETokenizer
 
 import keras_xent as kx
@@ -98,7 +98,7 @@ def main(output, smoke, seed=0):
     policy = kx.fuse_head(build_model(vocabulary, length, *size))
     loss = kx.losses.MaskedSequenceCrossentropy(ignore_class=PAD)
     policy.compile(keras.optimizers.Adam(3e-3), loss, metrics=[kx.metrics.Perplexity(ignore_class=PAD)])
-    policy.fit(inputs_of(targets), targets, batch_size=16, epochs=epochs, verbose=0)
+    policy.fit(**shuffled_batches(inputs_of(targets), targets, 16), epochs=epochs, verbose=0)
 
     chosen = targets[rng.permutation(len(targets))[:pairs]]
     rejected, held_out_rejected = (continued(policy, rows, prompt, rng) for rows in (chosen, held_out))

@@ -4,6 +4,7 @@ import re
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -32,7 +33,17 @@ def started(folder, output, **streams):
 
 
 def finished(folder, output):
-    assert [child.wait(timeout=200) for child in started(folder, output, stdout=subprocess.DEVNULL)] == [0, 0]
+    """What a run of both processes has trained."""
+    with tempfile.TemporaryFile("w+") as said:
+        children = started(folder, output, stdout=said, stderr=subprocess.STDOUT)
+        try:
+            codes = [child.wait(timeout=200) for child in children]
+        finally:
+            for child in children:
+                child.kill()
+            said.seek(0)
+            print(said.read())  # pytest shows it where the test fails
+    assert codes == [0, 0]
     return dict(np.load(output))
 
 
