@@ -121,11 +121,11 @@ def _sparse_backward(upstream, residuals, logits, labels, *, options):
     *columns, exp_off_label = residuals
     upstream = _vector(upstream)
     dead = row.is_dead_row(upstream, *(_vector(column) for column in columns))
-    _, sum_exp_minus_one = _clean_columns(dead, *columns)
+    max_logit, sum_exp_minus_one = _clean_columns(dead, *columns)
     label = _label(labels)
+    (label_logit,) = row.zero_rows(dead, _backend.take_at_columns(logits, label))
     scale = upstream / (1.0 + sum_exp_minus_one)
-    # The sum of the forward pass, which XLA does not compute again.
-    (sum_of_others,) = row.zero_rows(dead, _sum(exp_off_label))
+    sum_of_others = sum_exp_minus_one + (1.0 - row.exp_shifted(label_logit, max_logit, None))
     at_label = -sum_of_others * scale
     (exp_off_label,) = row.zero_rows(_column(dead), exp_off_label)
     gradient = exp_off_label * _column(scale)
