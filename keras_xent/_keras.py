@@ -110,6 +110,23 @@ def set_call(layer: Any, call: Any, quantized_call: Any) -> None:
         object.__setattr__(layer, name, types.MethodType(function, layer))
 
 
+def entry_of_class(layer: Any, own: type, plain: type, name: str) -> Any:
+    """The entry of `layer` in the file that is read, if each layer of class `own` was one of class `plain` there.
+
+    Keras names entries by class and number (`_load_container_state`); `name` is what it makes of `plain`. None where
+    the number is not known: a layer of class `plain` that comes later in the list would read the entry of this one.
+    """
+    frame = _frame_of("saving.saving_lib", "_load_container_state")
+    given = {} if frame is None else frame.f_locals
+    container, store = given.get("container") or [], given.get("weights_store")
+    layers = list(container.values() if isinstance(container, dict) else container)
+    places = [i for i, one in enumerate(layers) if one is layer]
+    if not places or store is None or any(type(one) is plain for one in layers[places[0] :]):
+        return None
+    number = sum(type(one) is plain or isinstance(one, own) for one in layers[: places[0]])
+    return store.get(f"{given['inner_path']}/{name}_{number}" if number else f"{given['inner_path']}/{name}")
+
+
 def is_training_step() -> bool:
     """Returns whether the nearest loop of Keras that calls this trains, for layers whose `call` has no `training`."""
     frame: types.FrameType | None = sys._getframe()
@@ -218,6 +235,13 @@ def labels_of_fit(labels: Tensor, rows: int = 256) -> Any:
 def _arguments_of_fit() -> Any:
     frame = _frame_of(_TRAINERS[0], "fit") or _frame_of(_TRAINERS[1], "fit")
     return {} if frame is None else frame.f_locals
+
+
+def callbacks_of_loop() -> list[Any]:
+    """The callbacks of the nearest `fit` or `evaluate` that calls this."""
+    found = [_frame_of(module, name) for module in _TRAINERS for name in ("evaluate", "fit")]
+    given = [None if frame is None else frame.f_locals.get("callbacks") for frame in found]
+    return next((list(getattr(one, "callbacks", ())) for one in given if one is not None), [])
 
 
 def output_mask_is_lost(predictions: Tensor) -> bool:

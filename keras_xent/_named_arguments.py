@@ -6,6 +6,8 @@ import inspect
 from collections.abc import Collection
 from typing import Any
 
+import keras
+
 from keras_xent import arguments
 from keras_xent._types import Function
 
@@ -56,6 +58,14 @@ def unknown_argument(owner: str, name: str, known: Collection[str]) -> TypeError
         close = difflib.get_close_matches(name, known, n=1)
         instead = f"Did you mean `{close[0]}`?" if close else f"It has: {', '.join(known)}."
     return TypeError(f"{owner} has no argument `{name}`. {instead}")
+
+
+def serializable(function: Function) -> Function:
+    """Keras' decorator, but with a type: a type checker then knows the arguments of the function."""
+    register = keras.saving.register_keras_serializable(package="keras_xent")
+    # Files of the older HDF5 format have the name of what a decorator wraps.
+    register(inspect.unwrap(function))
+    return register(function)
 
 
 def named_arguments(function: Function) -> Function:

@@ -16,6 +16,7 @@ from keras_xent._backend._jax_gradients import is_eager as is_eager
 from keras_xent._backend._jax_gradients import jit as jit
 from keras_xent._backend._jax_gradients import with_gradient_of_sum as with_gradient_of_sum
 from keras_xent._backend._jax_judging import judged_step as judged_step
+from keras_xent._backend._jax_mesh import on_any_mesh as on_any_mesh
 from keras_xent._backend._jax_program import is_concrete as is_concrete
 from keras_xent._backend._jax_program import one_program as one_program
 from keras_xent._backend._jax_program import reads_variables_once as reads_variables_once
@@ -79,14 +80,14 @@ def update_rows(array: Tensor, start: Any, rows: Tensor) -> Tensor:
     return jax.lax.dynamic_update_slice(array, rows, (start, *[0] * (array.ndim - 1)))
 
 
+def take_at_columns(array: Tensor, columns: Tensor) -> Tensor:
+    """The numbers of `array` at the indices `columns` along axis 1; both have the same other axes."""
+    return keras.ops.take_along_axis(array, columns, axis=1)
+
+
 def add_at_columns(array: Tensor, columns: Tensor, values: Tensor) -> Tensor:
     """`[n, V]` with `values` `[n, K]` added at `columns` `[n, K]`; those that come twice are added twice."""
     return array.at[jax.numpy.arange(array.shape[0])[:, None], columns].add(values)
-
-
-def take_at_columns(array: Tensor, columns: Tensor) -> Tensor:
-    """`array[i, columns[i]]` of each row of `[n, V]`."""
-    return jax.numpy.take_along_axis(array, columns[:, None], axis=1)[:, 0]
 
 
 def scale_or_zero(array: Tensor, factor: Tensor) -> Tensor:

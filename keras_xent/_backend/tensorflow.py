@@ -85,16 +85,22 @@ def update_rows(array: Tensor, start: Any, rows: Tensor) -> Tensor:
     return tf.tensor_scatter_nd_update(array, indices[:, None], rows)
 
 
+def take_at_columns(array: Tensor, columns: Tensor) -> Tensor:
+    """The numbers of `array` at the indices `columns` along axis 1; both have the same other axes."""
+    # The gradient of `tf.gather` has a transposition that XLA cannot compile in the second derivative of a loop.
+    shape = tf.shape(columns)
+    others = [
+        tf.reshape(tf.range(shape[axis]), [-1 if i == axis else 1 for i in range(len(array.shape))])
+        for axis in range(len(array.shape))
+    ]
+    indices = [tf.cast(columns, "int32") if axis == 1 else tf.broadcast_to(r, shape) for axis, r in enumerate(others)]
+    return tf.gather_nd(array, tf.stack(indices, axis=-1))
+
+
 def add_at_columns(array: Tensor, columns: Tensor, values: Tensor) -> Tensor:
     """`[n, V]` with `values` `[n, K]` added at `columns` `[n, K]`; those that come twice are added twice."""
     rows = tf.broadcast_to(tf.range(tf.shape(columns)[0])[:, None], tf.shape(columns))
     return tf.tensor_scatter_nd_add(array, tf.stack([rows, columns], axis=-1), values)
-
-
-def take_at_columns(array: Tensor, columns: Tensor) -> Tensor:
-    """`array[i, columns[i]]` of each row of `[n, V]`."""
-    # One operation; `take_along_axis` of Keras is twenty.
-    return tf.gather(array, columns, axis=1, batch_dims=1)
 
 
 def scale_or_zero(array: Tensor, factor: Tensor) -> Tensor:
@@ -121,6 +127,11 @@ def round_to_bfloat16(x: Tensor) -> Tensor:
         return tf.bitcast(upper, "bfloat16"), lambda upstream: tf.cast(upstream, x.dtype)
 
     return by_bits(x)
+
+
+def on_any_mesh(function: Function) -> Function:
+    """`function`: types of TensorFlow do not name a mesh."""
+    return function
 
 
 def batch_mesh(array: Tensor) -> None:

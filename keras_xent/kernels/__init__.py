@@ -1,7 +1,6 @@
 """Pure, compiled kernels: tensors in, numbers of each token or example out, and no state."""
 
-import keras
-
+from keras_xent._named_arguments import serializable
 from keras_xent.kernels.distillation import linear_distillation
 from keras_xent.kernels.linear import LossStatistics, linear_cross_entropy
 from keras_xent.kernels.sigmoid import sigmoid_cross_entropy
@@ -26,5 +25,5 @@ __all__ = [
 
 # A model compiled with one of them as its loss is loaded with it.
 for _kernel in (linear_cross_entropy, sigmoid_cross_entropy, softmax_cross_entropy, sparse_softmax_cross_entropy):
-    keras.saving.register_keras_serializable(package="keras_xent")(_kernel)
+    serializable(_kernel)
 del _kernel

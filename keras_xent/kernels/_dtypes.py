@@ -51,9 +51,10 @@ def to_tensor(value: Tensor) -> Tensor:
     """A tensor of the value's own dtype; a variable is read, a list becomes an array first."""
     if isinstance(value, (list, tuple, int, float, bool)):
         value = np.asarray(value)
-    if isinstance(value, np.ndarray) and value.dtype.kind in "iu" and widest_int() == "int32":
-        # Wider integers would wrap around, and a label of 2^32 become class 0.
-        value = np.clip(value, np.iinfo("int32").min, np.iinfo("int32").max)
+    if isinstance(value, np.ndarray) and value.dtype in ("int64", "uint64") and widest_int() == "int32":
+        # These would wrap around, and a label of 2^32 become class 0.
+        limits = np.iinfo("int32" if value.dtype == "int64" else "uint32")
+        value = np.clip(value, limits.min, limits.max)
     return ops.convert_to_tensor(value)
 
 

@@ -37,10 +37,16 @@ def equals_ignored(labels: Tensor, ignore_class: float) -> Tensor:
         # Compared as int64, so that -1 never meets 255 in uint8. Infinity is no integer.
         if not math.isfinite(ignore_class) or ignore_class != int(ignore_class):
             return ops.zeros_like(labels, dtype="bool")
-        integers = _widen(labels)
+        integers, label = _widen(labels), int(ignore_class)
+        if dtype_of(labels) in ("uint32", "uint64"):
+            if label < 0:
+                return ops.zeros_like(labels, dtype="bool")
+            # Of what no signed integer can hold, both have wrapped around.
+            largest = int(np.iinfo(dtype_of(labels)).max)
+            return ops.equal(integers, int(np.array(min(label, largest), dtype_of(labels)).astype(dtype_of(integers))))
         limits = np.iinfo(dtype_of(integers))
         # JAX has clipped what is larger, see `to_tensor`.
-        return ops.equal(integers, min(max(int(ignore_class), int(limits.min)), int(limits.max)))
+        return ops.equal(integers, min(max(label, int(limits.min)), int(limits.max)))
     return ops.equal(labels, ops.cast(ignore_class, labels.dtype))
 
 

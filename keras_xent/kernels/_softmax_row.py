@@ -16,6 +16,7 @@ from typing import Any
 
 from keras import ops
 
+from keras_xent._backend import take_at_columns
 from keras_xent._types import Tensor
 from keras_xent.kernels._dtypes import accumulator_dtype, is_finite, largest, upcast
 from keras_xent.kernels._labels import class_weights
@@ -243,7 +244,7 @@ def rank_of_label(logits: Tensor, labels: Tensor) -> Tensor:
     NaN for labels below 0.
     """
     label = ops.maximum(labels, 0)
-    x, ids, label_logit = upcast(logits), class_ids(logits), upcast(ops.take_along_axis(logits, label, axis=1))
+    x, ids, label_logit = upcast(logits), class_ids(logits), upcast(take_at_columns(logits, label))
     # Negated, so that NaN is ahead too.
     behind = ops.where(ids < label, x < label_logit, x <= label_logit)
     ahead = ops.sum(ops.cast(ops.logical_not(behind), x.dtype), axis=1, keepdims=True)

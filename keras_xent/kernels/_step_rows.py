@@ -19,6 +19,7 @@ from typing import NamedTuple
 from keras import ops
 
 from keras_xent import _backend
+from keras_xent._backend import take_at_columns
 from keras_xent.kernels import _softmax_row as row
 from keras_xent.kernels._dtypes import accumulator_dtype, dtype_of, is_finite, largest, upcast
 from keras_xent.kernels._masking import multiply_no_nan, nan_unless, where_or_zero
@@ -104,7 +105,7 @@ def _label(labels):
 def _sparse_forward(logits, labels, *, options):
     max_logit = _max(logits)
     label = _label(labels)
-    label_logit = _backend.take_at_columns(logits, label)
+    label_logit = _vector(take_at_columns(logits, _column(label)))
     at_label = row.exp_shifted(label_logit, max_logit, None) - 1.0
     sum_exp_minus_one = _sum(_exp_off_label(logits, label, max_logit)) + at_label
     sum_exp_minus_one = row.with_infinite_logits(sum_exp_minus_one, max_logit, None)
@@ -123,7 +124,7 @@ def _sparse_backward(upstream, residuals, logits, labels, *, options):
     dead = row.is_dead_row(upstream, *(_vector(column) for column in columns))
     max_logit, sum_exp_minus_one = _clean_columns(dead, *columns)
     label = _label(labels)
-    (label_logit,) = row.zero_rows(dead, _backend.take_at_columns(logits, label))
+    (label_logit,) = row.zero_rows(dead, _vector(take_at_columns(logits, _column(label))))
     scale = upstream / (1.0 + sum_exp_minus_one)
     sum_of_others = sum_exp_minus_one + (1.0 - row.exp_shifted(label_logit, max_logit, None))
     at_label = -sum_of_others * scale

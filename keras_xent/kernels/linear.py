@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from keras import ops
 
-from keras_xent._backend import no_autograph, uses_xla_cpu
+from keras_xent._backend import no_autograph, on_any_mesh, take_at_columns, uses_xla_cpu
 from keras_xent._named_arguments import named_arguments
 from keras_xent._types import Reduction, Tensor
 from keras_xent.kernels import _row_statistics as row_statistics
@@ -183,7 +183,7 @@ class CrossEntropyRule(Rule):
         losses, residuals = sparse_softmax.forward(logits, labels, *constants, options=self.options)
         nll = losses
         if self.options != SoftmaxOptions(logit_softcap=softcap) or constants[0] is not None:
-            label_logit = upcast(ops.take_along_axis(logits, ops.maximum(labels, 0), axis=1))
+            label_logit = upcast(take_at_columns(logits, ops.maximum(labels, 0)))
             nll = row.nll(label_logit, *residuals, softcap)
         others = row_statistics.statistics(self.statistics, logits, labels, residuals, softcap)
         return (losses, nll, *others), residuals
@@ -209,6 +209,7 @@ class CrossEntropyRule(Rule):
         return replace(self, statistics=())
 
 
+@on_any_mesh
 def with_statistics(
     hidden: Tensor,
     kernel: Tensor,

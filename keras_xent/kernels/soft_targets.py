@@ -5,7 +5,7 @@ from typing import Any
 
 from keras import ops
 
-from keras_xent._backend import no_autograph
+from keras_xent._backend import no_autograph, on_any_mesh
 from keras_xent._named_arguments import named_arguments
 from keras_xent._types import Reduction, Tensor
 from keras_xent.kernels import softmax
@@ -19,6 +19,7 @@ from keras_xent.kernels._shapes import same_shape
 
 @no_autograph
 @named_arguments
+@on_any_mesh
 def linear_softmax_cross_entropy(
     hidden: Tensor,
     kernel: Tensor,

@@ -4,7 +4,7 @@ from typing import Any
 
 from keras import ops
 
-from keras_xent._backend import custom_gradient, no_autograph, with_rounded_rows
+from keras_xent._backend import custom_gradient, no_autograph, on_any_mesh, with_rounded_rows
 from keras_xent._named_arguments import named_arguments
 from keras_xent._types import Tensor
 from keras_xent.kernels import _softmax_row as row
@@ -19,6 +19,7 @@ from keras_xent.kernels._xla_cpu import keeps_few_exponentials, row_sum
 
 @no_autograph
 @named_arguments
+@on_any_mesh
 def softmax_cross_entropy(
     targets: Tensor,
     logits: Tensor,

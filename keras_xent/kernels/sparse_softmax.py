@@ -5,7 +5,7 @@ from typing import Any
 from keras import ops
 
 from keras_xent import _backend
-from keras_xent._backend import custom_gradient, no_autograph
+from keras_xent._backend import custom_gradient, no_autograph, on_any_mesh, take_at_columns
 from keras_xent._named_arguments import named_arguments
 from keras_xent._types import Tensor
 from keras_xent.kernels import _softmax_row as row
@@ -21,6 +21,7 @@ from keras_xent.kernels._xla_cpu import keeps_exponentials, row_sum
 
 @no_autograph
 @named_arguments
+@on_any_mesh
 def sparse_softmax_cross_entropy(
     labels: Tensor,
     logits: Tensor,
@@ -126,7 +127,7 @@ def forward(
     has_label = labels >= 0
     label = ops.maximum(labels, 0)
     max_logit = row.max_of_logits(logits)
-    label_logit = upcast(ops.take_along_axis(logits, label, axis=1))
+    label_logit = upcast(take_at_columns(logits, label))
 
     def off_label(logits, ids):
         return exp_shifted_except_label(logits, ids, label, max_logit, softcap)
@@ -196,7 +197,7 @@ def backward(
     # Only the label's own gradient needs care, and that is one number for each row: 1 - p is the sum of the other
     # classes, which is exact where p has rounded to 1. The label's logit comes from the logits themselves: from `x`,
     # that would be written to memory.
-    (label_logit,) = row.zero_rows(dead_rows, ops.take_along_axis(logits, label, axis=1))
+    (label_logit,) = row.zero_rows(dead_rows, take_at_columns(logits, label))
     label_shifted = row.exp_shifted(label_logit, max_logit, softcap)
     sum_of_others = sum_exp_minus_one + (1.0 - label_shifted)
     target = (1.0 - smoothing) * label_weight

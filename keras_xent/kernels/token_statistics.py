@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 from keras import ops
 
 from keras_xent import arguments
-from keras_xent._backend import no_autograph
+from keras_xent._backend import no_autograph, on_any_mesh, take_at_columns
 from keras_xent._named_arguments import named_arguments
 from keras_xent._types import Tensor
 from keras_xent.kernels import _row_statistics as row_statistics
@@ -42,6 +42,7 @@ class TokenStatistics(NamedTuple):
 
 @no_autograph
 @named_arguments
+@on_any_mesh
 def linear_token_statistics(
     hidden: Tensor,
     kernel: Tensor,
@@ -158,7 +159,7 @@ class StatisticsRule(Rule):
         if not self.everything:
             return columns, (*residuals, None)
         max_logit, sum_exp_minus_one = residuals
-        mean_below = row_statistics.mean_below_max(x, max_logit, sum_exp_minus_one, self.softcap)
+        mean_below = row_statistics.mean_below_max(x, labels, max_logit, sum_exp_minus_one, self.softcap)
         entropy = mean_below + ops.log1p(sum_exp_minus_one)
         columns += (entropy, row.log_sum_exp(max_logit, sum_exp_minus_one, self.softcap))
         if self.has_rank:
@@ -185,7 +186,7 @@ class StatisticsRule(Rule):
             from_mean = below - mean_below
             rest = ops.sum(multiply_no_nan(p, from_mean), axis=1, keepdims=True)
             of_all = w + multiply_no_nan(v, from_mean - rest)
-        nll = row.nll(ops.take_along_axis(x, label, axis=1), max_logit, sum_exp_minus_one, self.softcap)
+        nll = row.nll(take_at_columns(x, label), max_logit, sum_exp_minus_one, self.softcap)
         # 1 - p of the label, exact where p has rounded to 1.
         at_label = -u * ops.expm1(-nll) + where_or_zero(multiply_no_nan(p, of_all), is_label)
         gradient = ops.where(is_label, at_label, multiply_no_nan(p, of_all - u))
@@ -208,6 +209,7 @@ def token_columns(
     gradients: Any = GRADIENTS,
     low_rank: tuple[Tensor, Tensor] | None = None,
     chunk_bytes: int | None = None,
+    constants: tuple[Tensor, ...] = (),
 ) -> tuple[Tensor, ...]:
     """The columns of the rule, of the shape of the labels."""
     matrices = checked_matrices(hidden, kernel, bias, transpose_kernel, low_rank=low_rank)
@@ -218,7 +220,7 @@ def token_columns(
     indices = ops.reshape(class_indices(labels, matrices.num_classes, valid), (-1, 1))  # [N, 1]
     is_active = None if valid is None else ops.reshape(valid, (-1, 1))
     found, others = values(
-        rule, matrices, Data(is_active, (indices,)), gradients=gradients, chunk_bytes=chunk_bytes
+        rule, matrices, Data(is_active, (indices,), constants), gradients=gradients, chunk_bytes=chunk_bytes
     )  # [N, num_values], [N, 1]
     columns = (*(found[:, i] for i in range(rule.num_values)), *others)
     return tuple(ops.reshape(column, ops.shape(labels)) for column in columns)

@@ -7,7 +7,7 @@ from typing import Any
 from keras import ops
 
 from keras_xent import arguments
-from keras_xent._backend import add_at_columns, no_autograph
+from keras_xent._backend import add_at_columns, no_autograph, on_any_mesh, take_at_columns
 from keras_xent._named_arguments import named_arguments
 from keras_xent._types import Reduction, Tensor
 from keras_xent.kernels._divergence import Softmax
@@ -20,6 +20,7 @@ from keras_xent.kernels._shapes import same_shape
 
 @no_autograph
 @named_arguments
+@on_any_mesh
 def linear_top_k_distillation(
     hidden: Tensor,
     kernel: Tensor,
@@ -114,7 +115,7 @@ class TopKRule(Rule):
         """The divergence of each token, and what the gradient needs of the rows."""
         ids, log_p = arrays
         normalizer = self.softmax.normalize(logits)
-        log_q = self.softmax.log_prob(ops.take_along_axis(logits, ids, axis=1), normalizer)  # [n, K]
+        log_q = self.softmax.log_prob(take_at_columns(logits, ids), normalizer)  # [n, K]
         loss = ops.sum(multiply_no_nan(ops.exp(log_p), log_p - log_q), axis=1, keepdims=True)
         return (self.softmax.temperature**2 * loss,), normalizer
 
@@ -122,6 +123,6 @@ class TopKRule(Rule):
         """The gradient for the logits: `q sum_i p_i - p`."""
         ids, log_p = arrays
         p = ops.exp(log_p)
-        q = ops.exp(self.softmax.log_prob(logits, residuals))
+        q = self.softmax.prob(logits, residuals)
         gradient = add_at_columns(q * ops.sum(p, axis=1, keepdims=True), ids, -p)
         return self.softmax.gradient(gradient, self.softmax.temperature**2 * upstream, logits)

@@ -8,6 +8,7 @@ from keras import ops
 
 from keras_xent import arguments, provenance
 from keras_xent._backend import snapshot
+from keras_xent.layers._plain_files import entry_of
 from keras_xent.layers._quantized import dequantized, has_matrix, quantized_head
 from keras_xent.layers.vocabulary_layout import must_divide
 
@@ -70,6 +71,10 @@ class LogitsDense(keras.layers.Dense):
         logits.
         """
         super().quantize(mode, type_check=type_check and type(self) is not LogitsDense, config=config)
+
+    def load_own_variables(self, store: Any) -> None:
+        """Reads the weights, also from a file of a model with a `Dense` in the place of this layer."""
+        super().load_own_variables(entry_of(self, LogitsDense, keras.layers.Dense, "dense", store))
 
     def rematerialized_call(self, layer_call: Any, *args: Any, **kwargs: Any) -> Any:
         """The call under `keras.RematScope`, with its flags left as they are: JAX would trace them."""

@@ -9,6 +9,7 @@ from keras import ops
 from keras_xent import _keras, arguments, provenance
 from keras_xent._backend import snapshot
 from keras_xent.kernels._dtypes import is_float
+from keras_xent.layers._plain_files import entry_of
 from keras_xent.layers._quantized import dequantized, has_matrix, quantized_head
 from keras_xent.layers.logits_dense import scaled_factors, weights_without_lora
 from keras_xent.layers.vocabulary_layout import must_divide
@@ -77,6 +78,11 @@ class TiedLogits(keras.layers.ReversibleEmbedding):
         the logits.
         """
         super().quantize(mode, type_check=type_check and type(self) is not TiedLogits, config=config)
+
+    def load_own_variables(self, store: Any) -> None:
+        """Reads the weights, also from a file of a model with a `ReversibleEmbedding` in the place of this layer."""
+        plain = keras.layers.ReversibleEmbedding
+        super().load_own_variables(entry_of(self, TiedLogits, plain, "reversible_embedding", store))
 
     def rematerialized_call(self, layer_call: Any, *args: Any, **kwargs: Any) -> Any:
         """The call under `keras.RematScope`, with its flags left as they are: JAX would trace them."""

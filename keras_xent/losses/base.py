@@ -9,7 +9,7 @@ import keras
 from keras import ops
 
 from keras_xent import _accumulation, _endings, _keras, _words, arguments, provenance
-from keras_xent._backend import is_eager, no_autograph
+from keras_xent._backend import is_eager, no_autograph, on_any_mesh
 from keras_xent._named_arguments import NamedArguments
 from keras_xent._types import DType, Tensor
 from keras_xent.kernels._dtypes import to_tensor
@@ -104,19 +104,25 @@ class Crossentropy(NamedArguments, _one_program.HasProgram, keras.losses.Loss):
             y_pred = ops.zeros_like(y_true, dtype="float32")
         with keras.name_scope(self.name), _words.named("y_true", "y_pred"):
             y_true, logits = self._labels_and_logits(y_true, y_pred)
-            aligned = self._align(logits, mask, sample_weight)
-            if aligned.label_mask is None and aligned.weights_of_labels is None:
-                found = _one_program.reduced(self, y_true, logits, aligned.valid, aligned.weights)
-                if found is not None:
-                    self._publish_statistics(given, *found[1:], logits)
-                    return ops.cast(found[0], self.dtype)
-            unreduced = self._unreduced(y_true, logits, aligned)
-            valid, weights = unreduced.has_label, unreduced.weights
-            if weights is None:
-                valid, weights = both(aligned.valid, valid), aligned.weights
-            if not _accumulation.is_counting():
-                self._publish_statistics(given, unreduced.losses, valid, logits)
-            return self._reduce(unreduced.losses, valid, weights, unreduced.label_weights)
+            of_logits = on_any_mesh(functools.partial(self._loss_of_logits, given))
+            return of_logits(y_true, logits, mask, sample_weight)
+
+    def _loss_of_logits(
+        self, given: tuple, y_true: Tensor, logits: Tensor, mask: Tensor, sample_weight: Tensor
+    ) -> Tensor:
+        aligned = self._align(logits, mask, sample_weight)
+        if aligned.label_mask is None and aligned.weights_of_labels is None:
+            found = _one_program.reduced(self, y_true, logits, aligned.valid, aligned.weights)
+            if found is not None:
+                self._publish_statistics(given, *found[1:], logits)
+                return ops.cast(found[0], self.dtype)
+        unreduced = self._unreduced(y_true, logits, aligned)
+        valid, weights = unreduced.has_label, unreduced.weights
+        if weights is None:
+            valid, weights = both(aligned.valid, valid), aligned.weights
+        if not _accumulation.is_counting():
+            self._publish_statistics(given, unreduced.losses, valid, logits)
+        return self._reduce(unreduced.losses, valid, weights, unreduced.label_weights)
 
     def _reduce(self, losses: Tensor, valid: Tensor, weights: Tensor, label_weights: Tensor) -> Tensor:
         counting = {"valid": valid, "weights": weights, "label_weights": label_weights}

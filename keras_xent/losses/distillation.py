@@ -6,7 +6,7 @@ import keras
 from keras import ops
 
 from keras_xent import _accumulation, _endings, _keras, arguments, provenance
-from keras_xent._backend import is_eager, no_autograph
+from keras_xent._backend import is_eager, no_autograph, on_any_mesh
 from keras_xent._named_arguments import NamedArguments
 from keras_xent._types import DivergenceName, DType, Reduction, Tensor
 from keras_xent.kernels import linear_distillation
@@ -111,7 +111,7 @@ class Distillation(NamedArguments, keras.losses.Loss):
             if is_overridden:
                 loss = self._overridden(teacher, student, valid, weights, of_student)
             elif of_teacher is None or of_student is None or _accumulation.is_counting():
-                loss = self._dense(teacher, student, valid, weights)
+                loss = on_any_mesh(self._dense)(teacher, student, valid, weights)
             else:
                 loss = self._fused(of_teacher, of_student, valid, weights)
             return ops.cast(loss, self.dtype)

@@ -3,12 +3,11 @@
 import functools
 from typing import Any
 
-import keras
 from keras import ops
 
 from keras_xent import _keras
-from keras_xent._named_arguments import named_arguments
-from keras_xent._types import Function, Tensor
+from keras_xent._named_arguments import named_arguments, serializable
+from keras_xent._types import Tensor
 from keras_xent.kernels._dtypes import to_tensor
 from keras_xent.kernels._labels import valid_mask
 from keras_xent.losses.binary import BinaryCrossentropy
@@ -17,11 +16,6 @@ from keras_xent.losses.categorical import CategoricalCrossentropy
 from keras_xent.losses.categorical_focal import CategoricalFocalCrossentropy
 from keras_xent.losses.kl_divergence import KLDivergence
 from keras_xent.losses.sparse_categorical import SparseCategoricalCrossentropy
-
-
-def _serializable(function: Function) -> Function:
-    """Keras' decorator, but with a type: a type checker then knows the arguments of the function."""
-    return keras.saving.register_keras_serializable(package="keras_xent")(function)
 
 
 def _losses(kind: Any, y_true: Tensor, y_pred: Tensor, **options: Any) -> Tensor:
@@ -36,7 +30,7 @@ def _loss(kind, **options):
     return kind(**options)
 
 
-@_serializable
+@serializable
 @named_arguments
 def binary_crossentropy(
     y_true: Tensor, y_pred: Tensor, from_logits: bool = False, label_smoothing: float = 0.0, axis: int = -1
@@ -71,7 +65,7 @@ def binary_crossentropy(
     return _losses(BinaryCrossentropy, y_true, y_pred, **options)
 
 
-@_serializable
+@serializable
 @named_arguments
 def binary_focal_crossentropy(
     y_true: Tensor,
@@ -119,7 +113,7 @@ def binary_focal_crossentropy(
     return _losses(BinaryFocalCrossentropy, y_true, y_pred, **options)
 
 
-@_serializable
+@serializable
 @named_arguments
 def categorical_crossentropy(
     y_true: Tensor, y_pred: Tensor, from_logits: bool = False, label_smoothing: float = 0.0, axis: int = -1
@@ -155,7 +149,7 @@ def categorical_crossentropy(
     return _losses(CategoricalCrossentropy, y_true, y_pred, **options)
 
 
-@_serializable
+@serializable
 @named_arguments
 def categorical_focal_crossentropy(
     y_true: Tensor,
@@ -199,7 +193,7 @@ def categorical_focal_crossentropy(
     return _losses(CategoricalFocalCrossentropy, y_true, y_pred, **options, label_smoothing=label_smoothing, axis=axis)
 
 
-@_serializable
+@serializable
 @named_arguments
 def kl_divergence(y_true: Tensor, y_pred: Tensor) -> Tensor:
     """Kullback-Leibler divergence of predicted probabilities from target probabilities for each example.
@@ -227,7 +221,7 @@ def kl_divergence(y_true: Tensor, y_pred: Tensor) -> Tensor:
     return _losses(KLDivergence, y_true, y_pred)
 
 
-@_serializable
+@serializable
 @named_arguments
 def sparse_categorical_crossentropy(
     y_true: Tensor, y_pred: Tensor, from_logits: bool = False, ignore_class: int | None = None, axis: int = -1

@@ -9,8 +9,10 @@ import pytest
 
 import keras_xent as kx
 from tests.callbacks.training import STEPS, data, fit, model
+from tests.tiers import whole
 
 
+@whole
 def test_the_logs_of_epochs_have_it_for_callbacks_that_stand_behind(tmp_path):
     statistics = kx.callbacks.TrainingStatistics(gradient_norm=True)
     history = fit(model(), statistics, keras.callbacks.CSVLogger(tmp_path / "log.csv"))

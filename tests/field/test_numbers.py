@@ -7,14 +7,14 @@ from keras import ops
 
 import keras_xent as kx
 from tests.backend import BACKEND, MODES, tensor, to_numpy, value_and_gradient
-from tests.tiers import fast_for, sample
+from tests.tiers import fast_for, sample, whole
 
 Binary = kx.losses.BinaryCrossentropy
 in_one_program = pytest.mark.parametrize("mode", ["xla" if BACKEND == "tensorflow" else "jit"])
 every_mode = pytest.mark.parametrize("mode", MODES)
 
 
-@fast_for("3-2-*", "3-nan-*")
+@fast_for("3-nan-*")
 @in_one_program
 @pytest.mark.parametrize("bad", [-1, 2, 255, np.nan])
 @pytest.mark.parametrize("labels", [1, 3])
@@ -69,7 +69,7 @@ def test_a_loss_scale_sees_the_overflow_of_a_gradient(mode):
     assert float(loss) < 0.1
 
 
-@fast_for("categorical-*")
+@fast_for("categorical-xla", "categorical-jit")
 @every_mode
 @pytest.mark.parametrize("loss", [Binary, kx.losses.CategoricalCrossentropy], ids=["binary", "categorical"])
 def test_an_overflow_of_a_scaled_loss_is_infinite_and_of_a_plain_one_the_largest_number(loss, mode):
@@ -80,7 +80,7 @@ def test_an_overflow_of_a_scaled_loss_is_infinite_and_of_a_plain_one_the_largest
         assert gradient[0, 0] == expected and np.isfinite(gradient[0, 1])
 
 
-@fast_for("eager")
+@whole
 @pytest.mark.parametrize("mode", [{"run_eagerly": True}, {}, {"jit_compile": True}], ids=["eager", "auto", "xla"])
 def test_a_softmax_over_another_axis_counts_as_probabilities(mode):
     z, y = np.array([[[2.0], [0.0], [0.0]]], "float32"), np.array([[[1.0], [0.0], [0.0]]], "float32")
@@ -130,6 +130,7 @@ LOW_RANK = {
 }
 
 
+@fast_for("mask-labels", "token_weights-distillation")
 @pytest.mark.parametrize("kind", LOW_RANK)
 @pytest.mark.parametrize("given", ["mask", "token_weights"])
 def test_what_lies_under_a_mask_does_not_reach_low_rank_factors(kind, given):
@@ -147,6 +148,7 @@ def test_what_lies_under_a_mask_does_not_reach_low_rank_factors(kind, given):
     np.testing.assert_allclose(*found, rtol=1e-6)
 
 
+@fast_for("xla", "jit")
 @every_mode
 def test_labels_that_a_program_closes_over(mode):
     real, x = np.ones((4, 1), "float32"), tensor([[0.3], [1.0], [-2.0], [0.0]], "float32")
@@ -175,6 +177,25 @@ def test_an_ignored_label_may_be_larger_than_an_int32():
     loss = kx.losses.SparseCategoricalCrossentropy(from_logits=True, ignore_class=2**32 - 1)
     np.testing.assert_allclose(float(loss(np.array([1, 2**32 - 1], "uint32"), x)), np.log(4), rtol=1e-6)
     np.testing.assert_allclose(float(loss(np.array([1, 2]), x)), np.log(4), rtol=1e-6)
+
+
+# JAX makes uint32 of the arguments of a program.
+UNSIGNED = [("uint32", 2**32 - 1, "program"), ("uint32", 2**31 + 2, "program"), ("uint64", 2**63 + 2, "eager")]
+
+
+@pytest.mark.parametrize("dtype, label, mode", [*UNSIGNED, ("uint32", 2**31 + 2, "eager")])
+def test_unsigned_labels_that_no_signed_integer_holds(dtype, label, mode):
+    mode = {"program": "xla" if BACKEND == "tensorflow" else "jit"}.get(mode, mode)
+    y, x = np.array([label, 3, 2], dtype), np.zeros((3, 4), "float32")
+    # 2 and 3 are what wraps around would be mistaken for.
+    for ignored, expected in ((label, [0, 1, 1]), (-1, [np.nan, 1, 1]), (3, [np.nan, 0, 1])):
+        loss = kx.losses.SparseCategoricalCrossentropy(from_logits=True, reduction=None, ignore_class=ignored)
+        if mode == "eager" and np.isnan(expected[0]):
+            with pytest.raises(ValueError, match="classes from 0 to 3"):
+                loss(y, x)
+        else:
+            found = MODES[mode](loss)(ops.convert_to_tensor(y) if mode != "eager" else y, tensor(x))
+            np.testing.assert_allclose(to_numpy(found), np.multiply(expected, np.log(4)), rtol=1e-6)
 
 
 def test_predictions_without_a_class_axis_are_refused():

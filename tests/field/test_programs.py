@@ -7,7 +7,7 @@ from keras import ops
 
 import keras_xent as kx
 from tests.backend import BACKEND, MODES, tensor, to_numpy, value_and_gradient
-from tests.tiers import fast_for
+from tests.tiers import fast_for, whole
 
 LOSSES = {
     "sparse": (kx.losses.SparseCategoricalCrossentropy(from_logits=True), np.arange(4)),
@@ -18,7 +18,7 @@ LOSSES = {
 }
 
 
-@fast_for("tokens-*", "binary-*")
+@fast_for("tokens-xla", "binary-graph", "tokens-jit")
 @pytest.mark.parametrize("mode", [m for m in MODES if m != "eager"])
 @pytest.mark.parametrize("name", LOSSES)
 def test_a_loss_inside_a_condition_has_its_gradient_outside(name, mode):
@@ -77,14 +77,24 @@ def test_a_fused_head_looks_at_weights_before_labels(bad, eager):
     np.testing.assert_allclose(values[1], values[0], rtol=1e-5)
 
 
-@pytest.mark.parametrize("kernel", ["sigmoid_cross_entropy", "sparse_softmax_cross_entropy"])
-def test_a_model_compiled_with_a_kernel_is_loaded_with_it(kernel, tmp_path):
-    x, y = np.ones((4, 3)), np.zeros((4, 2)) if "sigmoid" in kernel else np.zeros(4, int)
-    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])
-    model.compile("sgd", getattr(kx.kernels, kernel))
+@pytest.mark.parametrize("ending", ["keras", "h5"])
+@pytest.mark.parametrize(
+    "function",
+    [
+        kx.kernels.sigmoid_cross_entropy,
+        kx.kernels.sparse_softmax_cross_entropy,
+        kx.losses.sparse_categorical_crossentropy,
+    ],
+    ids=lambda function: function.__name__,
+)
+def test_a_model_compiled_with_a_function_is_loaded_with_it(function, ending, tmp_path):
+    x, y = np.ones((4, 3)), np.zeros((4, 2)) if "sigmoid" in function.__name__ else np.zeros(4, int)
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2, activation="sigmoid")])
+    model.compile("sgd", function)
     expected = model.evaluate(x, y, verbose=0)
-    model.save(tmp_path / "model.keras")
-    loaded = keras.models.load_model(tmp_path / "model.keras")
+    model.save(tmp_path / f"model.{ending}")
+    loaded = keras.models.load_model(tmp_path / f"model.{ending}")
+    assert loaded.loss is function
     np.testing.assert_allclose(loaded.evaluate(x, y, verbose=0), expected, rtol=1e-6)
 
 
@@ -136,6 +146,7 @@ if BACKEND == "tensorflow":
         first, sentence = str(error.value)[:300], "y_true must be " + ("classes" if name == "sparse" else "numbers")
         assert sentence.replace(" ", "_") in first and sentence.replace("y_true", "`y_true`") in str(error.value)
 
+    @fast_for("tokens", "binary")
     @pytest.mark.parametrize("name", LOSSES)
     def test_labels_of_an_unknown_number_of_dimensions_are_told(name):
         import tensorflow as tf
@@ -196,11 +207,11 @@ if BACKEND == "tensorflow":
         more = lambda i, total: (i + 1, total + loss(x) / 2)  # noqa: E731
         return tf.while_loop(lambda i, _: i < 2, more, (0, 0.0), maximum_iterations=2)[1]
 
-    @fast_for("sparse-condition-xla")
+    @fast_for("sparse-condition-xla", "sparse-loop-xla")
     @pytest.mark.parametrize(
         "inside, jit_compile",
-        [(in_condition, None), (in_condition, True), (in_loop, None)],
-        ids=["condition-graph", "condition-xla", "loop-graph"],
+        [(in_condition, None), (in_condition, True), (in_loop, None), (in_loop, True)],
+        ids=["condition-graph", "condition-xla", "loop-graph", "loop-xla"],
     )
     @pytest.mark.parametrize("name", HESSIANS)
     def test_second_derivatives_pass_a_condition_and_a_loop(name, inside, jit_compile):
@@ -217,6 +228,7 @@ if BACKEND == "tensorflow":
         right = HESSIANS[name](x.astype("float64"), v)
         np.testing.assert_allclose(product(tf.constant(x), tf.constant(v)), right, rtol=1e-4, atol=1e-6)
 
+    @fast_for("sparse")
     @pytest.mark.parametrize("name", HESSIANS)
     def test_functions_that_run_eagerly_have_both_derivatives(name):
         import tensorflow as tf
@@ -251,6 +263,7 @@ else:
         finally:
             jax.config.update("jax_debug_nans", False)
 
+    @whole
     def test_a_mesh_of_explicit_axes():
         import subprocess
         import sys
@@ -272,6 +285,29 @@ losses = (
 for loss, y, classes in losses:
     value, gradient = jax.jit(jax.value_and_grad(lambda x: loss(y, x)))(x)
     assert abs(float(value) - np.log(classes)) < 1e-5 and np.isfinite(np.asarray(gradient)).all()
+
+mesh = jax.make_mesh((2, 2), ("data", "model"))
+rng = np.random.default_rng(0)
+hidden, other = rng.normal(size=(2, 8, 4)).astype("float32")
+kernel, logits, labels = rng.normal(size=(4, 6)).astype("float32"), hidden @ rng.normal(size=(4, 6)), np.arange(8) % 6
+logits = logits.astype("float32")
+steps = (
+    lambda h, k, x, y: kx.kernels.linear_cross_entropy(h, k, y, reduction="token_mean"),
+    lambda h, k, x, y: kx.kernels.linear_distillation(h, k, other, kernel, token_weights=y, reduction="token_mean"),
+    lambda h, k, x, y: kx.kernels.linear_token_statistics(h, k, y).entropy.sum(),
+    lambda h, k, x, y: kx.losses.Distillation()(x, h @ k),
+    lambda h, k, x, y: kx.losses.MaskedSequenceCrossentropy(class_weight=[1, 2, 3, 4, 5, 6])(y, x + h @ k, y),
+)
+# Teacher and labels on all devices, the kernel divided along its classes.
+specs = PartitionSpec("data"), PartitionSpec(None, "model"), PartitionSpec(), PartitionSpec()
+arrays = hidden, kernel, logits, labels
+sharded = [jax.device_put(a, NamedSharding(mesh, spec)) for a, spec in zip(arrays, specs)]
+for step in steps:
+    expected = jax.value_and_grad(step, (0, 1))(*arrays)
+    with jax.set_mesh(mesh):
+        found = jax.jit(jax.value_and_grad(step, (0, 1)))(*sharded)
+    assert [g.sharding.spec[:1] for g in found[1]] == [a.sharding.spec[:1] for a in sharded[:2]]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-6), found, expected)
 print("right")
 """
         flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
@@ -281,6 +317,7 @@ print("right")
         assert child.stdout.strip() == "right", child.stderr[-2000:]
 
 
+@fast_for("sparse")
 @pytest.mark.skipif(BACKEND != "jax", reason="jax.export")
 @pytest.mark.parametrize("name", ["sparse", "categorical", "binary"])
 def test_a_loss_is_exported_for_any_number_of_rows(name):
