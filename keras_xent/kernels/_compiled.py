@@ -67,8 +67,8 @@ class RowKernel(CompiledKernel):
     """A compiled function of rows that writes nothing of the size of its input to memory on a CPU.
 
     The function takes `[rows, classes, ...]` and arrays with as many rows, or with one that is broadcast. It returns
-    `(value, residuals)`, `num_outputs` arrays in all with one column each. Where `is_blocked(**options)`, a CPU runs it
-    on one block of rows after the other.
+    `(value, residuals)`, `num_outputs` arrays in all with one column each. Where `is_blocked(rows, **options)`, a CPU
+    runs it on one block of rows after the other.
     """
 
     def __init__(self, function: Callable, *, num_outputs: int, is_blocked: Callable[..., bool]) -> None:
@@ -78,7 +78,7 @@ class RowKernel(CompiledKernel):
 
     def lower(self, *tensors: Tensor, **options: Any) -> tuple[Any, tuple[Tensor, ...]]:
         """The program for these arguments, and the arguments that it takes: 16-bit floats as bits."""
-        is_blocked = self._is_blocked(**options) and uses_xla_cpu()
+        is_blocked = self._is_blocked(tensors[0], **options) and uses_xla_cpu()
         formats = tuple(narrow_float(t) if is_blocked else "" for t in tensors)
         return super().lower(*map(bits_of, tensors, formats), formats=formats, **options)
 
@@ -88,7 +88,7 @@ class RowKernel(CompiledKernel):
         return self._unblocked
 
     def _by_blocks(self, *arrays, formats, **options):
-        if not uses_xla_cpu() or not self._is_blocked(**options):
+        if not uses_xla_cpu() or not self._is_blocked(arrays[0], **options):
             return self._of_rows(*arrays, **options)
 
         def on_block(*blocks):

@@ -170,7 +170,7 @@ def _kl(log_p, log_q, p, q):
     return ops.sum(ops.where(p > 0, terms, ops.where(ops.isnan(p), p, q)), axis=1, keepdims=True)
 
 
-@row_kernel(num_outputs=6, is_blocked=lambda **_: True)
+@row_kernel(num_outputs=6, is_blocked=lambda rows, **_: True)
 def _forward(logits, teacher, *, divergence, softmax):
     normalizers = softmax.normalize(teacher), softmax.normalize(logits)
     loss, mean = divergence.of_rows(Pair.of(teacher, logits, (softmax, softmax), normalizers))

@@ -38,6 +38,15 @@ def largest(tensor: Tensor) -> float:
     return float(np.finfo(dtype_of(tensor)).max)
 
 
+def is_finite(tensor: Tensor) -> Tensor:
+    """True for numbers, False for infinities and NaN; of float32 and float64.
+
+    Not `ops.isfinite`: TensorFlow's XLA (2.21) takes 7 ms longer to compile a program for each such operation in it,
+    which it translates by way of MLIR, and likewise for isinf, abs and exp.
+    """
+    return ops.logical_and(tensor <= largest(tensor), tensor >= -largest(tensor))
+
+
 def to_tensor(value: Tensor) -> Tensor:
     """A tensor of the value's own dtype; a variable is read, a list becomes an array first."""
     if isinstance(value, (list, tuple, int, float, bool)):

@@ -18,7 +18,7 @@ from keras import ops
 
 from keras_xent._backend import take_at_columns
 from keras_xent._types import Tensor
-from keras_xent.kernels._dtypes import accumulator_dtype, largest, upcast
+from keras_xent.kernels._dtypes import accumulator_dtype, is_finite, largest, upcast
 from keras_xent.kernels._labels import class_weights
 from keras_xent.kernels._masking import multiply_no_nan, nan_unless, where_or_zero
 from keras_xent.kernels._options import SoftmaxOptions
@@ -51,8 +51,8 @@ def _clip_to_finite(max_logit):
 
 
 def is_positive_infinity(x: Tensor) -> Tensor:
-    """True for +inf; compared with no constant, which would alarm those who look for infinity."""
-    return ops.logical_and(ops.isinf(x), x > 0)
+    """True for +inf; compared with no infinity, which would alarm those who look for one."""
+    return x > largest(x)
 
 
 def with_infinite_logits(sum_exp_minus_one: Tensor, max_logit: Tensor, softcap: float | None) -> Tensor:
@@ -72,7 +72,7 @@ def max_minus_logit(x: Tensor, max_logit: Tensor, softcap: float | None) -> Tens
     """`max_logit - x`, both capped here; 0 for the largest logit itself, even an infinite one."""
     difference = apply_softcap(max_logit, softcap) - apply_softcap(x, softcap)
     if softcap is None:
-        return where_or_zero(difference, ops.logical_or(ops.not_equal(x, max_logit), ops.isfinite(max_logit)))
+        return where_or_zero(difference, ops.logical_or(ops.not_equal(x, max_logit), is_finite(max_logit)))
     return ops.where(ops.equal(x, max_logit), difference - ops.stop_gradient(difference), difference)
 
 
@@ -220,7 +220,7 @@ def is_dead_row(upstream: Tensor, *of_row: Tensor) -> Tensor:
 
     Other rows are not selected by their upstream gradient of 0: the derivative with respect to it is their gradient.
     """
-    return ops.logical_and(ops.equal(upstream, 0.0), ops.logical_not(ops.isfinite(sum(of_row))))
+    return ops.logical_and(ops.equal(upstream, 0.0), ops.logical_not(is_finite(sum(of_row))))
 
 
 def zero_rows(rows: Tensor, *arrays: Tensor) -> tuple[Tensor, ...]:

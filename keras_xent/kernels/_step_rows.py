@@ -21,7 +21,7 @@ from keras import ops
 from keras_xent import _backend
 from keras_xent._backend import take_at_columns
 from keras_xent.kernels import _softmax_row as row
-from keras_xent.kernels._dtypes import accumulator_dtype, dtype_of, largest, upcast
+from keras_xent.kernels._dtypes import accumulator_dtype, dtype_of, is_finite, largest, upcast
 from keras_xent.kernels._masking import multiply_no_nan, nan_unless, where_or_zero
 from keras_xent.kernels._options import SoftmaxOptions
 from keras_xent.kernels._xla_cpu import has_few_classes, log1p
@@ -51,6 +51,17 @@ class Step(NamedTuple):
     fits: Callable[..., bool] = _fits
 
 
+# Not `x[:, None]` and `x[:, 0]`, which TensorFlow traces as five operations each.
+
+
+def _column(vector):
+    return ops.expand_dims(vector, 1)
+
+
+def _vector(column):
+    return ops.squeeze(column, axis=1)
+
+
 def _sum(array):
     if has_few_classes(array):
         return ops.matmul(array, ops.ones((array.shape[1],), array.dtype))
@@ -63,12 +74,12 @@ def _max(logits):
 
 def _shifted(logits, max_logit):
     """`x - max_logit`, 0 for +inf."""
-    shifted = logits - ops.minimum(max_logit, largest(max_logit))[:, None]
+    shifted = logits - _column(ops.minimum(max_logit, largest(max_logit)))
     return where_or_zero(shifted, ops.logical_not(shifted > 0))
 
 
 def _clean_columns(dead, *columns):
-    return row.zero_rows(dead, *(column[:, 0] for column in columns))
+    return row.zero_rows(dead, *(_vector(column) for column in columns))
 
 
 # Sparse.
@@ -82,45 +93,45 @@ def _exp_off_label(logits, label, max_logit):
     """`exp(x - max_logit)`, 0 for the label: `[n, C]`."""
     exp_shifted = ops.exp(_shifted(logits, max_logit))
     if has_few_classes(logits):
-        is_other = ops.not_equal(row.class_ids(logits), label[:, None])
+        is_other = ops.not_equal(row.class_ids(logits), _column(label))
         return where_or_zero(exp_shifted, is_other)
     return ops.scatter_update(exp_shifted, _places(logits, label), ops.zeros_like(max_logit))
 
 
-def _label_and_logit(logits, labels):
-    label = ops.maximum(labels[:, 0], 0)
-    return label, take_at_columns(logits, label[:, None])[:, 0]
+def _label(labels):
+    return ops.maximum(_vector(labels), 0)
 
 
 def _sparse_forward(logits, labels, *, options):
     max_logit = _max(logits)
-    label, label_logit = _label_and_logit(logits, labels)
+    label = _label(labels)
+    label_logit = _vector(take_at_columns(logits, _column(label)))
     at_label = row.exp_shifted(label_logit, max_logit, None) - 1.0
     sum_exp_minus_one = _sum(_exp_off_label(logits, label, max_logit)) + at_label
     sum_exp_minus_one = row.with_infinite_logits(sum_exp_minus_one, max_logit, None)
-    sum_exp_minus_one = nan_unless(labels[:, 0] >= 0, sum_exp_minus_one)
+    sum_exp_minus_one = nan_unless(_vector(labels) >= 0, sum_exp_minus_one)
     loss = row.nll(label_logit, max_logit, sum_exp_minus_one, None)
-    return loss[:, None], (max_logit[:, None], sum_exp_minus_one[:, None])
+    return _column(loss), (_column(max_logit), _column(sum_exp_minus_one))
 
 
 def _sparse_keep(residuals, logits, labels, *, options):
-    return _exp_off_label(logits, ops.maximum(labels[:, 0], 0), residuals[0][:, 0])
+    return _exp_off_label(logits, _label(labels), _vector(residuals[0]))
 
 
 def _sparse_backward(upstream, residuals, logits, labels, *, options):
     *columns, exp_off_label = residuals
-    upstream = upstream[:, 0]
-    dead = row.is_dead_row(upstream, *(column[:, 0] for column in columns))
+    upstream = _vector(upstream)
+    dead = row.is_dead_row(upstream, *(_vector(column) for column in columns))
     max_logit, sum_exp_minus_one = _clean_columns(dead, *columns)
-    label, label_logit = _label_and_logit(logits, labels)
-    (label_logit,) = row.zero_rows(dead, label_logit)
+    label = _label(labels)
+    (label_logit,) = row.zero_rows(dead, _vector(take_at_columns(logits, _column(label))))
     scale = upstream / (1.0 + sum_exp_minus_one)
     sum_of_others = sum_exp_minus_one + (1.0 - row.exp_shifted(label_logit, max_logit, None))
     at_label = -sum_of_others * scale
-    (exp_off_label,) = row.zero_rows(dead[:, None], exp_off_label)
-    gradient = exp_off_label * scale[:, None]
+    (exp_off_label,) = row.zero_rows(_column(dead), exp_off_label)
+    gradient = exp_off_label * _column(scale)
     if has_few_classes(logits):
-        return ops.where(ops.equal(row.class_ids(logits), label[:, None]), at_label[:, None], gradient)
+        return ops.where(ops.equal(row.class_ids(logits), _column(label)), _column(at_label), gradient)
     return ops.scatter_update(gradient, _places(logits, label), at_label)
 
 
@@ -140,7 +151,7 @@ def _dense_forward(logits, targets, *, options):
     max_logit = _max(logits)
     targets = ops.cast(targets, accumulator_dtype(logits))
     # The maximum is used here only, and so is subtracted by the loop that finds it.
-    shifted = logits - max_logit[:, None]
+    shifted = logits - _column(max_logit)
     exp_shifted = ops.exp(shifted)
     sum_exp, distance = _sum(exp_shifted), -ops.sum(targets * shifted, axis=1)
     sum_exp_minus_one = ops.where(row.is_confident(sum_exp), _sum(row.minus_largest(exp_shifted)), sum_exp - 1.0)
@@ -153,17 +164,17 @@ def _dense_forward(logits, targets, *, options):
         # Of classes infinitely far below a logit of +inf.
         is_below = ops.logical_and(row.is_positive_infinity(max_logit), ops.not_equal(far, 0.0))
         far = ops.where(is_below, far * largest(far) * largest(far), far)
-        is_finite = ops.isfinite(sum_exp)
+        is_sum_finite = is_finite(sum_exp)
         return (
-            ops.where(is_finite, sum_exp_minus_one, infinite),
-            ops.where(ops.logical_and(is_finite, ops.isfinite(distance)), distance, far),
+            ops.where(is_sum_finite, sum_exp_minus_one, infinite),
+            ops.where(ops.logical_and(is_sum_finite, is_finite(distance)), distance, far),
         )
 
-    all_finite = ops.isfinite(ops.sum(sum_exp + distance))
+    all_finite = is_finite(ops.sum(sum_exp + distance))
     sum_exp_minus_one, distance = ops.cond(all_finite, lambda: (sum_exp_minus_one, distance), with_infinities)
     sum_targets = _sum(targets)
     loss = multiply_no_nan(sum_targets, log1p(sum_exp_minus_one)) + distance
-    return loss[:, None], (max_logit[:, None], sum_exp_minus_one[:, None], sum_targets[:, None])
+    return _column(loss), (_column(max_logit), _column(sum_exp_minus_one), _column(sum_targets))
 
 
 def _dense_keep(residuals, logits, targets, *, options):
@@ -172,18 +183,18 @@ def _dense_keep(residuals, logits, targets, *, options):
 
 def _dense_backward(upstream, residuals, logits, targets, *, options):
     _, *columns, exp_shifted = residuals
-    upstream = upstream[:, 0]
-    dead = row.is_dead_row(upstream, *(column[:, 0] for column in columns))
+    upstream = _vector(upstream)
+    dead = row.is_dead_row(upstream, *(_vector(column) for column in columns))
     sum_exp_minus_one, sum_targets = _clean_columns(dead, *columns)
-    exp_shifted, targets = row.zero_rows(dead[:, None], exp_shifted, ops.cast(targets, exp_shifted.dtype))
+    exp_shifted, targets = row.zero_rows(_column(dead), exp_shifted, ops.cast(targets, exp_shifted.dtype))
     # 1 for +inf, and for NaN, whose row has a NaN beside.
     exp_shifted = ops.where(exp_shifted <= 1.0, exp_shifted, ops.ones((), exp_shifted.dtype))
     # See `_softmax_row.logits_gradient`.
     ratio = sum_targets / (1.0 + sum_exp_minus_one)
-    at_max = (sum_targets[:, None] - targets) + ((exp_shifted - 1.0) - sum_exp_minus_one[:, None]) * ratio[:, None]
-    off_max = exp_shifted * ratio[:, None] - targets
+    at_max = (_column(sum_targets) - targets) + ((exp_shifted - 1.0) - _column(sum_exp_minus_one)) * _column(ratio)
+    off_max = exp_shifted * _column(ratio) - targets
     max_above_half = ops.where(sum_exp_minus_one < 1.0, 1.0, float("inf"))
-    return upstream[:, None] * ops.where(exp_shifted >= max_above_half[:, None], at_max, off_max)
+    return _column(upstream) * ops.where(exp_shifted >= _column(max_above_half), at_max, off_max)
 
 
 DENSE = Step(_dense_forward, _dense_backward, _dense_keep, _fits_few)

@@ -124,11 +124,17 @@ def row_max(values: Callable, array: Tensor) -> Tensor:
     return _reduce_slices(values, ops.maximum, ops.max, (array,))
 
 
+def sums_in_slices(rows: Tensor) -> bool:
+    """Whether `row_sum` of these rows, outside of a block, leaves its terms out of memory."""
+    columns = rows.shape[1]
+    is_long = len(rows.shape) == 2 and columns is not None and _MIN_SLICED_ROW <= columns <= _MAX_SLICED_ROW
+    return is_long and _backend.XLA_CPU_FUSES_SLICED_SUMS and uses_xla_cpu()
+
+
 def _reduce_slices(term, combine, reduce, arrays):
-    columns = arrays[0].shape[1]
-    is_sliced = columns is not None and _MIN_SLICED_ROW <= columns <= _MAX_SLICED_ROW and not _inside_block.get()
-    if not (is_sliced and _backend.XLA_CPU_FUSES_SLICED_SUMS and uses_xla_cpu()):
+    if _inside_block.get() or not sums_in_slices(arrays[0]):
         return reduce(term(*arrays), axis=1, keepdims=True)
+    columns = arrays[0].shape[1]
     # Cast before they are sliced, 16-bit floats are cast inside the fused program; after, slice by slice.
     arrays = [ops.cast(a, "float32") if narrow_float(a) else a for a in arrays]
     num_slices = max(_MIN_SLICES, columns // _MAX_SLICE)
@@ -159,7 +165,7 @@ def keeps_exponentials(logits: Tensor, *, any_rows: bool = False) -> bool:
     """
     if not uses_xla_cpu():
         return False
-    if _backend.XLA_CPU_FUSES_SLICED_SUMS and not _is_small(logits):
+    if _backend.XLA_CPU_FUSES_SLICED_SUMS and not is_small(logits):
         return any_rows and logits.shape[0] is None and has_few_classes(logits)
     return not narrow_float(logits) or logits.shape[1] <= _MOST_NARROW_CLASSES
 
@@ -169,8 +175,8 @@ def keeps_few_exponentials(logits: Tensor, *, any_rows: bool = False) -> bool:
 
     Of many classes small blocks, which stay in the cache, are faster.
     """
-    is_small = _is_small(logits) or (any_rows and logits.shape[0] is None)
-    return is_small and has_few_classes(logits) and keeps_exponentials(logits, any_rows=any_rows)
+    fits = is_small(logits) or (any_rows and logits.shape[0] is None)
+    return fits and has_few_classes(logits) and keeps_exponentials(logits, any_rows=any_rows)
 
 
 def has_few_classes(logits: Tensor) -> bool:
@@ -178,7 +184,8 @@ def has_few_classes(logits: Tensor) -> bool:
     return isinstance(logits.shape[1], int) and logits.shape[1] <= _FEW_CLASSES
 
 
-def _is_small(logits):
+def is_small(logits: Tensor) -> bool:
+    """Whether an array of the size of the logits is of known size, and takes up to 16 MB."""
     return all(isinstance(n, int) for n in logits.shape) and 4 * math.prod(logits.shape) <= _MOST_KEPT_BYTES
 
 
@@ -214,7 +221,8 @@ def log1p_polynomial(x: Tensor) -> Tensor:
     remainder = _LOG1P[0]
     for coefficient in _LOG1P[1:]:
         remainder = remainder * x + coefficient
-    return x - x * x * remainder
+    # Not x * x, of which XLA makes another exponential where x is one.
+    return x - x * (x * remainder)
 
 
 def cast_to_nearest_even(x: Tensor, dtype: Any) -> Tensor:

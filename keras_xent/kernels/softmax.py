@@ -170,7 +170,7 @@ def _exp_shifted(residuals, logits, targets, class_weight=None, *, options):
     return row.exp_shifted(logits, residuals[0], options.logit_softcap)
 
 
-_dense_forward = RowKernel(forward, num_outputs=5, is_blocked=lambda **options: True)
+_dense_forward = RowKernel(forward, num_outputs=5, is_blocked=lambda rows, options: True)
 _dense_backward = CompiledKernel(backward)
 _dense = custom_gradient(
     _dense_forward,

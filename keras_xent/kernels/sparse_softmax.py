@@ -110,7 +110,7 @@ def label_ranks(labels: Tensor, logits: Tensor, *, axis: int = -1) -> Tensor:
     return reshape_to(ranks, labels)
 
 
-@row_kernel(num_outputs=1, is_blocked=lambda: True)
+@row_kernel(num_outputs=1, is_blocked=lambda rows: True)
 def _ranks(logits, labels):
     return row.rank_of_label(logits, labels), ()
 
@@ -230,7 +230,7 @@ def backward(
 _sparse_forward = RowKernel(
     forward,
     num_outputs=3,
-    is_blocked=lambda options: not _backend.XLA_CPU_FUSES_SLICED_SUMS or options.label_smoothing > 0,
+    is_blocked=lambda rows, options: not _backend.XLA_CPU_FUSES_SLICED_SUMS or options.label_smoothing > 0,
 )
 _sparse_backward = CompiledKernel(backward)
 
