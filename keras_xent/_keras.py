@@ -111,10 +111,8 @@ def set_call(layer: Any, call: Any, quantized_call: Any) -> None:
 
 
 def entry_of_class(layer: Any, own: type, plain: type, name: str) -> Any:
-    """The entry of `layer` in the file that is read, were each `own` a `plain`, whose entries Keras gives this name.
-
-    None where it is not known: a `plain` that comes later in the list of layers would read it too (`saving_lib`).
-    """
+    """The entry of `layer` in a file that Keras reads, were each `own` a `plain`, whose entries have this name."""
+    # A `plain` that comes later in the list of layers would read the same entry.
     given = getattr(_frame_of("saving.saving_lib", variable="container"), "f_locals", {})
     layers = list(given.get("container") or [])
     place = next((i for i, one in enumerate(layers) if one is layer), None)
@@ -203,6 +201,52 @@ def data_of_step() -> Step | None:
 
 def inputs_of_step() -> Any:
     """The `x` of the step whose loss or metrics are computed, of Keras or a model's own; None outside of steps."""
+    frame: types.FrameType | None = sys._getframe()
+    while frame is not None:
+        code = frame.f_code
+        if code.co_name in _STEPS:
+            if str(frame.f_globals.get("__name__")).startswith("keras.src."):
+                return frame.f_locals.get("x")
+            given = [frame.f_locals.get(name) for name in code.co_varnames[: code.co_argcount]]
+            # `self`, on JAX the state, and the data last.
+            if len(given) > 1 and isinstance(given[0], keras.Model):
+                return keras.utils.unpack_x_y_sample_weight(given[-1])[0]
+        frame = frame.f_back
+    return None
+
+
+def class_weight_of_fit() -> Any:
+    """The `class_weight` of the `fit` that calls this, of which Keras has made sample weights; or None."""
+    return _arguments_of_fit().get("class_weight")
+
+
+def labels_of_fit(labels: Tensor, rows: int = 256) -> Any:
+    """The first labels that the `fit` that calls this was given as one array; None if it was given something else."""
+    given = _arguments_of_fit().get("y")
+    fits = isinstance(given, numpy.ndarray) and given.ndim == len(labels.shape)
+    return given[:rows] if fits and given.dtype.kind in "iuf" and given.size else None
+
+
+def _arguments_of_fit() -> Any:
+    frame = _frame_of(_TRAINERS[0], "fit") or _frame_of(_TRAINERS[1], "fit")
+    return {} if frame is None else frame.f_locals
+
+
+def output_mask_is_lost(predictions: Tensor) -> bool:
+    """Returns whether metrics of a step on JAX are updated outside its gradient, for an output with a mask."""
+    frame = _frame_of(_TRAINERS[1], "train_step")
+    outputs = [] if frame is None else getattr(frame.f_locals.get("self"), "outputs", None) or []
+    return any(mask_of(output) is not None and len(output.shape) == len(predictions.shape) for output in outputs)
+
+
+def is_given_as_loss(metric: Any) -> bool:
+    """Returns whether Keras calls a metric as the function of a loss (`LossFunctionWrapper`)."""
+    frame = _frame_of("losses.losses", "call")
+    return frame is not None and getattr(frame.f_locals.get("self"), "fn", None) is metric
+
+
+def _frame_of(module: str, function: str = "", *, variable: str = "") -> types.FrameType | None:
+    """The innermost frame of a function of Keras that calls this, or of any that has a variable of this name."""
     frame: types.FrameType | None = sys._getframe()
     while frame is not None:
         named = variable in frame.f_code.co_varnames if variable else frame.f_code.co_name == function
