@@ -232,6 +232,13 @@ def _arguments_of_fit() -> Any:
     return {} if frame is None else frame.f_locals
 
 
+def callbacks_of_loop() -> list[Any]:
+    """The callbacks of the nearest `fit` or `evaluate` that calls this."""
+    found = [_frame_of(module, name) for module in _TRAINERS for name in ("evaluate", "fit")]
+    given = [None if frame is None else frame.f_locals.get("callbacks") for frame in found]
+    return next((list(getattr(one, "callbacks", ())) for one in given if one is not None), [])
+
+
 def output_mask_is_lost(predictions: Tensor) -> bool:
     """Returns whether metrics of a step on JAX are updated outside its gradient, for an output with a mask."""
     frame = _frame_of(_TRAINERS[1], "train_step")

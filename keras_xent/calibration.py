@@ -4,6 +4,7 @@ import itertools
 import math
 import warnings
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import keras
@@ -19,7 +20,8 @@ from keras_xent.kernels._labels import class_indices, valid_mask
 from keras_xent.kernels._masking import both
 from keras_xent.kernels._row_statistics import dense_statistics
 from keras_xent.kernels._shapes import align_weights, squeeze_class_axis
-from keras_xent.kernels.token_statistics import linear_token_statistics
+from keras_xent.kernels._softmax_row import apply_softcap
+from keras_xent.kernels.token_statistics import StatisticsRule, token_columns
 
 _LIMIT = math.log(1024)
 
@@ -146,6 +148,22 @@ def _is_arrays(data):
     return not all(isinstance(one, (tuple, list)) and any(hasattr(part, "shape") for part in one) for one in data)
 
 
+@dataclass(frozen=True)
+class _DividedLogits(StatisticsRule):
+    """Statistics of logits divided by a constant, a number of the program: each option would be another program."""
+
+    cap: float | None = None
+
+    def forward(self, logits: Tensor, arrays: Any, constants: Any) -> tuple[tuple[Tensor, ...], Any]:
+        """The columns of the capped, divided logits."""
+        (temperature,) = constants
+        return super().forward(apply_softcap(logits, self.cap) / temperature, arrays, ())
+
+    def backward(self, upstream: Tensor, residuals: Any, logits: Tensor, arrays: Any, constants: Any) -> Tensor:
+        """There is none: nothing is trained here."""
+        raise NotImplementedError("The statistics of calibrate have no gradient.")
+
+
 def _difference_and_weight(
     output: Output, labels: Tensor, weight: Tensor, temperature: float, ignore_class: Any
 ) -> tuple[float, float]:
@@ -175,24 +193,19 @@ def _difference_and_weight(
         indices = class_indices(labels, logits.shape[-1], valid)
         nll, entropy = dense_statistics(indices, logits / temperature, ("nll", "entropy"))
     else:
-        hidden, bias = head.hidden, head.bias
-        if head.logit_softcap is None:
-            # Divided here, where a temperature is a number of the program rather than an option of a new one.
-            dtype = accumulator_dtype(hidden)
-            hidden, bias = (None if one is None else ops.cast(one, dtype) / temperature for one in (hidden, bias))
-            temperature = 1.0
-        found = linear_token_statistics(
-            hidden,
+        log_prob, entropy, _ = token_columns(
+            head.hidden,
             head.kernel,
             labels,
-            bias,
-            temperature=temperature,
+            head.bias,
+            rule=_DividedLogits(has_rank=False, cap=head.logit_softcap),
             transpose_kernel=head.transpose_kernel,
             mask=valid,
-            logit_softcap=head.logit_softcap,
+            gradients=(),
             low_rank=head.low_rank,
+            constants=(ops.full((1, 1), temperature, accumulator_dtype(head.hidden)),),
         )
-        nll, entropy = -found.log_prob, found.entropy
+        nll = -log_prob
     weights = ops.ones_like(nll) if valid is None else ops.cast(ops.broadcast_to(valid, nll.shape), nll.dtype)
     if weight is not None:
         weights = weights * align_weights(ops.cast(to_tensor(weight), nll.dtype), nll.shape)

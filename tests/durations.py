@@ -1,9 +1,9 @@
 """The limit on the time of a test of the fast suite, and what the tests take.
 
-Time is processor time, of the test's process and of its children: what else the machine does adds nothing to it. A
-first run also compiles the test's programs, which says more about the state of the compile caches than about the test.
-So every run only notes which fast tests were over the limit, and `--durations-check` repeats these, with their programs
-compiled, and fails those that are over it again.
+Time is processor time, of the test or of its fixtures, in the test's process and its children: what else the machine
+does adds nothing to it. A first run also compiles the test's programs, which says more about the state of the compile
+caches than about the test. So every run only notes which fast tests were over the limit, and `--durations-check`
+repeats these, with their programs compiled, and fails those that are over it again.
 """
 
 import os
@@ -34,12 +34,13 @@ class Durations:
             config.hook.pytest_deselected(items=others)
 
     @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_setup(self, item):
+        """Fixtures of a module are part of its first test."""
+        return (yield from _timed(item, "setup"))
+
+    @pytest.hookimpl(wrapper=True)
     def pytest_runtest_call(self, item):
-        start = _processor_seconds()
-        try:
-            return (yield)
-        finally:
-            item.user_properties.append(("processor seconds", round(_processor_seconds() - start, 2)))
+        return (yield from _timed(item, "call"))
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_makereport(self, item, call):
@@ -85,8 +86,16 @@ def _processor_seconds():
     return times.user + times.system + times.children_user + times.children_system
 
 
+def _timed(item, phase):
+    start = _processor_seconds()
+    try:
+        return (yield)
+    finally:
+        item.user_properties.append((f"processor seconds of {phase}", round(_processor_seconds() - start, 2)))
+
+
 def _seconds(report):
-    return dict(report.user_properties).get("processor seconds", 0.0) if report.when == "call" else 0.0
+    return dict(report.user_properties).get(f"processor seconds of {report.when}", 0.0)
 
 
 def _peak_gigabytes():

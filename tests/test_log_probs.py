@@ -10,6 +10,7 @@ from keras import ops
 import keras_xent as kx
 from keras_xent import _without_logits
 from tests.backend import BACKEND, to_numpy
+from tests.tiers import fast_for
 
 VOCABULARY, WIDTH, LENGTH = 31, 8, 5
 RNG = np.random.default_rng(3)
@@ -97,6 +98,7 @@ def test_log_probabilities_are_those_from_the_predictions(name):
     np.testing.assert_allclose(from_predictions(model, 1.7, "softmax" in name), expected)
 
 
+@fast_for("LogitsDense", "subclassed")
 @pytest.mark.parametrize("name", ["LogitsDense", "plain Dense", "TiedLogits", "fused", "subclassed"])
 def test_the_output_layer_is_not_called(name):
     model = built(name)
@@ -153,6 +155,7 @@ def gradients(model, mask):
     return [[to_numpy(ops.convert_to_tensor(g)) for g in one] for one in both]
 
 
+@fast_for("TiedLogits")
 @pytest.mark.parametrize("name", ["LogitsDense", "TiedLogits"])
 def test_gradients_reach_every_weight(name):
     model = built(name)

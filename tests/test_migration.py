@@ -13,6 +13,7 @@ import pytest
 
 import keras_xent
 from tests.backend import to_numpy
+from tests.tiers import fast_for
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "coming-from-elsewhere.md"
@@ -74,6 +75,12 @@ def test_the_page_names_every_library_and_each_row_is_run():
     assert len(ROWS) == PAGE.read_text().count("\n|") - 2 * len(headings)
 
 
+@fast_for(
+    "*Focal*(apply*",
+    "*SparseCategoricalCrossentropy(from_logits*",
+    "*.binary_crossentropy*",
+    "*CategoricalCrossentropy(label*",
+)
 @rows("keras")
 def test_keras(there, here):
     same(here, to_numpy(keras.ops.convert_to_tensor(eval(there, {"keras": keras}, INPUTS))))

@@ -49,6 +49,7 @@ def test_the_fast_suite_leaves_out_what_is_marked_whole_and_says_so(run):
     assert f"Left out on {BACKEND}: 1 tests marked `whole`, which tools/test --rest runs." in printed
 
 
+@whole
 def test_rest_runs_only_what_the_fast_suite_leaves_out(run):
     status, printed = run("--rest", "-v")
     assert status == 0
@@ -56,6 +57,7 @@ def test_rest_runs_only_what_the_fast_suite_leaves_out(run):
     assert f"Left out on {BACKEND}: 2 tests of the fast suite, which tools/test runs." in printed
 
 
+@whole
 def test_whole_runs_everything(run):
     status, printed = run("--whole")
     assert status == 0

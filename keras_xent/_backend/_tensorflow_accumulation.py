@@ -28,41 +28,52 @@ def accumulating_step(model: Any, train_step: Callable, steps: int, counting: Ca
         weights = model.trainable_weights
 
         def run(part, share, sums):
-            with micro_batch(denominators, share), captured_gradients(model.optimizer, weights) as captured:
+            with micro_batch(denominators, share), captured_gradients(model.optimizer, weights, share) as captured:
                 logs = train_step(part)
             gradients = {id(variable): gradient for gradient, variable in captured}
             found = [gradients.get(id(weight)) for weight in weights]
-            added = [s if g is None else _added(s, g, share) for s, g in zip(sums, found, strict=True)]
-            return logs, added, [g is not None for g in found]
+            if sums is None:
+                return logs, [None if g is None else _begun(w, g) for w, g in zip(weights, found, strict=True)]
+            return logs, [None if g is None else _added(s, g) for s, g in zip(sums, found, strict=True)]
 
-        sums = [tf.zeros(weight.shape, _accumulator_dtype(weight)) for weight in weights]
         in_turn = _unrolled if model.distribute_strategy.num_replicas_in_sync > 1 else _looped
-        logs, sums, known = in_turn(run, data, steps, sums)
+        logs, sums = in_turn(run, data, steps)
         if weights:
-            gradients = [one if is_known else None for one, is_known in zip(sums, known, strict=True)]
-            model.optimizer.apply(gradients, weights)
+            model.optimizer.apply(sums, weights)
         return logs
 
     return step
 
 
-def _looped(run, data, steps, sums):
-    """The micro-batches in a loop, so that only one is in memory; the last one may be smaller."""
+def _looped(run, data, steps):
+    """The micro-batches in a loop, so that only one is in memory.
+
+    The first, which may be smaller, stands before the loop: the sums begin with its gradients, so that no zeros are
+    made, and no gradient is added, for it.
+    """
     rows = _rows(data)
     size = _at_least_1((rows + steps - 1) // steps)
-    before_last = _at_least_1((rows + size - 1) // size) - 1
-    parts = _map(lambda t: tf.reshape(t[: before_last * size], (before_last, size, *_sizes(t))), data)
+    after_first = _at_least_1((rows + size - 1) // size) - 1
+    first = rows - after_first * size
+    logs, sums = run(_map(lambda t: t[:first], data), _share(first, rows), None)
+    if isinstance(after_first, int) and not after_first:
+        return logs, sums
+    parts = _map(lambda t: tf.reshape(t[first:], (after_first, size, *_sizes(t))), data)
 
-    def body(i, sums):
-        _, sums, _ = run(_map(lambda t: tf.gather(t, i), parts), _share(size, rows), sums)
-        return i + 1, sums
+    def body(i, logs, known):
+        sums = iter(known)
+        part = _map(lambda t: tf.gather(t, i), parts)
+        logs, sums = run(part, _share(size, rows), [next(sums) if is_known else None for is_known in has_gradient])
+        return i + 1, _tensors(logs), [one for one in sums if one is not None]
 
-    _, sums = tf.while_loop(lambda i, _: i < before_last, body, (0, sums), parallel_iterations=1)
-    last = _map(lambda t: t[before_last * size :], data)
-    return run(last, _share(rows - before_last * size, rows), sums)
+    has_gradient = [one is not None for one in sums]
+    begin = (0, _tensors(logs), [one for one in sums if one is not None])
+    _, logs, known = tf.while_loop(lambda i, *_: i < after_first, body, begin, parallel_iterations=1)
+    sums = iter(known)
+    return logs, [next(sums) if is_known else None for is_known in has_gradient]
 
 
-def _unrolled(run, data, steps, sums):
+def _unrolled(run, data, steps):
     """One micro-batch after the other, where replicas have to meet within each: inside of loops they cannot."""
     rows = _rows(data)
     size = _at_least_1((rows + steps - 1) // steps)
@@ -71,11 +82,12 @@ def _unrolled(run, data, steps, sums):
     sizes = tf.cast(tf.stack([end - first for first, end in itertools.pairwise(ends)]), "float32")
     sizes = tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, sizes)
     shares = tf.unstack(sizes / tf.reduce_sum(sizes))
+    sums: list[Any] | None = None
     for i, (first, end) in enumerate(itertools.pairwise(ends)):
-        with tf.control_dependencies(sums if i else []):
+        with tf.control_dependencies([one for one in sums or () if one is not None]):
             part = _map(lambda t, first=first, end=end: tf.identity(t[first:end]), data)
-        logs, sums, known = run(part, shares[i], sums)
-    return logs, sums, known
+        logs, sums = run(part, shares[i], sums)
+    return logs, sums
 
 
 def _denominators(model, data, counting):
@@ -87,54 +99,95 @@ def _denominators(model, data, counting):
     return found
 
 
-class _Apply:
-    """The `apply` of an optimizer while gradients are captured. Replicas take turns, each in a thread of its own."""
+class _Capture:
+    """Gradients of one training step that are kept in place of being applied, each times a share."""
+
+    def __init__(self, share):
+        self.share, self.is_scaled, self.found = share, False, []
+
+    def take(self, gradients, variables):
+        if self.found:
+            raise NotImplementedError("A training step that calls its optimizer twice cannot be accumulated.")
+        if self.share is not None and not self.is_scaled:
+            gradients = [None if g is None else _times(g, self.share) for g in gradients]
+        self.found.extend(zip(gradients, variables, strict=True))
+
+
+class _Capturing:
+    """The `apply` and `scale_loss` of an optimizer while gradients are captured.
+
+    A share scales the loss, as a factor of loss scaling does: one number, where the gradients are as many as the
+    weights. Replicas take turns, each in a thread of its own.
+    """
 
     def __init__(self, optimizer, weights):
-        self.weights, self.original, self.users = weights, optimizer.apply, 0
-        # What stood in its place on this object, such as that of a callback that watches the gradients.
-        self.before = None
+        self.weights, self.users = weights, 0
+        self.originals = {name: getattr(optimizer, name) for name in ("apply", "scale_loss")}
+        # What stood in their places on this object, such as that of a callback that watches the gradients.
+        self.before = {name: replace_own(optimizer, name, getattr(self, name)) for name in self.originals}
 
-    def __call__(self, gradients, trainable_variables=None):
-        found = _gradients.get()
-        if found is None:
-            return self.original(gradients, trainable_variables)
-        if found:
-            raise NotImplementedError("A training step that calls its optimizer twice cannot be accumulated.")
-        variables = self.weights if trainable_variables is None else trainable_variables
-        found.extend(zip(gradients, variables, strict=True))
+    def apply(self, gradients, trainable_variables=None):
+        capture = _capture.get()
+        if capture is None:
+            return self.originals["apply"](gradients, trainable_variables)
+        return capture.take(gradients, self.weights if trainable_variables is None else trainable_variables)
+
+    def scale_loss(self, loss):
+        capture = _capture.get()
+        if capture is not None and capture.share is not None:
+            capture.is_scaled = True
+            loss = loss * tf.cast(capture.share, loss.dtype)
+        return self.originals["scale_loss"](loss)
 
 
-_gradients: contextvars.ContextVar[list[tuple[Any, Any]] | None] = contextvars.ContextVar("_gradients", default=None)
+_capture: contextvars.ContextVar[_Capture | None] = contextvars.ContextVar("_capture", default=None)
 
 
 @contextlib.contextmanager
-def captured_gradients(optimizer, weights):
-    """Yields the gradients and variables that the optimizer is given, in place of applying them."""
-    apply = optimizer.apply if isinstance(optimizer.apply, _Apply) else _Apply(optimizer, weights)
-    if apply.users == 0:
-        apply.before = replace_own(optimizer, "apply", apply)
-    apply.users += 1
-    found: list[tuple[Any, Any]] = []
-    token = _gradients.set(found)
+def captured_gradients(optimizer, weights, share=None):
+    """Yields the gradients and variables that the optimizer is given, in place of applying them.
+
+    With `share` they are those of the loss times this number.
+    """
+    user = getattr(optimizer.apply, "__self__", None)
+    capturing = user if isinstance(user, _Capturing) else _Capturing(optimizer, weights)
+    capturing.users += 1
+    capture = _Capture(share)
+    # A step may be judged of which the parts are captured too.
+    token = _capture.set(capture)
     try:
-        yield found
+        yield capture.found
     finally:
-        _gradients.reset(token)
-        apply.users -= 1
-        if apply.users == 0:
-            restore_own(optimizer, "apply", apply.before)
+        _capture.reset(token)
+        capturing.users -= 1
+        if capturing.users == 0:
+            for name, before in capturing.before.items():
+                restore_own(optimizer, name, before)
 
 
-def _added(total, gradient, share):
+def _times(gradient, share):
     if isinstance(gradient, tf.IndexedSlices):
-        values = tf.cast(gradient.values, total.dtype) * tf.cast(share, total.dtype)
-        return tf.tensor_scatter_nd_add(total, gradient.indices[:, None], values)
-    return total + tf.cast(gradient, total.dtype) * tf.cast(share, total.dtype)
+        values = gradient.values * tf.cast(share, gradient.dtype)
+        return tf.IndexedSlices(values, gradient.indices, gradient.dense_shape)
+    return gradient * tf.cast(share, gradient.dtype)
+
+
+def _begun(weight, gradient):
+    return tf.cast(tf.convert_to_tensor(gradient), _accumulator_dtype(weight))
+
+
+def _added(total, gradient):
+    if isinstance(gradient, tf.IndexedSlices):
+        return tf.tensor_scatter_nd_add(total, gradient.indices[:, None], tf.cast(gradient.values, total.dtype))
+    return total + tf.cast(gradient, total.dtype)
 
 
 def _accumulator_dtype(weight):
     return "float32" if weight.dtype in ("float16", "bfloat16") else weight.dtype
+
+
+def _tensors(logs):
+    return keras.tree.map_structure(tf.convert_to_tensor, logs)
 
 
 def _map(function, data):

@@ -55,6 +55,18 @@ class Probe:
         nll, valid, labels, predicted = map(ops.convert_to_numpy, arrays)
         return Loss(nll, valid, labels, predicted, uniform=math.log(y_pred.shape[metric.axis]))
 
+    def write(self, loss: Any, writer: Any, epoch: int) -> None:
+        """Writes what TensorBoard shows of the batch."""
+        import tensorflow as tf
+
+        from keras_xent.callbacks._heat_map import heat_maps
+
+        with writer.as_default(epoch), tf.summary.record_if(True):
+            tf.summary.histogram("token_nll", loss.nll[loss.valid], description="nats of each token of the probe")
+            pictures = heat_maps(loss, self.text)
+            tf.summary.image("tokens", pictures, max_outputs=len(pictures), description="dark: a large loss")
+            tf.summary.text("worst_tokens", self.worst_tokens(loss))
+
     def worst_tokens(self, loss: Loss) -> str:
         """A Markdown table of the tokens with the largest loss."""
         space = _space_between({self.text(label) for label in np.unique(loss.labels[loss.valid])})

@@ -1,11 +1,25 @@
 """Writers for TensorBoard: a folder for each run, and the parent folder for data of all runs."""
 
 import contextlib
+import contextvars
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
+import keras
+
+from keras_xent._keras import callbacks_of_loop
+from keras_xent.callbacks._training_log import TrainingLog
+
+
+class _WithoutFlush(Exception):
+    """Leaves a default writer, which flushes its file only where nothing was raised."""
+
+
+# The writers that are the default one now. Each is left before another is entered, or it would be the default again
+# when the other is left.
+_default_of: contextvars.ContextVar["RunWriters | None"] = contextvars.ContextVar("_default_of", default=None)
 # Seconds between two transfers to a place that is no local folder, where each writes the file anew.
 _REMOTE_FLUSH = 30.0
 
@@ -37,11 +51,14 @@ class RunWriters:
         import tensorflow as tf
 
         self._is_recorded = is_recorded
-        if self._default_run != run:
-            self.end_default()
+        others = _default_of.get()
+        if others is not self or self._default_run != run:
+            if others is not None:
+                others.end_default()
             self._default, self._default_run = contextlib.ExitStack(), run
             self._default.enter_context(self.writer(run).as_default(step))
             self._default.enter_context(tf.summary.record_if(lambda: self._is_recorded))
+            _default_of.set(self)
         # Leaving and entering the writer for every step would flush its file each time.
         tf.summary.experimental.set_step(step)
 
@@ -50,6 +67,7 @@ class RunWriters:
         if self._default is not None:
             self._default.close()
             self._default = self._default_run = None
+            _default_of.set(None)
 
     def write(self, run: str, summaries: Iterable[Any], step: int = 0) -> None:
         """Writes summaries as one event, which takes a fraction of the time that one for each takes."""
@@ -57,12 +75,11 @@ class RunWriters:
 
         # One message after the other is the message of both.
         event = b"".join(one.SerializeToString() for one in summaries)
-        is_default = run == self._default_run
-        # The end of `as_default` flushes.
-        with contextlib.nullcontext() if is_default else self.writer(run).as_default(step), tf.summary.record_if(True):
+        # Whatever writer is the default: another callback may have entered one.
+        with contextlib.suppress(_WithoutFlush), self.writer(run).as_default(step), tf.summary.record_if(True):
             tf.summary.experimental.write_raw_pb(event, step)
-        if is_default:
-            self._unflushed.add(run)
+            raise _WithoutFlush
+        self._unflushed.add(run)
 
     def flush(self) -> None:
         """Completes the files, since no callback is called where `fit` was interrupted."""
@@ -79,3 +96,23 @@ class RunWriters:
         for writer in self._writers.values():
             writer.close()
         self._writers, self._flushed, self._unflushed = {}, {}, set()
+
+
+def keras_sets_default() -> bool:
+    """Returns whether Keras' own callback is one of this `fit` or `evaluate`.
+
+    It writes the loss of batches into whatever writer is the default, and leaves its own as the default for the next.
+    """
+    return any(
+        isinstance(one, keras.callbacks.TensorBoard) and not isinstance(one, TrainingLog) for one in callbacks_of_loop()
+    )
+
+
+@contextlib.contextmanager
+def writing_epochs_only(callback: Any) -> Iterator[None]:
+    """Inside, Keras' part of a callback sets no default writer."""
+    update_freq, callback.update_freq = callback.update_freq, "epoch"
+    try:
+        yield
+    finally:
+        callback.update_freq = update_freq

@@ -10,9 +10,8 @@ import keras
 from keras_xent import _keras, arguments
 from keras_xent.callbacks import _dashboards, _scalars
 from keras_xent.callbacks._gradient_norm import GradientNorm
-from keras_xent.callbacks._heat_map import heat_maps
 from keras_xent.callbacks._probe import Probe
-from keras_xent.callbacks._run_writers import RunWriters
+from keras_xent.callbacks._run_writers import RunWriters, keras_sets_default, writing_epochs_only
 from keras_xent.callbacks._timeline import Mark
 from keras_xent.callbacks._training_log import Batches, Epoch, TrainingLog
 from keras_xent.metrics._token_mean import Totals
@@ -114,6 +113,7 @@ class TensorBoard(TrainingLog, keras.callbacks.TensorBoard):
         self._graph_drawn_of: Any = None
         self._writers_by_run: RunWriters | None = None
         self._keras_has_begun = False
+        self._takes_summaries = False
 
     @property
     def _runs(self) -> RunWriters:
@@ -141,13 +141,16 @@ class TensorBoard(TrainingLog, keras.callbacks.TensorBoard):
         """See `keras.callbacks.TensorBoard`."""
         super().on_train_begin(logs)
         self._first_batch_pending = True
+        self._takes_summaries = self.update_freq != "epoch" and not keras_sets_default()
         # Not when `set_model` is called, which `evaluate` does too: this draws the graph, and so makes a run `train`.
         model, write_graph = self._reader.model, self.write_graph
         self.write_graph = write_graph and self._graph_drawn_of is not model
-        keras.callbacks.TensorBoard.set_model(self, model)
+        with self.summary.record_if(True):
+            keras.callbacks.TensorBoard.set_model(self, model)
         self.write_graph, self._graph_drawn_of = write_graph, model
         if self._profiles:
-            keras.callbacks.TensorBoard.on_train_begin(self, logs)
+            with writing_epochs_only(self):
+                keras.callbacks.TensorBoard.on_train_begin(self, logs)
             self._keras_has_begun = True
 
     @property
@@ -160,9 +163,9 @@ class TensorBoard(TrainingLog, keras.callbacks.TensorBoard):
         if self._first_batch_pending and batch:
             self._write_dashboards()
         if self._profiles:
-            self._runs.end_default()
-            keras.callbacks.TensorBoard.on_train_batch_begin(self, batch, logs)
-        if self.update_freq != "epoch":
+            with writing_epochs_only(self):
+                keras.callbacks.TensorBoard.on_train_batch_begin(self, batch, logs)
+        if self._takes_summaries:
             # For summaries that layers of the user write.
             step = self._timeline.steps + 1
             self._runs.make_default("train", step, step % self.update_freq == 0)
@@ -191,7 +194,8 @@ class TensorBoard(TrainingLog, keras.callbacks.TensorBoard):
     def _end_keras(self):
         self._runs.end_default()
         if self._keras_has_begun:
-            keras.callbacks.TensorBoard.on_train_end(self)
+            with writing_epochs_only(self):
+                keras.callbacks.TensorBoard.on_train_end(self)
             self._keras_has_begun = False
 
     # Evaluation.
@@ -199,11 +203,12 @@ class TensorBoard(TrainingLog, keras.callbacks.TensorBoard):
     def on_test_begin(self, logs: dict[str, Any] | None = None) -> None:
         """See `keras.callbacks.TensorBoard`."""
         self._runs.end_default()
+        self._takes_summaries = self.update_freq != "epoch" and not keras_sets_default()
         super().on_test_begin(logs)
 
     def on_test_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         """See `keras.callbacks.TensorBoard`."""
-        if self.update_freq != "epoch":
+        if self._takes_summaries:
             run = "validation" if self._in_fit and self._evaluated is None else "evaluation"
             self._runs.make_default(run, batch + 1, (batch + 1) % self.update_freq == 0)
 
@@ -221,8 +226,7 @@ class TensorBoard(TrainingLog, keras.callbacks.TensorBoard):
     def write_batches(self, mark: Mark, batches: Batches) -> None:
         """Writes the values of these batches, at their last step."""
         written = _scalars.of_batches(batches, self._reader.perplexities())
-        rates = _scalars.learning_rates(self._reader.model)
-        written |= {f"optimizer/{name}": value for name, value in rates.items()}
+        written |= {f"optimizer/{name}": rate for name, rate in _scalars.learning_rates(self._reader.model).items()}
         if self._gradient_norm is not None:
             written["optimizer/gradient_norm"] = self._gradient_norm.value(self._reader.model)
         if self.write_steps_per_second:
@@ -233,8 +237,7 @@ class TensorBoard(TrainingLog, keras.callbacks.TensorBoard):
     def write_epoch(self, epoch: Epoch) -> None:
         """Writes Keras' values at the number of the epoch, and ours at its last step."""
         train, validation = _scalars.of_logs(epoch.logs)
-        rates = _scalars.learning_rates(self._reader.model)
-        train |= {f"epoch_{name}": value for name, value in rates.items()}
+        train |= {f"epoch_{name}": rate for name, rate in _scalars.learning_rates(self._reader.model).items()}
         if self.write_steps_per_second and epoch.seconds:
             train["epoch_steps_per_second"] = epoch.steps / epoch.seconds
         self._runs.write("train", [_scalars.summary(train)], epoch.number)
@@ -245,7 +248,8 @@ class TensorBoard(TrainingLog, keras.callbacks.TensorBoard):
         if validation:
             self._runs.write("validation", [_scalars.summary(validation)], epoch.mark.step)
         # Without logs Keras writes histograms and embeddings only.
-        keras.callbacks.TensorBoard.on_epoch_end(self, epoch.number, None)
+        with self.summary.record_if(True):
+            keras.callbacks.TensorBoard.on_epoch_end(self, epoch.number, None)
         self._write_probe(epoch.number)
         self._runs.flush()
 
@@ -275,9 +279,9 @@ class TensorBoard(TrainingLog, keras.callbacks.TensorBoard):
         page = _dashboards.page(names, self._reader.perplexities(), self.update_freq != "epoch", self.gradient_norm)
         summaries = [page]
         if not _dashboards.has_settings(self.log_dir):
-            more = _dashboards.mapping_of(self.hparams)
-            with _keras.training_state(self._reader.model):
-                settings = _dashboards.settings(self._reader.model, self.params or {}, more)
+            model, more = self._reader.model, _dashboards.mapping_of(self.hparams)
+            with _keras.training_state(model):
+                settings = _dashboards.settings(model, self.params or {}, more)
             summaries.append(_dashboards.begun(settings))
         self._runs.write("", summaries)
         self._runs.flush()
@@ -293,8 +297,4 @@ class TensorBoard(TrainingLog, keras.callbacks.TensorBoard):
             arguments.warn(f"The probe is left out: {error}")
             self.probe = None
             return
-        with self._runs.writer("probe").as_default(epoch), self.summary.record_if(True):
-            self.summary.histogram("token_nll", loss.nll[loss.valid], description="nats of each token of the probe")
-            pictures = heat_maps(loss, self.probe.text)
-            self.summary.image("tokens", pictures, max_outputs=len(pictures), description="dark: a large loss")
-            self.summary.text("worst_tokens", self.probe.worst_tokens(loss))
+        self.probe.write(loss, self._runs.writer("probe"), epoch)

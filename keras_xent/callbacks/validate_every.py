@@ -124,11 +124,10 @@ class ValidateEvery(keras.callbacks.Callback):
         if self._timeline.steps // self.steps == step // self.steps:
             return
         # On JAX this waits for the steps before, whose time is that of the training.
-        before = _values_of_training(self.model)
+        before, averaged = _values_of_training(self.model), self._values_of_averages()
         begin = time.perf_counter()
         self._last = self._validate(batch, step)
-        for variable, value in before:
-            variable.assign(value)
+        _restore(before + averaged)
         if logs is not None:
             logs.update(self._last)
         number = step // self.steps - 1
@@ -136,8 +135,16 @@ class ValidateEvery(keras.callbacks.Callback):
             callback.on_epoch_end(number, {**(logs or {}), **self._last})
         for callback in self.callbacks:
             callback.on_epoch_begin(number + 1)
+        _restore(averaged)
         for log in active_logs(self.model):
             log.paused(time.perf_counter() - begin)
+
+    def _values_of_averages(self):
+        """What `SwapEMAWeights` exchanges, on TensorFlow by sums; it does not undo what it does in the last epoch."""
+        if not any(isinstance(callback, keras.callbacks.SwapEMAWeights) for callback in self.callbacks):
+            return []
+        averages = [one for one in self.model.optimizer.variables if one.path.endswith("_average")]
+        return _values_of([*self.model.trainable_variables, *averages])
 
     def _validate(self, batch, step):
         model = self.model
@@ -192,4 +199,13 @@ def _values_of_training(model):
     """What a validation changes, and its values: metrics, which `evaluate` resets, and the state of random numbers."""
     weights = {id(variable) for variable in model.non_trainable_weights}
     seeds = [variable for variable in model.non_trainable_variables if id(variable) not in weights]
-    return [(variable, ops.convert_to_numpy(variable)) for variable in (*model.metrics_variables, *seeds)]
+    return _values_of([*model.metrics_variables, *seeds])
+
+
+def _values_of(variables):
+    return [(variable, ops.convert_to_numpy(variable)) for variable in variables]
+
+
+def _restore(values):
+    for variable, value in values:
+        variable.assign(value)

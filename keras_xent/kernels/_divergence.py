@@ -6,7 +6,7 @@ With the temperature `T`, `log p` and `log q` are log-softmaxes of logits divide
 import math
 import typing
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from keras import ops
 
@@ -15,7 +15,7 @@ from keras_xent._backend import custom_gradient
 from keras_xent._types import DivergenceName, Tensor
 from keras_xent.kernels import _softmax_row as row
 from keras_xent.kernels._compiled import CompiledKernel, row_kernel
-from keras_xent.kernels._dtypes import upcast
+from keras_xent.kernels._dtypes import dtype_of, upcast
 from keras_xent.kernels._masking import multiply_no_nan, where_or_zero
 
 NAMES: tuple[str, ...] = typing.get_args(DivergenceName)
@@ -23,22 +23,23 @@ NAMES: tuple[str, ...] = typing.get_args(DivergenceName)
 
 @dataclass(frozen=True)
 class Softmax:
-    """Log-probabilities of logits that are capped, then divided by a temperature."""
+    """Probabilities of logits that are capped, then divided by a temperature."""
 
     temperature: float
     softcap: float | None
 
     def normalize(self, logits: Tensor) -> "Normalizer":
-        """Returns the numbers by which single logits of these rows become log-probabilities."""
-        x = self._scaled(logits)
-        max_logit = row.max_of_logits(x)
-        below = row.max_minus_logit(x, max_logit, self._scaled_cap())
-        return Normalizer(max_logit, ops.log(ops.sum(ops.exp(-below), axis=1, keepdims=True)))
+        """Returns the numbers by which single logits of these rows become probabilities."""
+        max_logit = row.max_of_logits(logits)
+        return Normalizer(max_logit, ops.sum(self._exp_shifted(logits, max_logit), axis=1, keepdims=True))
 
     def log_prob(self, logits: Tensor, normalizer: "Normalizer") -> Tensor:
         """The log-probabilities of these logits."""
-        below = row.max_minus_logit(self._scaled(logits), normalizer.max_logit, self._scaled_cap())
-        return -(below + normalizer.log_sum_exp_shifted)
+        return -(self._below(logits, normalizer.max_logit) + ops.log(normalizer.sum_exp))
+
+    def prob(self, logits: Tensor, normalizer: "Normalizer") -> Tensor:
+        """The probabilities of these logits, from the exponentials that `normalize` has summed."""
+        return self._exp_shifted(logits, normalizer.max_logit) * (1.0 / normalizer.sum_exp)
 
     def gradient(self, gradient: Tensor, upstream: Tensor, logits: Tensor) -> Tensor:
         """`upstream` times the gradient for capped, divided logits, as one for the logits."""
@@ -46,19 +47,35 @@ class Softmax:
             upstream / self.temperature * gradient, ops.equal(upstream, 0.0), logits, self.softcap
         )
 
-    def _scaled(self, logits):
-        return upcast(logits) if self.temperature == 1.0 else upcast(logits) * (1.0 / self.temperature)
+    def _exp_shifted(self, logits, max_logit):
+        return ops.exp(-self._below(logits, max_logit))
 
-    def _scaled_cap(self):
-        # c tanh(x / c) / T is the cap c / T of x / T.
-        return None if self.softcap is None else self.softcap / self.temperature
+    def _below(self, logits, max_logit):
+        # Divided after the subtraction: divided logits XLA:CPU would write to memory.
+        below = row.max_minus_logit(upcast(logits), max_logit, self.softcap)
+        return below if self.temperature == 1.0 else below * (1.0 / self.temperature)
 
 
 class Normalizer(NamedTuple):
-    """Two numbers for each row: the largest logit, and the logarithm of the sum of `exp(x - max_logit)`."""
+    """Two numbers for each row: the largest logit, before cap and division, and the sum of the shifted exponentials."""
 
     max_logit: Tensor
-    log_sum_exp_shifted: Tensor
+    sum_exp: Tensor
+
+
+class Pair(NamedTuple):
+    """The teacher's distributions `p` and the student's `q`, and their logarithms."""
+
+    log_p: Tensor
+    log_q: Tensor
+    p: Tensor
+    q: Tensor
+
+    @classmethod
+    def of(cls, teacher: Tensor, logits: Tensor, softmaxes: Any, normalizers: Any) -> "Pair":
+        """The distributions of the teacher's and the student's logits."""
+        both = tuple(zip(softmaxes, (teacher, logits), normalizers, strict=True))
+        return cls(*(s.log_prob(x, n) for s, x, n in both), *(s.prob(x, n) for s, x, n in both))
 
 
 @dataclass(frozen=True)
@@ -77,22 +94,25 @@ class Divergence:
         if not 0 < arguments.above_zero("beta", self.beta) < 1:
             raise ValueError(f"`beta` must be a number between 0 and 1. Received: beta={self.beta!r}.")
 
-    def of_rows(self, log_p: Tensor, log_q: Tensor) -> tuple[Tensor, Tensor]:
+    def of_rows(self, rows: Pair) -> tuple[Tensor, Tensor]:
         """The divergence of each row `[n, 1]`, and the mean of the log-ratio under `q`, for the gradient."""
+        log_p, log_q, p, q = rows
         if self.name == "forward_kl":
-            return _kl(log_p, log_q), ops.zeros_like(log_q[:, :1])
+            return _kl(log_p, log_q, p, q), ops.zeros_like(log_q[:, :1])
         if self.name == "reverse_kl":
-            mean = _kl(log_q, log_p)
+            mean = _kl(log_q, log_p, q, p)
             return mean, mean
         log_m = self._log_mixture(log_p, log_q)
-        mean = _kl(log_q, log_m)
-        return self.beta * _kl(log_p, log_m) + (1.0 - self.beta) * mean, mean
+        m = ops.exp(log_m)
+        mean = _kl(log_q, log_m, q, m)
+        return self.beta * _kl(log_p, log_m, p, m) + (1.0 - self.beta) * mean, mean
 
-    def gradient(self, log_p: Tensor, log_q: Tensor, mean: Tensor) -> Tensor:
+    def gradient(self, rows: Pair, mean: Tensor) -> Tensor:
         """The gradient for the logits of `q`."""
-        q = ops.exp(log_q)
+        log_p, log_q, p, q = rows
         if self.name == "forward_kl":
-            return q - ops.exp(log_p)
+            # Exactly 0 where they agree, also where the compiler rounds only one of the products behind `q - p`.
+            return where_or_zero(q - p, ops.not_equal(q, p))
         if self.name == "reverse_kl":
             return _less_mean(q, log_q - log_p, mean)
         limit = math.log(1.0 - self.beta)
@@ -125,33 +145,43 @@ def _less_mean(q, log_ratio, mean):
     return multiply_no_nan(q, from_mean - rest)
 
 
-def _kl(log_p, log_q):
+# Terms of the series of `(exp(-x) - 1 + x) / x^2`, from the first left out 1e-9 (1e-17) of it for `|x| < 1`.
+_SERIES = {"float32": 10, "float64": 17}
+
+
+def _exp_remainder(x):
+    """`exp(-x) - 1 + x` for `|x| < 1`, exact to rounding. As a polynomial it takes less time than an exponential."""
+    total = 0.0
+    for n in reversed(range(_SERIES[dtype_of(x)])):
+        total = total * -x + 1.0 / math.factorial(n + 2)
+    return x * x * total
+
+
+def _kl(log_p, log_q, p, q):
     """`sum_c p_c (log p_c - log q_c)`, as the sum of `p (log p - log q) - p + q`.
 
     No term of that is below 0. Where the distributions are nearly the same, the terms of the other sum cancel, and what
     is left of it is rounding.
     """
-    p, q, difference = ops.exp(log_p), ops.exp(log_q), log_p - log_q
-    is_near = difference > -1.0
-    near = ops.where(is_near, difference, 0.0)
-    terms = ops.where(is_near, p * (ops.expm1(-near) + near), q - p + multiply_no_nan(p, difference))
+    difference = log_p - log_q
+    is_near = ops.abs(difference) < 1.0
+    near = p * _exp_remainder(ops.where(is_near, difference, 0.0))
+    terms = ops.where(is_near, near, q - p + multiply_no_nan(p, difference))
     return ops.sum(ops.where(p > 0, terms, ops.where(ops.isnan(p), p, q)), axis=1, keepdims=True)
 
 
 @row_kernel(num_outputs=6, is_blocked=lambda **_: True)
 def _forward(logits, teacher, *, divergence, softmax):
     normalizers = softmax.normalize(teacher), softmax.normalize(logits)
-    log_p, log_q = (softmax.log_prob(x, n) for x, n in zip((teacher, logits), normalizers, strict=True))
-    loss, mean = divergence.of_rows(log_p, log_q)
+    loss, mean = divergence.of_rows(Pair.of(teacher, logits, (softmax, softmax), normalizers))
     return softmax.temperature**2 * loss, (*normalizers[0], *normalizers[1], mean)
 
 
 @CompiledKernel
 def _backward(upstream, residuals, logits, teacher, *, divergence, softmax):
     *numbers, mean = residuals
-    log_p = softmax.log_prob(teacher, Normalizer(*numbers[:2]))
-    log_q = softmax.log_prob(logits, Normalizer(*numbers[2:]))
-    gradient = divergence.gradient(log_p, log_q, mean)
+    normalizers = Normalizer(*numbers[:2]), Normalizer(*numbers[2:])
+    gradient = divergence.gradient(Pair.of(teacher, logits, (softmax, softmax), normalizers), mean)
     return softmax.gradient(gradient, softmax.temperature**2 * upstream, logits)
 
 

@@ -25,22 +25,31 @@ def statistics(
     max_logit, sum_exp_minus_one = residuals
     columns: dict[str, Any] = {
         "rank": lambda: row.rank_of_label(logits, labels),
-        "entropy": lambda: mean_below_max(logits, *residuals, softcap) + log1p(sum_exp_minus_one),
+        "entropy": lambda: mean_below_max(logits, labels, *residuals, softcap) + log1p(sum_exp_minus_one),
         "logsumexp": lambda: row.log_sum_exp(max_logit, sum_exp_minus_one, softcap),
         "confidence": lambda: 1.0 / (1.0 + sum_exp_minus_one),
     }
     return tuple(columns[name]() for name in names)
 
 
-def mean_below_max(logits: Tensor, max_logit: Tensor, sum_exp_minus_one: Tensor, softcap: float | None) -> Tensor:
-    """`sum_c p_c (max_logit - x_c)`: the entropy is that and `log(1 + sum_exp_minus_one)`, both at least 0."""
+def mean_below_max(
+    logits: Tensor, labels: Tensor, max_logit: Tensor, sum_exp_minus_one: Tensor, softcap: float | None
+) -> Tensor:
+    """`sum_c p_c (max_logit - x_c)`: the entropy is that and `log(1 + sum_exp_minus_one)`, both at least 0.
 
-    def term(logits):
+    The label's term is added apart, so that the exponentials are those that the cross-entropy has summed.
+    """
+    label = ops.maximum(labels, 0)
+    label_logit = ops.take_along_axis(logits, label, axis=1)
+
+    def term(logits, ids):
         below = row.max_minus_logit(upcast(logits), max_logit, softcap)
-        return multiply_no_nan(ops.exp(-below), below)
+        return multiply_no_nan(sparse_softmax.exp_shifted_except_label(logits, ids, label, max_logit, softcap), below)
 
+    below = row.max_minus_logit(upcast(label_logit), max_logit, softcap)
+    at_label = multiply_no_nan(row.exp_shifted(label_logit, max_logit, softcap), below)
     # Of a row without a distribution the sum is NaN.
-    return row_sum(term, logits) / (1.0 + sum_exp_minus_one)
+    return (row_sum(term, logits, row.class_ids(logits)) + at_label) / (1.0 + sum_exp_minus_one)
 
 
 def dense_statistics(

@@ -9,7 +9,7 @@ from keras_xent import arguments
 from keras_xent._backend import matmul, no_autograph, on_accelerator, on_any_mesh
 from keras_xent._named_arguments import named_arguments
 from keras_xent._types import DivergenceName, Reduction, Tensor
-from keras_xent.kernels._divergence import Divergence, Softmax
+from keras_xent.kernels._divergence import Divergence, Pair, Softmax
 from keras_xent.kernels._dtypes import accumulator_dtype
 from keras_xent.kernels._linear_pass import GRADIENTS, OverTokens, checked_matrices, reduced_over_tokens
 from keras_xent.kernels._rule import Rule
@@ -144,19 +144,18 @@ class DistillationRule(Rule):
         """The divergence of each token, and what the gradient needs of the rows."""
         (teacher,) = arrays
         normalizers = self.teacher_softmax.normalize(teacher), self.softmax.normalize(logits)
-        loss, mean = self.divergence.of_rows(*self._log_probs(logits, teacher, normalizers))
+        loss, mean = self.divergence.of_rows(self._pair(logits, teacher, normalizers))
         return (self.softmax.temperature**2 * loss,), (normalizers, mean)
 
     def backward(self, upstream: Tensor, residuals: Any, logits: Tensor, arrays: Any, constants: Any) -> Tensor:
         """The gradient for the student's logits."""
         (teacher,) = arrays
         normalizers, mean = residuals
-        log_p, log_q = self._log_probs(logits, teacher, normalizers)
-        gradient = self.divergence.gradient(log_p, log_q, mean)
+        gradient = self.divergence.gradient(self._pair(logits, teacher, normalizers), mean)
         return self.softmax.gradient(gradient, self.softmax.temperature**2 * upstream, logits)
 
-    def _log_probs(self, logits, teacher, normalizers):
-        return self.teacher_softmax.log_prob(teacher, normalizers[0]), self.softmax.log_prob(logits, normalizers[1])
+    def _pair(self, logits, teacher, normalizers):
+        return Pair.of(teacher, logits, (self.teacher_softmax, self.softmax), normalizers)
 
 
 def _check_same_tokens(student, teacher):

@@ -159,7 +159,7 @@ class StatisticsRule(Rule):
         if not self.everything:
             return columns, (*residuals, None)
         max_logit, sum_exp_minus_one = residuals
-        mean_below = row_statistics.mean_below_max(x, max_logit, sum_exp_minus_one, self.softcap)
+        mean_below = row_statistics.mean_below_max(x, labels, max_logit, sum_exp_minus_one, self.softcap)
         entropy = mean_below + ops.log1p(sum_exp_minus_one)
         columns += (entropy, row.log_sum_exp(max_logit, sum_exp_minus_one, self.softcap))
         if self.has_rank:
@@ -209,6 +209,7 @@ def token_columns(
     gradients: Any = GRADIENTS,
     low_rank: tuple[Tensor, Tensor] | None = None,
     chunk_bytes: int | None = None,
+    constants: tuple[Tensor, ...] = (),
 ) -> tuple[Tensor, ...]:
     """The columns of the rule, of the shape of the labels."""
     matrices = checked_matrices(hidden, kernel, bias, transpose_kernel, low_rank=low_rank)
@@ -219,7 +220,7 @@ def token_columns(
     indices = ops.reshape(class_indices(labels, matrices.num_classes, valid), (-1, 1))  # [N, 1]
     is_active = None if valid is None else ops.reshape(valid, (-1, 1))
     found, others = values(
-        rule, matrices, Data(is_active, (indices,)), gradients=gradients, chunk_bytes=chunk_bytes
+        rule, matrices, Data(is_active, (indices,), constants), gradients=gradients, chunk_bytes=chunk_bytes
     )  # [N, num_values], [N, 1]
     columns = (*(found[:, i] for i in range(rule.num_values)), *others)
     return tuple(ops.reshape(column, ops.shape(labels)) for column in columns)

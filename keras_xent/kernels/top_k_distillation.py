@@ -123,6 +123,6 @@ class TopKRule(Rule):
         """The gradient for the logits: `q sum_i p_i - p`."""
         ids, log_p = arrays
         p = ops.exp(log_p)
-        q = ops.exp(self.softmax.log_prob(logits, residuals))
+        q = self.softmax.prob(logits, residuals)
         gradient = add_at_columns(q * ops.sum(p, axis=1, keepdims=True), ids, -p)
         return self.softmax.gradient(gradient, self.softmax.temperature**2 * upstream, logits)

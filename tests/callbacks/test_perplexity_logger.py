@@ -15,6 +15,7 @@ import keras_xent as kx
 from tests.backend import environment
 from tests.callbacks.logs import scalars
 from tests.callbacks.training import CLASSES, LENGTH, STEPS, Evaluating, data, fit, model
+from tests.tiers import fast_for, whole
 
 
 def rows(path):
@@ -24,6 +25,7 @@ def rows(path):
         return [{k: v if k == "kind" else float(v) for k, v in row.items() if v != ""} for row in csv.DictReader(file)]
 
 
+@fast_for("csv")
 @pytest.mark.parametrize("end", ["csv", "jsonl"])
 def test_the_file_holds_epochs_and_batches(tmp_path, end):
     path, (_, y) = tmp_path / f"log.{end}", data()
@@ -47,6 +49,7 @@ def test_the_file_holds_epochs_and_batches(tmp_path, end):
     assert seconds == sorted(seconds)
 
 
+@whole
 def test_an_evaluation_inside_fit_with_the_logger_changes_nothing():
     logger = kx.callbacks.PerplexityLogger(update_freq=3)
     history = fit(model(), Evaluating(logger), logger)
@@ -133,6 +136,7 @@ def test_a_picture_that_cannot_be_written_does_not_lose_the_history(tmp_path):
     ]
 
 
+@fast_for("KeyboardInterrupt")
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
 def test_an_interrupted_run_loses_no_row(tmp_path, error):
     class Interrupt(keras.callbacks.Callback):

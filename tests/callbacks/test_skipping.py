@@ -175,6 +175,7 @@ def test_training_without_it_is_as_before():
     assert accumulated.train_step is step
 
 
+@whole
 def test_two_detectors_in_one_fit_are_an_error():
     model = model_of()
     detectors = [kx.callbacks.SpikeDetector(), kx.callbacks.SpikeDetector()]

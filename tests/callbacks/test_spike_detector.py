@@ -11,6 +11,7 @@ import keras_xent as kx
 from tests import oracles
 from tests.backend import to_numpy
 from tests.callbacks.training import BATCH, CLASSES, STEPS, data, fit, model
+from tests.tiers import fast_for
 
 
 def fitted(built, detector, x, y, **options):
@@ -66,6 +67,7 @@ def test_training_and_model_are_as_without_it(tmp_path):
         assert copied.threshold == 6.0
 
 
+@fast_for("non_finite")
 @pytest.mark.parametrize("stop", ["never", "non_finite"])
 def test_a_loss_that_is_no_number_is_reported_and_stops_training_if_asked_to(stop):
     class Break(keras.callbacks.Callback):

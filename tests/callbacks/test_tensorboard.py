@@ -21,6 +21,7 @@ from tests import oracles
 from tests.backend import environment, to_numpy
 from tests.callbacks.logs import events, of_plugin, scalars
 from tests.callbacks.training import BATCH, CLASSES, LENGTH, STEPS, data, fit, model
+from tests.tiers import fast_for, whole
 
 TEXTS = ["[PAD]", "a|b", "<b>", "\n", *(f"token{i}" for i in range(4, CLASSES))]
 
@@ -79,6 +80,7 @@ def test_the_default_page_has_keras_tags_and_few_groups_and_no_curve_twice(run):
     assert scalars(run[0]).keys() == {"final/perplexity", "final/val_perplexity"}
 
 
+@fast_for("epoch")
 @pytest.mark.parametrize("update_freq", ["epoch", 2])
 def test_without_batches_an_epoch_has_the_nats_and_the_tokens(tmp_path, update_freq):
     history = fit(model(), kx.callbacks.TensorBoard(tmp_path, update_freq=update_freq), validation=False)
@@ -251,6 +253,7 @@ def test_the_probe_shows_its_tokens(run):
     np.testing.assert_allclose([float(row[0].strip("| ")) for row in rows], worst, atol=6e-4)
 
 
+@whole
 def test_outputs_have_tags_of_their_own(tmp_path):
     (x, y), inputs = data(), keras.Input((LENGTH,))
     hidden = keras.layers.Embedding(CLASSES, 8)(inputs)

@@ -13,6 +13,7 @@ import keras_xent as kx
 from tests.backend import environment
 from tests.callbacks.logs import events, of_plugin, scalars
 from tests.callbacks.training import BATCH, CLASSES, LENGTH, STEPS, Evaluating, data, fit, model
+from tests.tiers import fast_for, whole
 
 
 @pytest.mark.whole
@@ -69,6 +70,7 @@ def test_an_evaluation_inside_fit_changes_nothing(tmp_path):
     np.testing.assert_allclose([row["perplexity"] for row in logger.rows], history["perplexity"], rtol=1e-6)
 
 
+@fast_for("epoch")
 @pytest.mark.parametrize("update_freq", [1, "epoch"])
 def test_an_evaluation_inside_fit_has_its_own_run(tmp_path, update_freq):
     callback = kx.callbacks.TensorBoard(tmp_path, update_freq=update_freq)
@@ -105,6 +107,7 @@ def test_an_epoch_can_be_written_without_a_training(tmp_path):
     assert scalars(tmp_path / "train")["epoch_loss"] == {0: 1.0}
 
 
+@whole
 def test_a_probe_that_cannot_be_drawn_is_left_out_and_told(tmp_path):
     x, y = data()
     inputs = keras.Input((LENGTH,))
@@ -155,11 +158,13 @@ def test_groups_are_one_chart(tmp_path):
     assert tags in found
 
 
+@whole
 def test_another_name_is_as_good(tmp_path):
     fit(model([kx.metrics.Perplexity(ignore_class=0, name="ppl")]), kx.callbacks.TensorBoard(tmp_path), epochs=1)
     assert {"epoch_ppl", "units/ppl_nll", "tokens/ppl_valid"} <= scalars(tmp_path / "train").keys()
 
 
+@whole
 def test_a_perplexity_of_another_package_gets_its_units(tmp_path):
     class Foreign(keras.metrics.Mean):
         def update_state(self, y_true, y_pred, sample_weight=None):

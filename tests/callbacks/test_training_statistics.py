@@ -9,8 +9,10 @@ import pytest
 
 import keras_xent as kx
 from tests.callbacks.training import STEPS, data, fit, model
+from tests.tiers import whole
 
 
+@whole
 def test_the_logs_of_epochs_have_it_for_callbacks_that_stand_behind(tmp_path):
     statistics = kx.callbacks.TrainingStatistics(gradient_norm=True)
     history = fit(model(), statistics, keras.callbacks.CSVLogger(tmp_path / "log.csv"))
@@ -53,6 +55,7 @@ def test_without_a_metric_of_tokens_it_says_what_is_missing():
     assert np.isfinite(history["gradient_norm"]).all()
 
 
+@whole
 def test_the_time_of_validation_is_not_that_of_training():
     class Slow(keras.utils.PyDataset):
         def __len__(self):

@@ -13,6 +13,7 @@ from tests.backend import environment
 from tests.callbacks import replicas
 from tests.callbacks.logs import scalars
 from tests.callbacks.training import CLASSES, LENGTH, STEPS, data, fit, model
+from tests.tiers import whole
 
 
 def validation():
@@ -75,6 +76,7 @@ def test_both_logs_have_it_at_the_steps_of_training(pair):
     assert validates.history["val_perplexity"][-1] == pytest.approx(result["perplexity"], rel=1e-6)
 
 
+@whole
 def test_the_logs_of_batches_and_epochs_have_it_for_other_callbacks(tmp_path):
     seen = []
 
@@ -113,6 +115,7 @@ def test_a_second_fit_and_executions_of_several_steps_continue_the_count():
     assert validates.history["step"] == [7, 11, 15]
 
 
+@whole
 def test_datasets_and_their_number_of_batches_are_taken():
     import tensorflow as tf
 
@@ -163,6 +166,7 @@ def test_random_numbers_of_the_training_are_left_alone():
     assert history(kx.callbacks.ValidateEvery(1, validation())) == history()
 
 
+@whole
 def test_every_validation_has_the_batches_of_a_generator():
     """A generator cannot begin again, and one that never ends would give other batches each time."""
     x, y = validation()
@@ -180,6 +184,7 @@ def test_every_validation_has_the_batches_of_a_generator():
         np.testing.assert_allclose(validates.history["val_perplexity"], whole.history["val_perplexity"], rtol=1e-6)
 
 
+@whole
 def test_an_epoch_without_a_validation_has_no_result():
     """The one of an epoch before would be one more without an improvement."""
     stop = keras.callbacks.EarlyStopping("val_loss", patience=1)
@@ -190,6 +195,7 @@ def test_an_epoch_without_a_validation_has_no_result():
     assert history["val_loss"] == validates.history["val_loss"] and len(history["loss"]) == 6
 
 
+@whole
 def test_its_callbacks_see_the_validation():
     """The averages are validated, and the training goes on with the weights."""
     average = keras.callbacks.SwapEMAWeights()
@@ -213,6 +219,7 @@ def test_its_callbacks_see_the_validation():
     assert validates.history["val_loss"] == [pytest.approx(found, rel=1e-5)]
 
 
+@whole
 def test_the_logs_of_an_interrupted_fit_are_left_alone():
     class Interrupt(keras.callbacks.Callback):
         def on_train_batch_begin(self, batch, logs=None):
@@ -242,3 +249,18 @@ def test_on_replicas_training_is_as_without_it():
         np.testing.assert_allclose(with_it[name], values, rtol=1e-6)
     assert len(result["validated"]) == 2 * STEPS
     assert result["validated"][-1] == pytest.approx(result["last"], rel=1e-5)
+
+
+@pytest.mark.parametrize("on_epoch", [False, True])
+def test_averages_are_exchanged_without_a_trace(on_epoch):
+    """On TensorFlow Keras exchanges them by sums, and keeps the averages after what it takes for the last epoch."""
+
+    def after(*callbacks):
+        built = model()
+        built.compile(keras.optimizers.Adam(0.05, use_ema=True, ema_momentum=0.7), built.loss)
+        validates = [kx.callbacks.ValidateEvery(2, validation(), callbacks=callbacks)] if callbacks else []
+        losses = fit(built, *validates, validation=False)["loss"]
+        return [*built.get_weights(), *map(keras.ops.convert_to_numpy, built.optimizer.variables), np.array(losses)]
+
+    for plain, validated in zip(after(), after(keras.callbacks.SwapEMAWeights(on_epoch)), strict=True):
+        np.testing.assert_array_equal(plain, validated)

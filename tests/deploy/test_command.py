@@ -16,6 +16,7 @@ from keras_xent.deploy import _documents, export_scorer, load_scorer
 from keras_xent.deploy.__main__ import main, parser
 from tests.backend import environment
 from tests.deploy.models import VOCABULARY, language_model
+from tests.tiers import fast_for
 
 TEXT = "a cat sat on a mat \u2014 na\u00efve \U0001f600\r\n<script>alert('&')</script>\n"
 
@@ -168,6 +169,7 @@ def test_each_window_may_begin_with_the_start_token(model, tmp_path, capsys):
 # Where results go
 
 
+@fast_for("--output")
 @pytest.mark.parametrize("option", ["--output", "--html"])
 def test_what_is_read_is_never_written_over(model, tmp_path, capsys, option):
     text, link, hard = (tmp_path / name for name in ("text.txt", "link", "hard"))

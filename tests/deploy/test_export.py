@@ -11,6 +11,7 @@ from tensorflow.core.protobuf import saved_model_pb2
 import keras_xent as kx
 from keras_xent.deploy import export_scorer, load_scorer
 from tests.deploy.models import VOCABULARY, classifier, in_plain_tensorflow, language_model, sequences
+from tests.tiers import fast_for, whole
 
 ALL = ("serve", "score", "train_step")
 OF_TOKENS = (*ALL, "rank")
@@ -63,6 +64,7 @@ def evaluated(model, tokens):
     return likelihood, counts, model.evaluate(x, marked, verbose=0, return_dict=True)["perplexity"]
 
 
+@whole
 @pytest.mark.parametrize("name", ["operations", "xla"])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_scores_are_those_of_evaluate(exported, name, shape):
@@ -76,6 +78,7 @@ def test_scores_are_those_of_evaluate(exported, name, shape):
     np.testing.assert_allclose(np.exp(-total), perplexity, rtol=1e-5)
 
 
+@whole
 @pytest.mark.parametrize("name", ["operations", "xla"])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_scores_say_which_tokens_are_valid_and_how_many_are_more_likely(exported, name, shape):
@@ -92,6 +95,7 @@ def test_scores_say_which_tokens_are_valid_and_how_many_are_more_likely(exported
     np.testing.assert_array_equal(result["token_rank"], np.where(valid, (logits > of_label).sum(-1), 0))
 
 
+@whole
 @pytest.mark.parametrize("name", ["operations", "xla"])
 def test_the_perplexity_of_nothing_is_nan(exported, name):
     for shape in [(64, 9), (5, 1)]:
@@ -103,11 +107,13 @@ def test_the_perplexity_of_nothing_is_nan(exported, name):
         np.testing.assert_allclose(result["perplexity"][~nothing], np.exp(-mean), rtol=1e-5)
 
 
+@whole
 @pytest.mark.parametrize("name", ["operations", "xla"])
 def test_serve_gives_the_logits_of_the_model(exported, name):
     np.testing.assert_allclose(exported[2][name, "serve", "0"]["logits"], exported[4], rtol=1e-5, atol=1e-6)
 
 
+@whole
 def test_train_step_follows_fit(exported):
     _, model, results, _, _ = exported
     for i in range(STEPS):
@@ -124,6 +130,7 @@ def functions_of(folder):
     return saved.meta_graphs[0].graph_def.library.function
 
 
+@whole
 def test_only_a_compiled_export_asks_for_xla(exported):
     folder = exported[0]
     for name, asks in (("operations", False), ("xla", True)):
@@ -145,6 +152,7 @@ def read_by(function):
     return found
 
 
+@fast_for("LogitsDense-*")
 @pytest.mark.parametrize("head, reads", [(kx.layers.LogitsDense, False), (keras.layers.Dense, True)])
 def test_only_a_head_without_a_source_makes_the_logits(head, reads, tmp_path):
     model = language_model(head)
@@ -155,6 +163,7 @@ def test_only_a_head_without_a_source_makes_the_logits(head, reads, tmp_path):
     assert bool(made) == reads
 
 
+@whole
 def test_a_softmax_at_the_end_is_seen_through(tmp_path):
     tokens = sequences(6, 9)
     by_activation = []
@@ -188,6 +197,7 @@ def test_padding_that_is_no_token_never_reaches_the_model(tmp_path):
     np.testing.assert_allclose(masked["log_likelihood"], short["log_likelihood"], rtol=1e-6)
 
 
+@whole
 def test_the_mask_may_be_left_out_in_tensorflow(exported):
     loaded = tf.saved_model.load(str(exported[0] / "operations"))
     tokens = tf.constant(sequences(6, 9))
@@ -195,6 +205,7 @@ def test_the_mask_may_be_left_out_in_tensorflow(exported):
     np.testing.assert_array_equal(loaded.score(tokens)["log_likelihood"], every["log_likelihood"])
 
 
+@whole
 @pytest.mark.parametrize("name", ["operations", "xla"])
 def test_a_token_out_of_range_stops_the_plain_signature(exported, name):
     loaded = tf.saved_model.load(str(exported[0] / name))
@@ -205,6 +216,7 @@ def test_a_token_out_of_range_stops_the_plain_signature(exported, name):
 # LiteRT
 
 
+@whole
 @pytest.mark.whole
 @pytest.mark.parametrize("name", ["operations", "xla"])
 @pytest.mark.filterwarnings("ignore:.*tf.lite.Interpreter is deprecated:UserWarning")

@@ -13,6 +13,7 @@ import keras_xent as kx
 from keras_xent.deploy import export_scorer, load_scorer
 from keras_xent.deploy._windows import windows
 from tests.deploy.models import classifier, language_model
+from tests.tiers import whole
 
 TOKENS = np.random.default_rng(0).integers(1, 50, 41)
 
@@ -93,6 +94,7 @@ def test_ranks_are_those_of_the_signature(scorer, tmp_path):
     )
 
 
+@whole
 def test_a_start_token_in_every_window(tmp_path):
     export_scorer(language_model(), tmp_path, start_token=7)
     scorer = load_scorer(tmp_path)
@@ -177,6 +179,7 @@ def test_nothing_has_no_likelihood(scorer):
     np.testing.assert_array_equal(np.isnan(scorer.score_document([5, 0, 0])), [True, True, True])
 
 
+@whole
 def test_a_model_that_gives_no_numbers_says_so(tmp_path):
     model = language_model()
     model.set_weights([np.full_like(w, np.nan) if w.dtype.kind == "f" else w for w in model.get_weights()])
@@ -309,6 +312,7 @@ def test_what_lies_beside_the_model_may_not_be_anything(folder, tmp_path, text):
     assert str(error.value) == f"'{about}' is not what `export_scorer` writes. Export the model again."
 
 
+@whole
 def test_a_scorer_without_what_lies_beside_it_still_scores(folder, scorer, tmp_path):
     shutil.copytree(folder, tmp_path / "model")
     shutil.rmtree(tmp_path / "model" / "assets.extra")

@@ -39,6 +39,7 @@ def logged(folder, tag):
     return {event.step: float(tf.make_ndarray(event.tensor_proto)) for event in events.Tensors(tag)}
 
 
+@whole
 def test_it_leaves_a_model_a_picture_and_its_history(run):
     output, _ = run
     assert (output / "model.keras").stat().st_size > 0
@@ -46,6 +47,7 @@ def test_it_leaves_a_model_a_picture_and_its_history(run):
     assert set(history_of(output)) == {"loss", "perplexity", "val_loss", "val_perplexity"}
 
 
+@whole
 @pytest.mark.parametrize("folder, name", [("train", "perplexity"), ("validation", "val_perplexity")])
 def test_tensorboard_shows_the_perplexity_of_the_history(run, folder, name):
     output, _ = run
@@ -54,6 +56,7 @@ def test_tensorboard_shows_the_perplexity_of_the_history(run, folder, name):
     assert list(values.values()) == pytest.approx(history_of(output)[name], rel=1e-6)
 
 
+@whole
 def test_it_prints_the_perplexities_and_where_to_see_them(run):
     output, printed = run
     perplexity = history_of(output)["val_perplexity"][-1]
@@ -64,6 +67,7 @@ def test_it_prints_the_perplexities_and_where_to_see_them(run):
     assert f"--logdir {output / 'logs'}" in printed
 
 
+@whole
 def test_the_model_beats_the_unigram_model(run):
     output, printed = run
     unigram = re.search(r"^  unigram model .* ([\d.]+)$", printed, re.MULTILINE)

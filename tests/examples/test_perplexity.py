@@ -8,8 +8,10 @@ import sys
 import pytest
 
 from tests.backend import environment
+from tests.tiers import whole
 
 ROOT = pathlib.Path(__file__).parents[2]
+pytestmark = whole
 
 
 @pytest.fixture(scope="module")

@@ -46,7 +46,7 @@ def same(one, other):
     np.testing.assert_allclose(other.predict(X, verbose=0), one.predict(X, verbose=0), rtol=1e-5, atol=1e-7)
 
 
-@fast_for("tied", "with_lora")
+@fast_for("with_lora")
 @pytest.mark.parametrize("build", [dense, tied, untied, with_lora])
 def test_a_file_of_weights_works_both_ways(build, tmp_path):
     path = tmp_path / "w.weights.h5"
@@ -149,6 +149,7 @@ GROUPS = keras.quantizers.Int4QuantizationConfig(block_size=4)
 INT8 = keras.quantizers.Int8QuantizationConfig()
 
 
+@fast_for("dense-int4 groups", "tied-int8")
 @pytest.mark.parametrize("config", [INT8, GROUPS, PER_CLASS], ids=["int8", "int4 groups", "int4"])
 @pytest.mark.parametrize("kind", ["dense", "tied", "untied"])
 def test_a_loss_of_a_quantized_head_has_the_value_and_gradient_of_its_dequantized_kernel(kind, config):
@@ -188,6 +189,7 @@ def test_a_loss_of_a_quantized_head_has_the_value_and_gradient_of_its_dequantize
     np.testing.assert_allclose(to_numpy(source.kernel), np.eye(8) - gradient, atol=1e-5 * np.abs(gradient).max() + 1e-6)
 
 
+@fast_for("LogitsDense")
 @pytest.mark.parametrize("kind", [kx.layers.LogitsDense, kx.layers.TiedLogits])
 def test_a_head_may_be_rematerialized(kind):
     with keras.RematScope(mode="full"):

@@ -7,14 +7,14 @@ from keras import ops
 
 import keras_xent as kx
 from tests.backend import BACKEND, MODES, tensor, to_numpy, value_and_gradient
-from tests.tiers import fast_for, sample
+from tests.tiers import fast_for, sample, whole
 
 Binary = kx.losses.BinaryCrossentropy
 in_one_program = pytest.mark.parametrize("mode", ["xla" if BACKEND == "tensorflow" else "jit"])
 every_mode = pytest.mark.parametrize("mode", MODES)
 
 
-@fast_for("3-2-*", "3-nan-*")
+@fast_for("3-nan-*")
 @in_one_program
 @pytest.mark.parametrize("bad", [-1, 2, 255, np.nan])
 @pytest.mark.parametrize("labels", [1, 3])
@@ -69,7 +69,7 @@ def test_a_loss_scale_sees_the_overflow_of_a_gradient(mode):
     assert float(loss) < 0.1
 
 
-@fast_for("categorical-*")
+@fast_for("categorical-xla", "categorical-jit")
 @every_mode
 @pytest.mark.parametrize("loss", [Binary, kx.losses.CategoricalCrossentropy], ids=["binary", "categorical"])
 def test_an_overflow_of_a_scaled_loss_is_infinite_and_of_a_plain_one_the_largest_number(loss, mode):
@@ -80,7 +80,7 @@ def test_an_overflow_of_a_scaled_loss_is_infinite_and_of_a_plain_one_the_largest
         assert gradient[0, 0] == expected and np.isfinite(gradient[0, 1])
 
 
-@fast_for("eager")
+@whole
 @pytest.mark.parametrize("mode", [{"run_eagerly": True}, {}, {"jit_compile": True}], ids=["eager", "auto", "xla"])
 def test_a_softmax_over_another_axis_counts_as_probabilities(mode):
     z, y = np.array([[[2.0], [0.0], [0.0]]], "float32"), np.array([[[1.0], [0.0], [0.0]]], "float32")
@@ -130,6 +130,7 @@ LOW_RANK = {
 }
 
 
+@fast_for("mask-labels", "token_weights-distillation")
 @pytest.mark.parametrize("kind", LOW_RANK)
 @pytest.mark.parametrize("given", ["mask", "token_weights"])
 def test_what_lies_under_a_mask_does_not_reach_low_rank_factors(kind, given):
@@ -147,6 +148,7 @@ def test_what_lies_under_a_mask_does_not_reach_low_rank_factors(kind, given):
     np.testing.assert_allclose(*found, rtol=1e-6)
 
 
+@fast_for("xla", "jit")
 @every_mode
 def test_labels_that_a_program_closes_over(mode):
     real, x = np.ones((4, 1), "float32"), tensor([[0.3], [1.0], [-2.0], [0.0]], "float32")

@@ -7,7 +7,7 @@ from keras import ops
 
 import keras_xent as kx
 from tests.backend import BACKEND, MODES, tensor, to_numpy, value_and_gradient
-from tests.tiers import fast_for
+from tests.tiers import fast_for, whole
 
 LOSSES = {
     "sparse": (kx.losses.SparseCategoricalCrossentropy(from_logits=True), np.arange(4)),
@@ -18,7 +18,7 @@ LOSSES = {
 }
 
 
-@fast_for("tokens-*", "binary-*")
+@fast_for("tokens-xla", "binary-graph", "tokens-jit")
 @pytest.mark.parametrize("mode", [m for m in MODES if m != "eager"])
 @pytest.mark.parametrize("name", LOSSES)
 def test_a_loss_inside_a_condition_has_its_gradient_outside(name, mode):
@@ -146,6 +146,7 @@ if BACKEND == "tensorflow":
         first, sentence = str(error.value)[:300], "y_true must be " + ("classes" if name == "sparse" else "numbers")
         assert sentence.replace(" ", "_") in first and sentence.replace("y_true", "`y_true`") in str(error.value)
 
+    @fast_for("tokens", "binary")
     @pytest.mark.parametrize("name", LOSSES)
     def test_labels_of_an_unknown_number_of_dimensions_are_told(name):
         import tensorflow as tf
@@ -227,6 +228,7 @@ if BACKEND == "tensorflow":
         right = HESSIANS[name](x.astype("float64"), v)
         np.testing.assert_allclose(product(tf.constant(x), tf.constant(v)), right, rtol=1e-4, atol=1e-6)
 
+    @fast_for("sparse")
     @pytest.mark.parametrize("name", HESSIANS)
     def test_functions_that_run_eagerly_have_both_derivatives(name):
         import tensorflow as tf
@@ -261,6 +263,7 @@ else:
         finally:
             jax.config.update("jax_debug_nans", False)
 
+    @whole
     def test_a_mesh_of_explicit_axes():
         import subprocess
         import sys
@@ -314,6 +317,7 @@ print("right")
         assert child.stdout.strip() == "right", child.stderr[-2000:]
 
 
+@fast_for("sparse")
 @pytest.mark.skipif(BACKEND != "jax", reason="jax.export")
 @pytest.mark.parametrize("name", ["sparse", "categorical", "binary"])
 def test_a_loss_is_exported_for_any_number_of_rows(name):

@@ -10,7 +10,7 @@ from keras import layers
 
 import keras_xent as kx
 from tests.backend import BACKEND
-from tests.tiers import fast_for
+from tests.tiers import fast_for, whole
 
 rng = np.random.default_rng(0)
 TOKENS = rng.integers(0, 50, (8, 6))
@@ -65,7 +65,7 @@ class Subclassed(keras.Model):
         return self.out(inputs)
 
 
-@fast_for("None-sigmoid-*", "softmax-softmax-*")
+@fast_for("None-sigmoid-inside", "softmax-softmax-model")
 @pytest.mark.parametrize("last", [False, True], ids=["model", "inside"])
 @pytest.mark.parametrize("loss", ["softmax", "sigmoid"])
 @pytest.mark.parametrize("activation", [None, "softmax", "sigmoid"])
@@ -125,6 +125,7 @@ CHANGES = {
 }
 
 
+@fast_for("sliced", "scaled")
 @pytest.mark.parametrize("name", CHANGES)
 def test_logits_that_are_materialized_after_all_are_told(name):
     change, labels = CHANGES[name]
@@ -134,6 +135,7 @@ def test_logits_that_are_materialized_after_all_are_told(name):
     assert "materializes the logits of layer 'head'" in message
 
 
+@whole
 def test_class_weight_of_fit_on_tokens_is_told():
     weights = {i: 1.0 + i for i in range(50)}
     model = model_of((6,), layers.Embedding(50, 8), layers.Dense(50))
@@ -157,6 +159,7 @@ def test_a_sparse_loss_of_one_unit_is_told_of_the_binary_one():
         Sparse(from_logits=True)(np.array([1]), np.array([[0.5]], "float32"))
 
 
+@whole
 def test_one_hot_rows_of_255_are_told():
     x, y = rng.normal(size=(4, 8)).astype("float32"), 255 * np.eye(5)[rng.integers(0, 5, 4)]
     loss = kx.losses.CategoricalCrossentropy(from_logits=True)

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 from keras import ops
 
-from keras_xent.kernels import _token_chunks, _xla_cpu, linear_distillation, linear_top_k_distillation
+from keras_xent.kernels import linear_distillation, linear_top_k_distillation
 from tests.backend import BACKEND, MODES, TWO_MODES, tensor, to_numpy
-from tests.tiers import fast_for
+from tests.internals import set_sizes
+from tests.tiers import fast_for, whole
 
 TOKENS, FEATURES, WIDTH, CLASSES, K = 29, 6, 4, 23, 5
 RNG = np.random.default_rng(5)
@@ -24,9 +25,7 @@ LOG_P = np.log(RNG.dirichlet(np.ones(K), TOKENS) * 0.9).astype("float32")
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch):
     """Chunks of 8 tokens made of blocks of 2: nothing divides anything."""
-    monkeypatch.setattr(_token_chunks, "MIN_CHUNK_TOKENS", 1)
-    monkeypatch.setattr(_token_chunks, "CPU_CHUNK_BYTES", 4 * CLASSES * 16)
-    monkeypatch.setattr(_xla_cpu, "_BLOCK_BYTES", 4 * CLASSES * 2)
+    set_sizes(monkeypatch.setattr, fewest_rows=1, chunk_bytes=4 * CLASSES * 16, block_bytes=4 * CLASSES * 2)
 
 
 def softmax(x):
@@ -108,7 +107,7 @@ CASES = {
 }
 
 
-@fast_for("Jensen-Shannon-*")
+@fast_for("Jensen-Shannon-xla", "Jensen-Shannon-jit")
 @pytest.mark.parametrize("mode", TWO_MODES)
 @pytest.mark.parametrize("case", CASES)
 def test_losses_and_gradients_are_those_of_the_oracle(case, mode):
@@ -142,7 +141,7 @@ def test_tied_kernels_are_the_transposed_ones():
     np.testing.assert_allclose(to_numpy(mine), to_numpy(plain), atol=2e-6)
 
 
-@fast_for("forward_kl")
+@whole
 @pytest.mark.parametrize("divergence", ["forward_kl", "reverse_kl", "jensen_shannon"])
 def test_a_student_that_is_its_teacher_has_loss_and_gradient_0(divergence):
     def function(hidden, kernel, bias):

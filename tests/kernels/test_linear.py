@@ -20,6 +20,7 @@ from tests.kernels.linear_examples import (
     run,
     set_small_chunks,
 )
+from tests.tiers import fast_for, whole
 
 
 @pytest.fixture(autouse=True)
@@ -27,17 +28,20 @@ def small_chunks(monkeypatch):
     set_small_chunks(monkeypatch)
 
 
+@whole
 def test_the_loss_is_minus_the_logarithm_of_the_probability():
     kernel = np.log([[0.2, 0.8], [0.5, 0.5]])
     losses = to_numpy(linear_cross_entropy(np.eye(2), kernel, [1, 0]))
     np.testing.assert_allclose(losses, -np.log([0.8, 0.5]), rtol=2e-6)
 
 
+@whole
 def test_uniform_logits_cost_log_num_classes():
     losses = to_numpy(linear_cross_entropy(np.zeros((5, 3)), np.ones((3, CLASSES)), np.arange(5)))
     np.testing.assert_allclose(losses, np.full(5, np.log(CLASSES)), rtol=2e-6)
 
 
+@fast_for("token_mean-xla", "token_mean-jit")
 @every_mode
 @pytest.mark.parametrize("reduction", ["none", "token_mean"])
 def test_masked_tokens_leave_no_trace(reduction, mode):
@@ -141,6 +145,7 @@ def test_statistics_are_chosen_by_name():
         linear_cross_entropy(hidden, kernel, labels, return_statistics=["perplexity"])
 
 
+@whole
 def test_of_equal_logits_the_first_has_rank_0():
     _, known = linear_with_ranks(np.zeros((3, 2)), np.ones((2, 4)), [0, 1, 3])
     assert to_numpy(known.rank).tolist() == [0, 1, 3]

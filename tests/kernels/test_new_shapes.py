@@ -43,7 +43,7 @@ LOSSES = {
 }
 
 
-@fast_for("linear", "sparse*")
+@fast_for("sparse")
 @pytest.mark.parametrize("name", LOSSES)
 def test_values_and_gradients_of_sizes_within_a_bucket(name):
     for rows in (3, 513):

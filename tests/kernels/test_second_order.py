@@ -6,7 +6,7 @@ import pytest
 from keras_xent.kernels import sigmoid_cross_entropy, softmax_cross_entropy, sparse_softmax_cross_entropy
 from tests.backend import BACKEND, MODES, TWO_MODES, every_mode, hessian_vector_product, tensor, to_numpy
 from tests.internals import reduce
-from tests.tiers import fast_for, sample
+from tests.tiers import fast_for, sample, whole
 
 INF, NAN = float("inf"), float("nan")
 ONE_HOT = np.eye(3, dtype="float32")[[0, 0]]
@@ -76,7 +76,7 @@ def test_gradient_penalties_of_masked_rows_are_0(kernel, how, mode):
     assert penalty[0].any() and not penalty[1].any()
 
 
-@fast_for("dense-*")
+@whole
 @every_mode
 @pytest.mark.parametrize("gamma", sample([0.5, 1.5], [0.5]))
 @every_kernel
@@ -88,7 +88,7 @@ def test_focal_second_derivatives_are_0_where_1_minus_p_underflows(kernel, gamma
     assert np.array_equal(product, np.zeros((2, 3)))
 
 
-@fast_for("dense-*")
+@whole
 @every_mode
 @every_kernel
 def test_second_derivatives_for_16_bit_logits_are_those_for_float32(kernel, mode):
@@ -183,6 +183,7 @@ def test_the_derivative_for_the_upstream_gradient_is_the_gradient_even_at_0(kern
     np.testing.assert_allclose(slope, expected, rtol=1e-5, atol=1e-7)
 
 
+@fast_for("dense-*")
 @pytest.mark.parametrize("kernel, shape", [("sparse", (1000, 10)), ("dense", (14_000, 10)), ("sparse", (80, 128))])
 def test_second_derivatives_of_compiled_steps_with_masked_rows(kernel, shape):
     """Of so many numbers a program of both passes has formulas of its own, `_step_rows.py`."""

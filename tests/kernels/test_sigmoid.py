@@ -148,6 +148,7 @@ def test_values_and_gradients_agree_with_the_oracle(dtype, rtol, options, mode):
         )
 
 
+@fast_for("all-bfloat16", "plain-float16")
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 @pytest.mark.parametrize("options", ["plain", "all"])
 def test_16_bit_logits_cost_one_rounding(dtype, options):

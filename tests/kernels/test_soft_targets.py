@@ -6,9 +6,10 @@ import pytest
 from keras import ops
 
 import keras_xent as kx
-from keras_xent.kernels import _compiled, _token_chunks, soft_targets
+from keras_xent.kernels import _compiled, soft_targets
 from tests.backend import TWO_MODES, to_numpy, value_and_gradient
-from tests.tiers import fast_for
+from tests.internals import set_sizes
+from tests.tiers import fast_for, whole
 
 TOKENS, FEATURES, CLASSES = 22, 5, 12
 RNG = np.random.default_rng(0)
@@ -27,8 +28,7 @@ OPTIONS = {
 
 @pytest.fixture
 def small_chunks(monkeypatch):
-    monkeypatch.setattr(_token_chunks, "MIN_CHUNK_TOKENS", 2)
-    monkeypatch.setattr(_token_chunks, "CPU_CHUNK_BYTES", 4 * CLASSES * 2 * 4)
+    set_sizes(monkeypatch.setattr, fewest_rows=2, chunk_bytes=4 * CLASSES * 2 * 4)
 
 
 @fast_for("False-all-False")
@@ -97,7 +97,8 @@ def test_targets_that_do_not_fit():
         kx.kernels.linear_softmax_cross_entropy(HIDDEN, KERNEL, TARGETS[:, 1:])
 
 
-@pytest.mark.parametrize("activation", [None, pytest.param("softmax", marks=pytest.mark.whole)])
+@whole
+@pytest.mark.parametrize("activation", [None, "softmax"])
 def test_the_loss_of_a_model_goes_without_the_logits(monkeypatch, activation):
     """As with a `Dense` layer, weights of examples and a mask included."""
     calls, forward = [], soft_targets.SoftTargetRule.forward

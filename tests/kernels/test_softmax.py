@@ -52,6 +52,7 @@ def test_masked_rows_leave_no_trace(kernel, mode):
     np.testing.assert_allclose(gradient, np.where(rows.counts[:, None], expected, 0), rtol=1e-6)
 
 
+@fast_for("sparse-xla", "sparse-jit")
 @every_mode
 @pytest.mark.parametrize("kernel", ["sparse", "dense"])
 def test_nan_stays_in_its_row(kernel, mode):
@@ -110,6 +111,7 @@ def test_smoothed_losses_whose_sum_overflows():
         np.testing.assert_allclose(to_numpy(loss), right, rtol=2e-6)
 
 
+@fast_for("bfloat16*")
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_labels_are_not_rounded_to_the_dtype_of_16_bit_logits(dtype):
     labels, logits, loss, _ = facts.edge_labels()
@@ -241,6 +243,7 @@ def test_variables_and_lists_are_read():
     assert ops.shape(sparse_softmax_cross_entropy([0], [[1.0, 2.0]])) == (1,)
 
 
+@fast_for("*-128")
 @pytest.mark.parametrize("classes", [16, 128])
 @pytest.mark.parametrize("kernel", ["sparse", "dense"])
 def test_compiled_steps_of_larger_batches_have_the_same_edge_rows(kernel, classes):

@@ -106,7 +106,7 @@ def test_any_class_axis(shape, axis, mode):
         np.testing.assert_allclose(got, gradient, rtol=2e-6, atol=1e-6)
 
 
-@fast_for("0-5-*", "1-1-*", "2-4099-*")
+@fast_for("2-*")
 @pytest.mark.parametrize(
     "rows, classes, mode",
     sample(
@@ -144,7 +144,7 @@ def test_the_gradient_for_the_targets_agrees_with_the_oracle(options, mode):
     np.testing.assert_allclose(got, expected, rtol=3e-6, atol=1e-6)
 
 
-@fast_for("*-plain-*")
+@fast_for("dense-plain-*")
 @pytest.mark.parametrize(
     "options, mode",
     sample(

@@ -5,9 +5,10 @@ import pytest
 from keras import ops
 
 import keras_xent as kx
-from keras_xent.kernels import _token_chunks, _xla_cpu, linear_token_statistics
+from keras_xent.kernels import linear_token_statistics
 from tests.backend import BACKEND, DTYPES, MODES, TWO_MODES, tensor, to_numpy
-from tests.tiers import fast_for
+from tests.internals import set_sizes
+from tests.tiers import fast_for, whole
 
 TOKENS, FEATURES, CLASSES = 29, 6, 23
 RNG = np.random.default_rng(4)
@@ -22,9 +23,7 @@ UPSTREAM = RNG.standard_normal((3, TOKENS)).astype("float32")
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch):
     """Chunks of 8 tokens made of blocks of 2: nothing divides anything."""
-    monkeypatch.setattr(_token_chunks, "MIN_CHUNK_TOKENS", 1)
-    monkeypatch.setattr(_token_chunks, "CPU_CHUNK_BYTES", 4 * CLASSES * 8)
-    monkeypatch.setattr(_xla_cpu, "_BLOCK_BYTES", 4 * CLASSES * 2)
+    set_sizes(monkeypatch.setattr, fewest_rows=1, chunk_bytes=4 * CLASSES * 8, block_bytes=4 * CLASSES * 2)
 
 
 def oracle(hidden, kernel, bias, *, temperature=1.0, softcap=None, mask=None):
@@ -80,7 +79,7 @@ CASES = {
 }
 
 
-@fast_for("softcap-*")
+@fast_for("softcap-xla", "softcap-jit")
 @pytest.mark.parametrize("mode", TWO_MODES)
 @pytest.mark.parametrize("case", CASES)
 def test_values_and_gradients_are_those_of_the_oracle(case, mode):
@@ -94,7 +93,7 @@ def test_values_and_gradients_are_those_of_the_oracle(case, mode):
         np.testing.assert_allclose(one, other, atol=1e-6 * np.abs(other).max())
 
 
-@fast_for("bfloat16")
+@whole
 @pytest.mark.parametrize("dtype", [d for d in DTYPES if d != "float32"])
 def test_other_dtypes_have_their_own_accuracy(dtype):
     exact = [to_numpy(tensor(x, dtype)) for x in (HIDDEN, KERNEL, BIAS)]
@@ -131,6 +130,7 @@ def test_a_confident_head_has_log_probability_0_and_never_above():
     np.testing.assert_allclose(entropy, [2 * 41 * np.exp(-40.0), 0.0, np.log(3)], rtol=1e-5)
 
 
+@whole
 def test_minus_infinite_biases_switch_classes_off():
     bias = np.where(np.arange(CLASSES) < 20, BIAS, -np.inf).astype("float32")
     labels = LABELS % 20
@@ -158,6 +158,7 @@ def test_wrong_arguments_are_named():
         linear_token_statistics(HIDDEN, KERNEL, LABELS[1:])
 
 
+@whole
 def test_the_log_probability_is_minus_the_cross_entropy():
     log_prob = linear_token_statistics(HIDDEN, KERNEL, LABELS, BIAS).log_prob
     loss = kx.kernels.linear_cross_entropy(HIDDEN, KERNEL, LABELS, BIAS)

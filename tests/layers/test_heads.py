@@ -112,6 +112,7 @@ def test_gradient_accumulation_is_exact():
     assert_same_training(*results)
 
 
+@whole
 def test_a_frozen_head_stays_and_the_rest_trains(calls):
     results = []
     for layer in (keras.layers.Dense, kx.layers.LogitsDense):
@@ -159,6 +160,7 @@ def test_a_model_inside_a_model_and_one_of_two_outputs(calls):
 # What the metrics reuse.
 
 
+@whole
 def test_metrics_reuse_the_statistics_of_the_loss(calls):
     model = language_model(kx.layers.LogitsDense)
     trained(model, loss(), weighted_metrics=metrics())

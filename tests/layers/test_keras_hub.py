@@ -1,5 +1,7 @@
 """A language model of KerasHub, from its configuration with random weights: fused, it is trained as before."""
 
+import importlib.util
+
 import keras
 import numpy as np
 import pytest
@@ -8,13 +10,17 @@ import keras_xent as kx
 from keras_xent.layers.fuse_head import is_fused
 from tests.tiers import sample
 
-# keras-hub asks for a newer Keras than the oldest one that this package serves.
-keras_hub = pytest.importorskip("keras_hub", reason="keras-hub is not installed: pip install '.[hub]'")
+# keras-hub asks for a newer Keras than the oldest one that this package serves. It is imported where it is used, since
+# that takes seconds.
+if importlib.util.find_spec("keras_hub") is None:
+    pytest.skip("keras-hub is not installed: pip install '.[hub]'", allow_module_level=True)
 
 VOCABULARY, LENGTH = 101, 12
 
 
 def language_model(*, lora):
+    import keras_hub
+
     keras.utils.set_random_seed(0)
     sizes = {"num_layers": 1, "num_heads": 2, "hidden_dim": 16, "intermediate_dim": 16}
     backbone = keras_hub.models.GPT2Backbone(VOCABULARY, max_sequence_length=LENGTH, dropout=0.0, **sizes)

@@ -8,7 +8,7 @@ from keras import ops
 import keras_xent as kx
 from keras_xent.kernels import _linear_loop
 from tests.backend import BACKEND, to_numpy
-from tests.tiers import fast_for
+from tests.tiers import fast_for, whole
 
 TOKENS = np.random.default_rng(0).integers(1, 20, (4, 6))
 RNG = np.random.default_rng(1)
@@ -84,7 +84,7 @@ def test_factors_train_as_those_of_keras_and_no_gradient_of_the_kernel_is_formed
     assert "factor" in formed and "kernel" not in formed
 
 
-@fast_for("dense")
+@whole
 @pytest.mark.parametrize("build", [dense, tied])
 def test_a_frozen_head_forms_no_gradient_of_its_kernel(build, formed):
     model, head = build()

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import keras_xent as kx
-from tests.tiers import sample
+from tests.tiers import fast_for, sample
 
 BY_NAME = {
     "binary": lambda **options: kx.losses.BinaryCrossentropy(from_logits=True, **options),
@@ -55,6 +55,7 @@ FAST = [("sparse", {"reduction": "sequence_mean", "ignore_class": 2}), ("fused",
 FAST += [("binary", {"mask": True}), ("categorical", {"weights": True, "reduction": "token_mean"})]
 
 
+@fast_for("sparse-*")
 @pytest.mark.parametrize("loss, options", sample(MAY_DIFFER, FAST))
 def test_every_loss_warns_once_of_means_of_means(loss, options):
     (message,) = warnings_of_accumulation(loss, **options)

@@ -44,6 +44,7 @@ HEADS = [
 ]
 
 
+@fast_for("Categorical*")
 @tensorflow_only(reason="tensors that JAX traces do not remember their activation")
 @pytest.mark.parametrize(
     "loss, policy, fit", sample(HEADS, [(Sparse, "mixed_float16", FITS[0]), (Categorical, "mixed_bfloat16", FITS[0])])
@@ -71,6 +72,7 @@ def test_a_sigmoid_that_is_wrong_with_certainty_learns(policy, fit):
     assert np.array_equal(model.get_weights()[0], [[-39.5, 39.5]])
 
 
+@fast_for("-1")
 @tensorflow_only(reason="Keras leaves nothing on JAX arrays")
 @pytest.mark.parametrize("ignore_class", [None, -1])
 def test_ignore_class_does_not_lose_the_logits_behind_a_softmax(ignore_class):
@@ -134,6 +136,7 @@ def test_from_logits_on_an_eager_activation_warns_once(activation, use):
     assert_close(results, [math.log1p(math.exp(logits))] * 2)
 
 
+@fast_for("Sparse*")
 @tensorflow_only(reason="Keras leaves nothing on JAX arrays")
 @pytest.mark.parametrize("loss, activation", [(Sparse, "softmax"), (Categorical, "softmax"), (Binary, "sigmoid")])
 def test_the_warning_points_at_the_call(loss, activation):

@@ -9,7 +9,7 @@ from keras_xent import _accumulation
 from keras_xent.losses import distillation as module
 from tests import internals
 from tests.backend import BACKEND, MODES, tensor, to_numpy, value_and_gradient
-from tests.tiers import fast_for
+from tests.tiers import fast_for, whole
 
 RNG = np.random.default_rng(2)
 TEACHER, STUDENT = RNG.standard_normal((2, 3, 4, 7)).astype("float32")
@@ -100,7 +100,7 @@ def test_keras_distiller_trains_a_student_without_logits(monkeypatch):
     assert losses[0] == pytest.approx(4 * (p * np.log(p / q)).sum(-1).mean(), rel=1e-4)
 
 
-@fast_for("mixed_bfloat16-LogitsDense-LogitsDense")
+@whole
 @pytest.mark.parametrize("student_head", [kx.layers.LogitsDense, keras.layers.Dense])
 @pytest.mark.parametrize("teacher_head", [kx.layers.LogitsDense, keras.layers.Dense])
 @pytest.mark.parametrize("dtype", ["float32", "mixed_bfloat16"])
@@ -174,6 +174,7 @@ class Squared(kx.losses.Distillation):
         return keras.ops.mean(keras.ops.square(y_true - y_pred), axis=-1)
 
 
+@fast_for("graph", "jit")
 @pytest.mark.parametrize("mode", MODES)
 def test_a_subclass_gets_what_its_call_returns(mode):
     weights = np.array([1.0, 2.0, 0.0], "float32")
@@ -205,6 +206,7 @@ def test_a_subclass_on_a_head_is_told_once_that_its_logits_are_made():
     assert len([one for one in caught if "overrides" in str(one.message)]) == 1
 
 
+@whole
 def test_micro_batches_of_an_overridden_call_are_divided_by_the_count_of_the_batch():
     weights = np.array([1.0, 2.0, 0.0], "float32")
     values = []

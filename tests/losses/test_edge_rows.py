@@ -38,6 +38,7 @@ def test_edge_rows_have_their_losses_and_gradients(name, mode):
     facts.assert_are(rows, *run(make(name, from_logits=True, reduction=None), labels_of(name), rows.logits, mode=mode))
 
 
+@fast_for("*-Binary*", "*-Masked*-ignore_class", "*-Categorical*-mask")
 @pytest.mark.parametrize(
     "name, how",
     [
@@ -126,6 +127,7 @@ def test_labels_of_any_dtype(dtype, mode):
     assert_close(gradient, rows.gradients[rows.counts], scale=1e-6)
 
 
+@fast_for("*-bfloat16-*")
 @pytest.mark.parametrize("dtype, rtol", [("bfloat16", 2**-8), ("float16", 2**-6)])
 @pytest.mark.parametrize("name", [name for name in SOFTMAX if name != "MaskedSequenceCrossentropy"])
 @every_mode

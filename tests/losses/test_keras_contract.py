@@ -14,6 +14,7 @@ from keras import ops
 
 import keras_xent as kx
 from tests.backend import tensor
+from tests.tiers import whole
 
 SHIPPED = pathlib.Path(inspect.getfile(keras.losses.Loss)).with_name("loss_test.py")
 # From 3.15 on a missing file is an error.
@@ -93,6 +94,7 @@ def test_an_overridden_call_has_our_masks_labels_and_weights_around_it():
         np.testing.assert_allclose(float(Doubled(**options)(labels, masked, weights)), 2 * one, rtol=1e-6)
 
 
+@whole
 def test_an_overridden_call_is_used_with_a_fused_head_and_told_once():
     tokens = np.random.default_rng(0).integers(0, 50, (4, 6))
     values = []

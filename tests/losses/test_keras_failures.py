@@ -109,6 +109,7 @@ def test_an_out_of_range_label_is_named_by_a_graph_on_the_cpu(label):
 # Huge logits, reduced; infinite and confident ones are in test_edge_rows.py
 
 
+@whole
 @every_mode
 @pytest.mark.parametrize("size", sample([1e4, 1e30], [1e30]))
 def test_huge_logits_have_finite_losses_and_gradients(size, mode):
@@ -198,6 +199,7 @@ def test_sparse_labels_are_smoothed_together_with_ignore_class():
 # Class axes
 
 
+@whole
 @every_mode
 @pytest.mark.parametrize("axis", sample([0, 1], [0]))
 def test_sparse_losses_take_any_axis(axis, mode):
@@ -262,6 +264,7 @@ def test_the_mean_of_many_equal_losses_does_not_overflow_or_round(rows, classes,
 # Means over tokens
 
 
+@whole
 @pytest.mark.parametrize("batch_size", sample([1, 2, 4], [2]))
 def test_the_logged_perplexity_weighs_tokens_not_batches(batch_size):
     """Rows of 6, 6, 2 and 0 tokens; Keras' logged loss is a mean over batches."""
@@ -276,6 +279,7 @@ def test_the_logged_perplexity_weighs_tokens_not_batches(batch_size):
     assert_close(perplexity, math.exp(value(Sequence(ignore_class=-1), labels, model(x))), rtol=1e-5)
 
 
+@whole
 def test_ignored_rows_are_not_averaged_as_rows_of_loss_0():
     """Two of four labels ignored, uniform over 4 classes: 1.3863, not half of it."""
     y, x = np.array([0, -1, 3, -1]), np.zeros((4, 4), "float32")
@@ -315,6 +319,7 @@ def test_hessian_vector_products_are_right(name, loss, mode):
     assert_close(product, _hessian_times(name, logits, vector), scale=1e-6)
 
 
+@whole
 @pytest.mark.parametrize("name, loss", sample(SECOND_ORDER, [SECOND_ORDER[2]]))
 def test_forward_mode_is_right_or_refused(name, loss):
     """Right on TensorFlow; JAX has none for functions with a gradient of their own, and says so."""

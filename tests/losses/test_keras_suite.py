@@ -9,6 +9,7 @@ import keras
 import pytest
 
 import keras_xent as kx
+from tests.tiers import whole
 
 OURS = {name: getattr(kx.losses, name) for name in kx.losses.__all__}
 
@@ -52,6 +53,7 @@ class TestBinary(SUITE.BinaryCrossentropyTest):
     pass
 
 
+@whole
 class TestBinaryFocal(SUITE.BinaryFocalCrossentropyTest):
     pass
 
@@ -60,6 +62,7 @@ class TestCategorical(SUITE.CategoricalCrossentropyTest):
     pass
 
 
+@whole
 class TestCategoricalFocal(SUITE.CategoricalFocalCrossentropyTest):
     pass
 

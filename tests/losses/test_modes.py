@@ -25,7 +25,7 @@ COMPILED = [mode for mode in MODES if mode != "eager"]
 OF_TOKENS = ("token_mean", "sequence_mean")
 
 
-@fast_for("*-xla", "*-jit")
+@fast_for("Binary*-xla", "Masked*-xla", "Binary*-jit", "Masked*-jit")
 @pytest.mark.parametrize("mode", COMPILED)
 @pytest.mark.parametrize(
     "name, reduction",
@@ -131,7 +131,7 @@ def _trained(name, fit):
     return history, [np.array(w) for w in model.get_weights()]
 
 
-@fast_for("MaskedSequenceCrossentropy-*", "SparseCategoricalCrossentropy-auto")
+@fast_for("MaskedSequenceCrossentropy-auto", "MaskedSequenceCrossentropy-jit_compile")
 @pytest.mark.parametrize(
     "name, fit",
     sample(

@@ -6,6 +6,7 @@ import pytest
 
 import keras_xent as kx
 from tests.backend import BACKEND, MODES, TWO_MODES, tensor, to_numpy
+from tests.tiers import fast_for
 
 ROWS, CLASSES = 6, 5
 RNG = np.random.default_rng(0)
@@ -42,6 +43,7 @@ def of_the_gradient(loss, wrt, mode, *inputs):
     return to_numpy(MODES[mode](lambda *inputs: gradient(product, *inputs, wrt=wrt))(*inputs))
 
 
+@fast_for("graph", "jit")
 @pytest.mark.parametrize("mode", TWO_MODES if BACKEND == "jax" else (*TWO_MODES, "graph"))
 def test_the_gradient_has_its_derivatives_for_weights_and_targets(mode):
     logits, targets, weights = (tensor(a, "float32") for a in (LOGITS, TARGETS, WEIGHTS))
@@ -54,6 +56,7 @@ def test_the_gradient_has_its_derivatives_for_weights_and_targets(mode):
     np.testing.assert_allclose(got, expected, atol=1e-6)
 
 
+@fast_for("graph", "jit")
 @pytest.mark.parametrize("mode", TWO_MODES if BACKEND == "jax" else (*TWO_MODES, "graph"))
 def test_the_derivative_for_a_weight_is_its_loss(mode):
     logits, weights = tensor(LOGITS, "float32"), tensor(WEIGHTS, "float32")
@@ -72,6 +75,7 @@ def test_a_label_under_weight_0_may_be_anything():
         SPARSE(tensor(labels, "int32"), logits, tensor(np.ones(ROWS), "float32"))
 
 
+@fast_for("graph", "jit")
 @pytest.mark.parametrize("mode", [mode for mode in MODES if mode != "eager"])
 def test_logits_that_a_traced_function_closes_over_are_as_its_arguments(mode):
     logits = tensor(LOGITS, "float32")

@@ -33,7 +33,7 @@ KERAS_SHAPES = [
 ]
 
 
-@fast_for("*-sum_over_batch_size")
+@fast_for("Sparse*-sum_over_batch_size")
 @pytest.mark.parametrize("reduction", KERAS_REDUCTIONS)
 @pytest.mark.parametrize("name", DROP_INS)
 def test_reductions_of_keras_agree_with_keras(name, reduction):
@@ -64,6 +64,7 @@ WEIGHTS = {
 }
 
 
+@fast_for("*-token_mean", "*-sequence_mean", "*-sum_over_batch_size")
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 @every_loss
 def test_reductions_are_their_formulas(name, reduction):
@@ -85,6 +86,7 @@ def test_reductions_are_their_formulas(name, reduction):
         assert_close(gradient, c[..., None] * gradients, scale=1e-6, case=(how, masked))
 
 
+@fast_for("token_mean", "sequence_mean")
 @pytest.mark.parametrize("reduction", [r for r in REDUCTIONS if r not in (None, "none")])
 def test_a_normalizer_takes_the_place_of_the_denominator(reduction):
     labels, logits = example("MaskedSequenceCrossentropy")
@@ -97,6 +99,7 @@ def test_a_normalizer_takes_the_place_of_the_denominator(reduction):
     assert_close(gradient, c[..., None] * gradients, scale=1e-6)
 
 
+@fast_for("Masked*")
 @every_loss
 def test_one_weight_for_all_means_what_the_same_weight_written_out_means(name):
     labels, logits = example(name)

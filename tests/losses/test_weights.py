@@ -29,6 +29,7 @@ def _gradient_for_weights(loss, labels, logits, weights, mode):
     return to_numpy(MODES[mode](run)(tensor(weights)))
 
 
+@fast_for("Binary*", "Masked*")
 @every_mode
 @every_loss
 def test_the_derivative_for_a_weight_is_the_loss_even_at_weight_0(name, mode):
@@ -63,6 +64,7 @@ def test_weights_whose_shape_proves_wrong_when_it_is_seen_are_refused(name, shap
         assert "`sample_weight` must line up from the left with the losses: [batch], [batch, 1]" in str(error.value)
 
 
+@fast_for("Masked*", "Binary*")
 @pytest.mark.skipif(BACKEND != "tensorflow", reason="shapes are always known to JAX")
 @every_loss
 def test_one_label_for_several_predictions_is_refused_when_its_shape_is_seen(name):
@@ -77,6 +79,7 @@ def test_one_label_for_several_predictions_is_refused_when_its_shape_is_seen(nam
         function(labels[:1], logits)
 
 
+@fast_for("token_mean")
 @pytest.mark.parametrize("reduction", ["token_mean", "sequence_mean", "sum_over_batch_size"])
 def test_class_weights_of_1_change_nothing_for_targets_of_any_sum(reduction):
     targets = np.array([[[1, 0, 0], [0, 0, 0]], [[2, 0.5, 0], [0.1, 0.2, 0.3]]], "float32")

@@ -9,6 +9,7 @@ import keras_xent as kx
 from keras_xent import calibration
 from tests.backend import to_numpy
 from tests.internals import set_keras_mask
+from tests.tiers import fast_for, whole
 
 RNG = np.random.default_rng(1)
 LABELS = RNG.integers(0, 7, (40, 5))
@@ -50,6 +51,7 @@ def test_both_are_exact_over_batches_and_masks():
         assert np.isnan(float(metric.result()))
 
 
+@whole
 def test_probabilities_weights_and_a_class_axis():
     p = np.exp(log_softmax(LOGITS)).astype("float32")
     weights = MASK.astype("float32")
@@ -125,6 +127,7 @@ def mean_nll(temperature, scale):
     return -np.take_along_axis(log_softmax(scale * X.astype("float64") / temperature), Y[:, None], 1).mean()
 
 
+@fast_for("3.0-True")
 @pytest.mark.parametrize("fuse", [False, True])
 @pytest.mark.parametrize("scale", [0.2, 3.0])
 def test_the_temperature_is_the_minimum_of_the_cross_entropy(scale, fuse):
@@ -202,6 +205,7 @@ def test_calibrate_names_what_it_cannot_use():
         kx.calibrate(model, (numbers, Y[:8]))
 
 
+@whole
 def test_batches_may_be_lists_and_arrays_lists_of_numbers():
     model, whole = identity(7, scale=3.0), (X[:60], Y[:60])
     expected = kx.calibrate(model, whole, batch_size=30)
@@ -223,6 +227,7 @@ def test_binary_labels_that_are_none_are_refused_and_masks_count():
     assert float(metric.result()) == pytest.approx(expected, rel=1e-6)
 
 
+@fast_for("10-*", "4-1.0-*")
 @pytest.mark.parametrize("bins, probability, place", [(4, 0.5, 2), (10, 0.9, 9), (5, 0.6, 3), (4, 1.0, 3), (1, 0.5, 0)])
 def test_a_confidence_at_an_edge_belongs_to_the_bin_above(bins, probability, place):
     metric = kx.metrics.CalibrationError(bins, from_logits=False)
@@ -230,6 +235,7 @@ def test_a_confidence_at_an_edge_belongs_to_the_bin_above(bins, probability, pla
     assert np.argmax(metric.reliability()[2]) == place
 
 
+@fast_for("Entropy")
 @pytest.mark.parametrize("kind", [kx.metrics.Entropy, kx.metrics.CalibrationError, kx.metrics.Perplexity])
 def test_predictions_may_be_lists(kind):
     listed, given = kind(), kind()
@@ -238,13 +244,30 @@ def test_predictions_may_be_lists(kind):
     assert float(listed.result()) == float(given.result())
 
 
-@pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
-def test_a_temperature_is_no_option_of_a_program_in_mixed_precision(policy, monkeypatch):
+def capped_head(dtype):
+    """A head over an identity, its logits capped to 2."""
+    layer, hidden = kx.layers.TiedLogits(7, 7, logit_soft_cap=2.0, dtype=dtype), keras.Input((7,))
+    model = keras.Model(hidden, layer(hidden, reverse=True))
+    layer.set_weights([np.eye(7)])
+    return model
+
+
+def biased_head(dtype):
+    layer = kx.layers.LogitsDense(7, kernel_initializer="identity", bias_initializer="ones", dtype=dtype)
+    return keras.Sequential([keras.Input((7,)), layer])
+
+
+@pytest.mark.parametrize(
+    "head, dtype",
+    [(biased_head, "mixed_bfloat16"), (biased_head, "mixed_float16"), (capped_head, "float32")],
+    ids=["bfloat16", "float16", "capped"],
+)
+def test_a_temperature_is_no_option_of_a_program(head, dtype, monkeypatch):
     """Each new one would be compiled for seconds."""
-    layer = kx.layers.LogitsDense(7, kernel_initializer="identity", bias_initializer="ones", dtype=policy)
-    model, options, kernel = keras.Sequential([keras.Input((7,)), layer]), [], calibration.linear_token_statistics
-    monkeypatch.setattr(calibration, "linear_token_statistics", lambda *a, **k: options.append(k) or kernel(*a, **k))
-    rounded = to_numpy(ops.cast(X, layer.compute_dtype)).astype("float32")
-    found = kx.calibrate(model, (rounded, Y), batch_size=500)
-    assert {one["temperature"] for one in options} == {1.0}
-    assert found == pytest.approx(kx.calibrate(identity(7), (rounded, Y), batch_size=500), rel=3e-4)
+    rules, columns = set(), calibration.token_columns
+    monkeypatch.setattr(calibration, "token_columns", lambda *a, **k: rules.add(k["rule"]) or columns(*a, **k))
+    rounded = to_numpy(ops.cast(X, dtype.removeprefix("mixed_"))).astype("float32")
+    found = kx.calibrate(head(dtype), (rounded, Y), batch_size=500)
+    assert len(rules) == 1
+    logits = 2 * np.tanh(rounded / 2) if head is capped_head else rounded
+    assert found == pytest.approx(kx.calibrate(identity(7), (logits, Y), batch_size=500), rel=3e-4)

@@ -32,6 +32,7 @@ def expected(name, logits, labels, weights, groups):
 CASES = [(head, mode) for head in (kx.layers.LogitsDense, keras.layers.Dense) for mode in MODES]
 
 
+@whole
 @fast_for("LogitsDense-auto")
 @pytest.mark.parametrize("head, mode", sample(CASES, [(kx.layers.LogitsDense, "auto")]))
 def test_a_group_of_each_example_in_fit(head, mode):

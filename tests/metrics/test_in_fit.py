@@ -10,7 +10,7 @@ from keras import ops
 import keras_xent as kx
 from tests import oracles
 from tests.backend import BACKEND, to_numpy
-from tests.tiers import fast_for, sample
+from tests.tiers import fast_for, sample, whole
 
 CLASSES, IGNORED = 23, 3
 # Sequences, their length, and how many of their tokens the mask of an Embedding leaves: 32, 8 and 4 in all.
@@ -103,7 +103,7 @@ def test_fit_and_evaluate_agree_with_float64_under_masks_weights_and_ignored_lab
             np.testing.assert_allclose(report[f"{prefix}{name}"], value, rtol=1e-6, err_msg=f"{prefix}{name}")
 
 
-@fast_for("fused")
+@whole
 @every_head
 def test_each_of_several_outputs_has_its_own_statistics(head):
     """Also on JAX, where all losses hand what they know to all metrics; and other metrics that live do not matter."""
@@ -206,6 +206,7 @@ def exponentials(metrics, head):
     return len([line for line in text.splitlines() if f",{CLASSES}]" in line and " exponential(" in line])
 
 
+@whole
 @fast_for("dense")
 @every_head
 def test_metrics_add_no_softmax_to_the_step(head):

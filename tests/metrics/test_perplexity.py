@@ -9,7 +9,7 @@ import keras_xent as kx
 from tests import oracles
 from tests.backend import MODES, tensor, to_numpy
 from tests.internals import ExactSums, set_keras_mask
-from tests.tiers import fast_for
+from tests.tiers import fast_for, whole
 
 
 def example(shape, seed=0, classes=11):
@@ -167,6 +167,7 @@ def test_fit_and_evaluate_report_the_true_value(compiled):
     np.testing.assert_allclose(evaluated["perplexity"], expected, rtol=1e-5)
 
 
+@whole
 def test_early_stopping_knows_that_less_is_better():
     labels, logits = example((8, 6), classes=7)
     inputs = keras.Input((6, 7))

@@ -7,6 +7,7 @@ import pytest
 
 import keras_xent as kx
 from tests.backend import MODES, TWO_MODES, tensor, to_numpy, value_and_gradient
+from tests.tiers import whole
 
 RNG = np.random.default_rng(0)
 POLICY, OTHER, REFERENCE, REFERENCE_OTHER = -RNG.uniform(0.1, 6, (4, 9)).astype("float32").astype("float64")
@@ -190,6 +191,7 @@ def test_on_policy_the_gradient_of_grpo_is_that_of_reinforce():
     np.testing.assert_allclose(gradient, np.tile(-ADVANTAGES[:, None], (1, T)), rtol=1e-6)
 
 
+@whole
 def test_negative_token_weights_are_the_policy_gradient_of_reinforce():
     hidden, kernel = f32(RNG.standard_normal((6, 3))), f32(RNG.standard_normal((3, 5)))
     labels, advantages = RNG.integers(0, 5, 6), f32(RNG.standard_normal(6))

@@ -166,6 +166,7 @@ def test_a_scaled_loss_is_scaled_once_a_batch():
     assert_same(trained(4, scaling), trained(1, scaling))
 
 
+@whole
 def test_keras_takes_the_mean_of_unequal_means_and_the_loss_says_so():
     expected, _ = trained(1)
     model = model_of()

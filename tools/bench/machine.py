@@ -1,22 +1,22 @@
 """On what was measured? Nothing that names the machine or its owner."""
 
 import importlib.metadata
-import os
 import platform
 import shutil
 import subprocess
 from pathlib import Path
+
+from tools.bench.workers import cores
 
 
 def facts() -> dict:
     """The processor and the versions."""
     packages = [name for name in ("tensorflow", "keras", "numpy") if _is_installed(name)]
     gpu = _gpu()
-    affinity = getattr(os, "sched_getaffinity", None)
     return {
         **({"GPU": gpu} if gpu else {}),
         "processor": _processor(),
-        "cores": len(affinity(0)) if affinity else os.cpu_count(),
+        "cores": cores(),
         "system": platform.system(),
         "python": platform.python_version(),
         **{name: importlib.metadata.version(name) for name in packages},
