@@ -110,16 +110,9 @@ def set_call(layer: Any, call: Any, quantized_call: Any) -> None:
         object.__setattr__(layer, name, types.MethodType(function, layer))
 
 
-def entry_of_class(layer: Any, own: type, plain: type, name: str) -> Any:
-    """The entry of `layer` in a file that Keras reads, were each `own` a `plain`, whose entries have this name."""
-    # A `plain` that comes later in the list of layers would read the same entry.
-    given = getattr(_frame_of("saving.saving_lib", variable="container"), "f_locals", {})
-    layers = list(given.get("container") or [])
-    place = next((i for i, one in enumerate(layers) if one is layer), None)
-    if place is None or given.get("weights_store") is None or any(type(one) is plain for one in layers[place:]):
-        return None
-    number = sum(type(one) is plain or isinstance(one, own) for one in layers[:place]) or ""
-    return given["weights_store"].get(f"{given['inner_path']}/{name}{number and '_'}{number}")
+def variables_of_loading() -> dict[str, Any]:
+    """The variables of the function of Keras that now reads the weights of a list of layers (`saving_lib`)."""
+    return getattr(_frame_of("saving.saving_lib", variable="container"), "f_locals", {})
 
 
 def is_training_step() -> bool:
