@@ -110,21 +110,9 @@ def set_call(layer: Any, call: Any, quantized_call: Any) -> None:
         object.__setattr__(layer, name, types.MethodType(function, layer))
 
 
-def entry_of_class(layer: Any, own: type, plain: type, name: str) -> Any:
-    """The entry of `layer` in the file that is read, if each layer of class `own` was one of class `plain` there.
-
-    Keras names entries by class and number (`_load_container_state`); `name` is what it makes of `plain`. None where
-    the number is not known: a layer of class `plain` that comes later in the list would read the entry of this one.
-    """
-    frame = _frame_of("saving.saving_lib", "_load_container_state")
-    given = {} if frame is None else frame.f_locals
-    container, store = given.get("container") or [], given.get("weights_store")
-    layers = list(container.values() if isinstance(container, dict) else container)
-    places = [i for i, one in enumerate(layers) if one is layer]
-    if not places or store is None or any(type(one) is plain for one in layers[places[0] :]):
-        return None
-    number = sum(type(one) is plain or isinstance(one, own) for one in layers[: places[0]])
-    return store.get(f"{given['inner_path']}/{name}_{number}" if number else f"{given['inner_path']}/{name}")
+def variables_of_loading() -> dict[str, Any]:
+    """The variables of the function of Keras that now reads the weights of a list of layers (`saving_lib`)."""
+    return getattr(_frame_of("saving.saving_lib", variable="container"), "f_locals", {})
 
 
 def is_training_step() -> bool:
@@ -257,11 +245,12 @@ def is_given_as_loss(metric: Any) -> bool:
     return frame is not None and getattr(frame.f_locals.get("self"), "fn", None) is metric
 
 
-def _frame_of(module: str, function: str) -> types.FrameType | None:
-    """The innermost frame of a function of Keras that calls this."""
+def _frame_of(module: str, function: str = "", *, variable: str = "") -> types.FrameType | None:
+    """The innermost frame of a function of Keras that calls this, or of any that has a variable of this name."""
     frame: types.FrameType | None = sys._getframe()
     while frame is not None:
-        if frame.f_code.co_name == function and frame.f_globals.get("__name__") == f"keras.src.{module}":
+        named = variable in frame.f_code.co_varnames if variable else frame.f_code.co_name == function
+        if named and frame.f_globals.get("__name__") == f"keras.src.{module}":
             return frame
         frame = frame.f_back
     return None

@@ -12,7 +12,7 @@ def entry_of(layer: Any, own: type, plain: type, name: str, store: Any) -> Any:
     """
     if len(store.keys()) or not layer.weights:
         return store
-    found = _keras.entry_of_class(layer, own, plain, name)
+    found = _plain_entry(layer, own, plain, name)
     if found is None or not len(found.keys()):
         raise ValueError(
             f"Layer '{layer.name}' ({type(layer).__name__}) has no entry in this file, whose entries have the names of "
@@ -21,3 +21,15 @@ def entry_of(layer: Any, own: type, plain: type, name: str, store: Any) -> Any:
             "`keras_xent.fuse_head(other)`."
         )
     return found
+
+
+def _plain_entry(layer, own, plain, name):
+    """The entry that `layer` has if each layer of class `own` was one of class `plain`; None where it is not known."""
+    given = _keras.variables_of_loading()
+    layers = list(given.get("container") or [])
+    place = next((i for i, one in enumerate(layers) if one is layer), None)
+    # A `plain` that comes later in the list of layers would read the same entry.
+    if place is None or given.get("weights_store") is None or any(type(one) is plain for one in layers[place:]):
+        return None
+    number = sum(type(one) is plain or isinstance(one, own) for one in layers[:place])
+    return given["weights_store"].get(f"{given['inner_path']}/{name}" + (f"_{number}" if number else ""))
