@@ -7,6 +7,7 @@ a positive and `softplus(x) = max(x, 0) + L` for a negative label: nothing overf
 import dataclasses
 from typing import Any
 
+import numpy as np
 from keras import ops
 
 from keras_xent._backend import custom_gradient, no_autograph, on_any_mesh, with_rounded_rows
@@ -15,6 +16,7 @@ from keras_xent._types import Tensor
 from keras_xent.kernels._compiled import CompiledKernel, row_kernel
 from keras_xent.kernels._dtypes import (
     accumulator_dtype,
+    dtype_of,
     is_finite,
     is_float,
     to_float_tensor,
@@ -94,12 +96,7 @@ def sigmoid_cross_entropy(
     References: focal loss, arXiv:1708.02002; `pos_weight` as in PyTorch's `BCEWithLogitsLoss`.
     """
     labels, logits = to_tensor(labels), to_float_tensor(logits)
-    if not same_shape(labels.shape, logits.shape):
-        raise ValueError(
-            "`labels` and `logits` must have the same shape. "
-            f"Received: labels of shape {tuple(labels.shape)} and logits of shape {tuple(logits.shape)}."
-        )
-    labels = ensure_shape(labels, logits, "`labels` and `logits` must have the same shape.")
+    labels = _of_shape(labels, logits, "labels")
     rank = len(logits.shape)
     differentiable_labels = is_float(labels)
     if not differentiable_labels:
@@ -108,10 +105,20 @@ def sigmoid_cross_entropy(
     rows, label_rows = (as_rows(t, label_axis) if rank else ops.reshape(t, (1, 1)) for t in (logits, labels))
     tensors = [_positive_weights(pos_weight, rows)]
     if mask is not None:
-        tensors.append(as_rows(ops.cast(to_tensor(mask), "bool"), label_axis))
+        mask = _of_shape(ops.cast(to_tensor(mask), "bool"), logits, "mask")
+        tensors.append(as_rows(mask, label_axis))
     options = SigmoidOptions(label_smoothing, focal_gamma, focal_alpha, ignore_class, axis is not None)
     loss = _losses(rows, label_rows, *tensors, options=options, differentiable_labels=differentiable_labels)
     return reshape_to(loss, logits, without=None if axis is None else label_axis)
+
+
+def _of_shape(tensor, logits, name):
+    sentence = f"`{name}` and `logits` must have the same shape."
+    if not same_shape(tensor.shape, logits.shape):
+        raise ValueError(
+            f"{sentence} Received: {name} of shape {tuple(tensor.shape)} and logits of shape {tuple(logits.shape)}."
+        )
+    return ensure_shape(tensor, logits, sentence)
 
 
 def _positive_weights(pos_weight, rows):
@@ -135,25 +142,31 @@ def _sigmoid_forward(logits, labels, weight, mask=None, *, options):
     if not options.mean_over_labels:
         return Terms(logits, labels, weight, mask, options).loss(), ()
     dtype = accumulator_dtype(logits)
-    valid = valid_labels(labels, mask, options.ignore_class)
-    valid = () if valid is None else (valid,)
-    options = dataclasses.replace(options, ignore_class=None)
+    masks = () if mask is None else (mask,)
+    ignore_class = options.ignore_class
+    if isinstance(ignore_class, (int, float)):
+        # Slices of 16-bit labels are float32, and 0.1 is another number there.
+        ignore_class = float(np.asarray(ignore_class).astype(dtype_of(labels)))
+        options = dataclasses.replace(options, ignore_class=ignore_class)
 
-    def loss(logits, labels, weight, valid=None):
-        return Terms(logits, labels, weight, valid, options).loss()
+    def loss(logits, labels, weight, mask=None):
+        return Terms(logits, labels, weight, mask, options).loss()
 
-    def is_out_of_range(labels, valid=None):
+    def is_valid(labels, mask=None):
+        return ops.cast(valid_labels(labels, mask, ignore_class), dtype)
+
+    def is_out_of_range(labels, mask=None):
+        valid = valid_labels(labels, mask, ignore_class)
         return ops.cast(both(ops.logical_not(is_soft_label(ops.cast(labels, dtype))), valid), dtype)
 
-    if valid:
-        count = row_sum(lambda valid: ops.cast(valid, dtype), *valid)
-    else:
+    if mask is None and ignore_class is None:
         count = ops.cast(ops.shape(logits)[1], dtype)
+    else:
+        count = ops.maximum(row_sum(is_valid, labels, *masks), 1.0)
     # One label out of range makes the gradient of its whole row NaN. Counted in floats: XLA:CPU looks for a True among
     # the booleans of a row in one thread, one by one.
-    all_in_range = ops.equal(row_sum(is_out_of_range, labels, *valid), 0.0)
-    count = nan_unless(all_in_range, ops.maximum(count, 1.0))
-    return row_sum(loss, logits, labels, weight, *valid) / count, (count,)
+    count = nan_unless(ops.equal(row_sum(is_out_of_range, labels, *masks), 0.0), count)
+    return row_sum(loss, logits, labels, weight, *masks) / count, (count,)
 
 
 def _gradient(upstream, residuals, logits, labels, weight, mask, slope, dtype, options):

@@ -108,6 +108,9 @@ def test_mismatched_shapes_are_refused_with_both_shapes():
     assert str(error.value) == (
         "`labels` and `logits` must have the same shape. Received: labels of shape (3,) and logits of shape (3, 1)."
     )
+    # Of a mask that is broadcast, each entry would count as one label.
+    with pytest.raises(ValueError, match="`mask` and `logits` must have the same shape"):
+        sigmoid_cross_entropy(np.zeros((3, 4)), np.zeros((3, 4), "float32"), axis=-1, mask=np.ones((3, 1), bool))
     with pytest.raises(ValueError) as error:
         sigmoid_cross_entropy(np.zeros((3, 4)), np.zeros((3, 4), "float32"), pos_weight=[1.0, 2.0])
     assert str(error.value) == (
