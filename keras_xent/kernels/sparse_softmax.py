@@ -135,6 +135,11 @@ def forward(
     # The label's own term less 1: exact where it is 1, and elsewhere the sum of the others is at least 1.
     at_label = row.exp_shifted(label_logit, max_logit, softcap) - 1.0
     sum_exp_minus_one = row_sum(off_label, logits, row.class_ids(logits)) + at_label
+    if smoothing and class_weight is not None:
+        # Where the label has weight 0, the loss may be that of the largest logit alone, whose 1 is subtracted here.
+        of_largest = row_sum(lambda x: row.minus_largest(row.exp_shifted(x, max_logit, softcap)), logits)
+        is_confident = row.is_confident(1.0 + sum_exp_minus_one)
+        sum_exp_minus_one = ops.where(is_confident, of_largest, sum_exp_minus_one)
     sum_exp_minus_one = row.with_infinite_logits(sum_exp_minus_one, max_logit, softcap)
     sum_exp_minus_one = nan_unless(has_label, sum_exp_minus_one)
 

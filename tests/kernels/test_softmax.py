@@ -133,6 +133,13 @@ def test_confident_rows_keep_their_small_losses_and_gradients():
             np.testing.assert_allclose(gradient, expected_gradient, rtol=4 * unit, atol=atol)
 
 
+def test_the_small_loss_of_another_class_than_the_label_is_kept():
+    # With smoothing 0.5 and label weight 0, only a quarter of 3 log(1 + exp(-44)) is left.
+    logits = np.array([[44.0, 0.0]], "float32")
+    loss = sparse_softmax_cross_entropy(np.array([1]), tensor(logits), label_smoothing=0.5, class_weight=[3.0, 0.0])
+    np.testing.assert_allclose(to_numpy(loss), [0.75 * np.log1p(np.exp(-44.0))], rtol=1e-6)
+
+
 @fast_for("20.0-2")
 @pytest.mark.parametrize(
     "softcap, classes",
