@@ -76,7 +76,7 @@ def shuffled_batches(inputs, targets, size):
     options = tf.data.Options()
     options.autotune.enabled = False
     rows = tf.data.Dataset.from_tensor_slices((inputs, targets)).shuffle(len(inputs))
-    return {"x": rows.batch(size).with_options(options)}
+    return {"x": rows.batch(size).with_options(options), "shuffle": False}  # the rows are shuffled above
 
 
 def build_model(vocabulary, max_length, layers, width, heads, dropout=0.1):

@@ -145,7 +145,7 @@ def _sigmoid_forward(logits, labels, weight, mask=None, *, options):
     masks = () if mask is None else (mask,)
     ignore_class = options.ignore_class
     if isinstance(ignore_class, (int, float)):
-        # Slices of 16-bit labels are float32, and 0.1 is another number there.
+        # Slices of 16-bit labels are float32, in which 0.1 differs from that of 16 bits.
         ignore_class = float(np.asarray(ignore_class).astype(dtype_of(labels)))
         options = dataclasses.replace(options, ignore_class=ignore_class)
 
