@@ -5,7 +5,7 @@ from statistics import median
 from typing import NamedTuple
 
 from tools.bench.results import find, ratio
-from tools.bench.shapes import GEMMA2, HEADS, LANGUAGE_MODEL, SMALL_MODEL, VALID
+from tools.bench.shapes import GEMMA2, HEADS, LANGUAGE_MODEL, SHAPES, SMALL_MODEL, VALID
 
 
 class Bar(NamedTuple):
@@ -86,12 +86,40 @@ def _per_shape(results):
     return records[0]["values"]["ours, XLA"][0] / len(records[0]["case"]["lengths"]) if records else None
 
 
+def _programs(results):
+    records = find(results, "compilations", classes=500)
+    return records[0]["values"]["ours"][0] if records else None
+
+
+def _grown(results):
+    records = find(results, "many-shapes")
+    return records[0]["values"]["ours"][0] / 1e3 if records else None
+
+
+def _behind(ours, others, *, shapes=SHAPES, **case):
+    """How many times the best of the others `ours` takes, in the worst case of three losses and of these shapes."""
+    names = {shape.name for shape in shapes}
+
+    def number(results):
+        records = [
+            record
+            for row in ("sparse", "dense", "sigmoid")
+            for record in find(results, row, smoothing=0.0, **case)
+            if record["case"]["shape"] in names
+        ]
+        ratios = [ratio(record, ours, other) for record in records for other in others]
+        return max((value for value in ratios if value is not None), default=None)
+
+    return number
+
+
 def _most_operations(results):
     counts = [record["values"]["ours"][0] for record in find(results, "graph") if "ours" in record["values"]]
     return max(counts, default=None)
 
 
 _SPARSE = {"shape": LANGUAGE_MODEL.name, "dtype": "float32", "smoothing": 0.0}
+_FEW = [shape for shape in SHAPES if shape.classes <= 1000]
 _HEAD = {"shape": SMALL_MODEL.name, "valid": 1.0}
 _FIT = {"jit": False, "valid": 1.0, "backend": "tensorflow"}
 _JAX = {"jit": False, "valid": 1.0, "backend": "jax"}
@@ -160,6 +188,31 @@ BARS = (
         "<= 4",
         _worst("first-epoch", ("ours",), "Keras", max),
     ),
+    Bar("losses, up to 1000 classes, graph: ours / Keras'", "<= 1", _behind("ours", ("Keras, graph",), shapes=_FEW)),
+    Bar(
+        "losses, up to 1000 classes, XLA: ours / the best of Keras, optax and torch.compile",
+        "<= 1.1",
+        _behind("ours, XLA", ("Keras, XLA", "optax", "torch.compile"), shapes=_FEW),
+    ),
+    Bar("losses on JAX, float32: ours / optax", "<= 1", _behind("ours, JAX", ("optax",), dtype="float32")),
+    Bar(
+        "fit, later epochs of 60 batch lengths: ours / Keras', the worse of the sparse loss and a head",
+        "<= 1.1",
+        _worst("later-epoch", ("ours",), "Keras", max),
+    ),
+    Bar("programs compiled for these 60 lengths", "<= 12", _programs),
+    Bar(
+        "first call of a graph: ours / Keras', the worst of three losses",
+        "<= 8",
+        _worst("first-call", ("ours",), "Keras, graph", max),
+    ),
+    Bar(
+        "150 numbers of rows left by a mask: ours / Keras', compilation included",
+        "<= 5",
+        _worst("uneven", ("ours",), "Keras, graph", max),
+    ),
+    Bar("memory after 500 numbers of rows, GB", "<= 1", _grown),
+    Bar("eager loss and gradient: ours / Keras', the worst", "<= 2", _worst("eager", ("ours",), "Keras", max)),
     Bar("operations in the graph of loss and gradient", "<= 120", _most_operations),
     Bar(
         "first value and gradient: a second process / the first, the worse of two backends",

@@ -53,6 +53,12 @@ def _as_stored(array, dtype):
     return array.astype(getattr(ml_dtypes, dtype)).view("uint16")
 
 
+def eager(case: dict) -> tuple[np.ndarray, np.ndarray]:
+    """Labels and logits of any rank, which every library has in its process."""
+    rng, shape = np.random.default_rng(0), case["logits"]
+    return rng.integers(0, shape[-1], shape[:-1], "int32"), rng.standard_normal(shape, "float32")
+
+
 def read(folder: str | Path, name: str) -> np.ndarray:
     """An array as it is stored, not yet in memory."""
     return np.load(Path(folder) / f"{name}.npy", mmap_mode="r")

@@ -164,19 +164,50 @@ def first_steps() -> Iterator[Work]:
         yield Work("first-step", case, IN_STEPS)
 
 
+def first_calls() -> Iterator[Work]:
+    """The first call of a graph with a number of rows that is not known: its trace, and what it compiles."""
+    for loss in "sigmoid", "dense", "sparse":
+        case = {"question": "first_call", "loss": loss, "rows": 64, "classes": 1000, "dtype": "float32"}
+        yield Work("first-call", case, dict.fromkeys(("ours", "Keras, graph"), "tensorflow"))
+
+
 def compilations() -> Iterator[Work]:
-    """The number of compilations in 50 steps of varying length."""
-    lengths = list(range(32, 193, 32))
-    case = {"question": "lengths", "loss": "sparse", "classes": 1000, "dtype": "float32"}
-    yield Work("compilations", {**case, "rows": "varying", "lengths": lengths, "steps": 50}, IN_STEPS, "compilations")
+    """The number of compilations in steps of varying length: of six lengths, and of all in the first epoch."""
+    case = {"question": "lengths", "loss": "sparse", "dtype": "float32"}
+    for classes, rows in (1000, range(32, 193, 32)), (500, range(40, 513, 8)):
+        lengths = list(rows)
+        sizes = {"classes": classes, "rows": f"{len(lengths)} sizes", "lengths": lengths, "steps": 60}
+        yield Work("compilations", {**case, **sizes}, IN_STEPS, "compilations")
 
 
-def first_epoch() -> Iterator[Work]:
-    """A model from its making to the end of an epoch of 60 batches, all of different length."""
+def epochs(question: str) -> Iterator[Work]:
+    """An epoch of 60 batches, all of different length: the first, from the making of the model, or a later one."""
     lengths = list(range(5, 65))
     for head in False, True:
-        case = {"question": "first_epoch", "batch": 8, "lengths": lengths, "features": 32, "classes": 500, "head": head}
-        yield Work("first-epoch", {**case, "dtype": "float32"}, {"ours": "tensorflow", "Keras": "tensorflow"})
+        case = {"question": question, "batch": 8, "lengths": lengths, "features": 32, "classes": 500, "head": head}
+        peers = {"ours": "tensorflow", "Keras": "tensorflow"}
+        yield Work(question.replace("_", "-"), {**case, "dtype": "float32"}, peers)
+
+
+def uneven() -> Iterator[Work]:
+    """A mask that leaves another number of rows in every step: 150 steps of a graph, tracing included."""
+    case = {"question": "uneven", "loss": "sparse", "rows": 512, "classes": 500, "sizes": 150, "dtype": "float32"}
+    yield Work("uneven", case, dict.fromkeys(("ours", "Keras, graph"), "tensorflow"))
+
+
+def many_shapes() -> Iterator[Work]:
+    """The memory by which a process has grown after 500 numbers of rows."""
+    case = {"question": "new_shape", "loss": "sparse", "rows": "500 sizes", "classes": 1000, "calls": 500}
+    peers = dict.fromkeys(("ours", "Keras, graph"), "tensorflow")
+    yield Work("many-shapes", {**case, "dtype": "float32"}, peers, "megabytes")
+
+
+def eager() -> Iterator[Work]:
+    """A loss and its gradient outside of a graph, of a small batch and of small pictures."""
+    for backend in "tensorflow", "jax":
+        for logits in (32, 10), (8, 64, 64, 5):
+            case = {"question": "eager", "loss": "sparse", "logits": list(logits), "steps": 20, "backend": backend}
+            yield Work("eager", {**case, "dtype": "float32"}, dict.fromkeys(("ours", "Keras"), backend))
 
 
 def graphs() -> Iterator[Work]:
@@ -237,7 +268,12 @@ ROWS = {
     "callbacks": callbacks,
     "first-step": first_steps,
     "compilations": compilations,
-    "first-epoch": first_epoch,
+    "first-call": first_calls,
+    "first-epoch": lambda: epochs("first_epoch"),
+    "later-epoch": lambda: epochs("later_epoch"),
+    "uneven": uneven,
+    "many-shapes": many_shapes,
+    "eager": eager,
     "graph": graphs,
     "second-process": second_process,
     "import": imports,

@@ -63,7 +63,9 @@ def about(case: dict) -> dict[str, str]:
         facts["[tokens, features, classes]"] = f"[{case['rows']}, {case['features']}, {case['classes']}]"
     elif "rows" in case:
         facts["[rows, classes]"] = f"[{case['rows']}, {case['classes']}]"
-    if case.get("question") in ("new_shape", "lengths", "graph"):
+    if "logits" in case:
+        facts["logits"] = str(case["logits"])
+    if case.get("question") in ("new_shape", "first_call", "lengths", "graph"):
         facts["loss"] = case["loss"]
     if case.get("question") == "loss":
         facts["dtype"] = case["dtype"]

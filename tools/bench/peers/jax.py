@@ -23,7 +23,7 @@ CLASSES = {
 
 def peer(name: str, case: dict, folder: str) -> Callable:
     """One of the peers, ready to be called."""
-    questions = {"loss": _of_loss, "linear": _of_head}
+    questions = {"loss": _of_loss, "linear": _of_head, "eager": _of_eager}
     of = questions.get(case["question"])
     return of(name, case, folder) if of else training.peer(name, case)
 
@@ -91,6 +91,15 @@ def _by_optax(kind, smoothing, given, logits):
         given = given * (1.0 - smoothing) + smoothing / 2.0 if smoothing else given
         losses = optax.sigmoid_binary_cross_entropy(logits, given)
     return jnp.mean(losses, dtype="float32")
+
+
+def _of_eager(name, case, folder):
+    """Steps outside of a program."""
+    given, logits = map(jnp.asarray, data.eager(case))
+    package = keras_xent.losses if name == "ours" else keras.losses
+    step = jax.value_and_grad(getattr(package, CLASSES[case["loss"]])(from_logits=True), 1)
+    call = _Call(step, (given, logits), lambda value, gradient: {"loss": value, "gradient": gradient})
+    return training.repeated(call, case["steps"])
 
 
 def _of_head(name, case, folder):

@@ -12,6 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 import keras_xent
+from keras_xent.kernels._compiled import clear_cache
 from tools.bench import data
 from tools.bench.peers import floor, training
 
@@ -20,7 +21,7 @@ CLASSES = {
     "dense": "CategoricalCrossentropy",
     "sparse": "SparseCategoricalCrossentropy",
 }
-STEP_ROWS = 64
+STEP_ROWS, MOST_ROWS = 64, 640
 
 
 def peer(name: str, case: dict, folder: str) -> Callable:
@@ -31,6 +32,9 @@ def peer(name: str, case: dict, folder: str) -> Callable:
         "new_shape": _of_new_shapes,
         "lengths": _of_lengths,
         "graph": _of_graph,
+        "eager": _of_eager,
+        "first_call": _of_first_calls,
+        "uneven": _of_uneven_sizes,
     }
     of = questions.get(case["question"])
     return of(name, case, folder) if of else training.peer(name, case)
@@ -48,10 +52,8 @@ def versions() -> dict:
 
 def forget() -> None:
     """Frees inputs and programs."""
-    from keras_xent.kernels import _compiled
-
     _inputs.cache_clear()
-    _compiled.clear_cache()
+    clear_cache()
     keras.backend.clear_session()
 
 
@@ -187,26 +189,64 @@ def _of_graph(name, case, folder):
     return call
 
 
+def _of_eager(name, case, folder):
+    """Steps outside of a graph."""
+    given, logits = map(tf.constant, data.eager(case))
+    loss = _loss(name, {**case, "smoothing": 0.0})
+
+    def step():
+        with tf.GradientTape() as tape:
+            tape.watch(logits)
+            value = loss(given, logits)
+        return {"loss": value, "gradient": tape.gradient(value, logits)}
+
+    return training.repeated(_done(step), case["steps"])
+
+
+def _of_first_calls(name, case, folder):
+    """Each call traces and compiles anew: nothing of an earlier one is left."""
+    given, logits = _given_and_logits(case, case["rows"])
+    labels = tf.TensorSpec([None, *given.shape[1:]], given.dtype)
+
+    def call():
+        clear_cache()
+        step = _step(_loss(name.partition(",")[0], {**case, "smoothing": 0.0}), name)
+        program = step.get_concrete_function(labels, tf.TensorSpec([None, case["classes"]]))
+        return dict(zip(("loss", "gradient"), program(given, logits), strict=True))
+
+    return _done(call)
+
+
+def _of_uneven_sizes(name, case, folder):
+    """A new graph, and steps of which each has another number of rows left by a mask."""
+    given, logits = _given_and_logits(case, case["rows"])
+    sizes = np.random.default_rng(0).permutation(case["rows"])[: case["sizes"]]
+    masks = [tf.constant(np.arange(case["rows"]) < size) for size in sizes]
+
+    def call():
+        clear_cache()
+        loss = _loss(name.partition(",")[0], {**case, "smoothing": 0.0})
+        step = _step(lambda mask, x: loss(tf.boolean_mask(given, mask), tf.boolean_mask(x, mask)), name)
+        for mask in masks:
+            results = step(mask, logits)
+        return dict(zip(("loss", "gradient"), results, strict=True))
+
+    return _done(call)
+
+
 def _of_new_shapes(name, case, folder):
     """No two calls have the same number of rows."""
     return _varying(name, case, iter(range(STEP_ROWS, 10**6)))
 
 
 def _of_lengths(name, case, folder):
-    """The calls of 50 steps whose lengths are drawn from a few."""
-    lengths = np.random.default_rng(0).choice(case["lengths"], case["steps"])
-    return _varying(name, case, iter(lengths.tolist()))
+    """The calls of steps with a few lengths, in turn."""
+    lengths = np.random.default_rng(0).permutation(case["lengths"])
+    return _varying(name, case, iter(np.resize(lengths, case["steps"]).tolist()))
 
 
 def _varying(name, case, rows):
-    rng, classes = np.random.default_rng(0), case["classes"]
-    most = 256
-    logits = tf.constant(rng.standard_normal((most, classes), "float32"))
-    given = rng.integers(0, classes, most, "int32")
-    if case["loss"] != "sparse":
-        given = rng.random((most, classes), "float32")
-        given = np.round(given) if case["loss"] == "sigmoid" else given / given.sum(axis=1, keepdims=True)
-    given = tf.constant(given)
+    given, logits = _given_and_logits(case, MOST_ROWS)
     step = _step(_loss(name.partition(",")[0], {**case, "smoothing": 0.0}), name)
 
     def call():
@@ -214,3 +254,13 @@ def _varying(name, case, rows):
         return dict(zip(("loss", "gradient"), step(given[:n], logits[:n]), strict=True))
 
     return _done(call)
+
+
+def _given_and_logits(case, rows):
+    rng, classes = np.random.default_rng(0), case["classes"]
+    logits = tf.constant(rng.standard_normal((rows, classes), "float32"))
+    given = rng.integers(0, classes, rows, "int32")
+    if case["loss"] != "sparse":
+        given = rng.random((rows, classes), "float32")
+        given = np.round(given) if case["loss"] == "sigmoid" else given / given.sum(axis=1, keepdims=True)
+    return tf.constant(given), logits

@@ -19,7 +19,7 @@ IGNORED = -1
 
 def peer(name: str, case: dict) -> Callable:
     """One of the peers. What its first call takes includes compiling the step."""
-    questions = {"callbacks": _of_callbacks, "first_epoch": _of_first_epochs}
+    questions = {"callbacks": _of_callbacks, "first_epoch": _of_epochs, "later_epoch": _of_epochs}
     return questions.get(case["question"], _of_steps)(name, case)
 
 
@@ -45,8 +45,20 @@ def _of_steps(name, case):
     return lambda: {"loss": np.float32(compiled()(x, y, return_dict=True)["loss"])}
 
 
-def _of_first_epochs(name, case):
-    """Makes a model and trains it for an epoch of batches of different lengths; earlier programs are freed."""
+def repeated(call: Callable, steps: int) -> Callable:
+    """So many calls, of which the time of one is told."""
+
+    def calls():
+        for _ in range(steps - 1):
+            call()
+        return call()
+
+    calls.steps = steps
+    return calls
+
+
+def _of_epochs(name, case):
+    """Epochs of batches of different lengths: the first of a model that is made for it, or later ones of one model."""
     import tensorflow as tf
 
     rng = np.random.default_rng(0)
@@ -54,20 +66,30 @@ def _of_first_epochs(name, case):
     tokens = tf.TensorSpec([case["batch"], None], "int32")
     data = tf.data.Dataset.from_generator(lambda: map(tuple, batches), output_signature=(tokens, tokens))
 
-    def call():
-        keras.backend.clear_session()
-        clear_cache()
+    def model():
         keras.utils.set_random_seed(0)
         ours = kx.layers.LogitsDense if case["head"] else keras.layers.Dense
         head = keras.layers.Dense if name == "Keras" else ours
         inputs = keras.Input((None,), dtype="int32")
         hidden = keras.layers.Embedding(case["classes"], case["features"])(inputs)
-        model = keras.Model(inputs, head(case["classes"])(hidden))
+        made = keras.Model(inputs, head(case["classes"])(hidden))
         sparse = keras.losses.SparseCategoricalCrossentropy if name == "Keras" else _ours_of_lengths(case["head"])
-        model.compile("sgd", sparse(from_logits=True))
+        made.compile("sgd", sparse(from_logits=True))
+        return made
+
+    def epoch(model):
         return {"loss": np.float32(model.fit(data, verbose=0).history["loss"][-1])}
 
-    return call
+    if case["question"] == "later_epoch":
+        return functools.partial(epoch, model())
+
+    def first():
+        # Programs of earlier models are freed.
+        keras.backend.clear_session()
+        clear_cache()
+        return epoch(model())
+
+    return first
 
 
 def _ours_of_lengths(head):
