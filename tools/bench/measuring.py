@@ -32,11 +32,13 @@ def record(work: Work, workers: Workers, rounds: int, warm_up: int = WARM_UP) ->
         data.write(work.case, Path(folder))
         if work.unit == "milliseconds":
             return found | _times(work, workers, rounds, warm_up, Path(folder))
-        if work.case.get("device") == "gpu":
-            return found | _device_peaks(work, workers, folder)
         if work.unit == "operations":
-            return found | _operations(work, workers, folder)
-        return found | _peaks(work, workers.libraries, folder)
+            return found | _once(work, _of_shared_process(work, workers, folder, "operations"))
+        if work.case.get("device") == "gpu":
+            # A process can tell the memory of a GPU of each peer by itself.
+            return found | _once(work, _of_shared_process(work, workers, folder, "peak", 1))
+        calls = work.case.get("calls", 1)
+        return found | _once(work, _of_fresh_process(work, workers.libraries, folder, "peak", calls))
 
 
 class _Lost(Exception):
@@ -133,45 +135,39 @@ def _processor_seconds(workers):
     return {id(worker): worker.processor_seconds() for worker in workers.there()}
 
 
-def _operations(work, workers, folder) -> dict[str, Any]:
-    values = {}
-    for name, library in work.peers.items():
-        workers[library].make(name, work.case, folder)
-        values[name] = [workers[library].operations(name)]
-    return {"rounds": 1, "values": values, "missing": {}}
-
-
-def _peaks(work, libraries, folder) -> dict[str, Any]:
-    """Megabytes, each peer in a fresh process."""
+def _once(work: Work, value: Callable[[str, str], float]) -> dict[str, Any]:
+    """One number of each peer, `value(name, library)`."""
     values, missing = {}, {}
     for name, library in work.peers.items():
         try:
-            worker = Worker(libraries[library])
+            values[name] = [value(name, library)]
         except Missing as reason:
             missing[name] = str(reason)
-            continue
+    return {"rounds": 1, "values": values, "missing": missing}
+
+
+def _of_shared_process(work, workers, folder, request, *arguments):
+    def value(name, library):
+        worker = workers[library]
         try:
             worker.make(name, work.case, folder)
-            values[name] = [worker.peak(name, work.case.get("calls", 1))]
-        except Missing as reason:
-            missing[name] = str(reason)
+            return getattr(worker, request)(name, *arguments)
+        finally:
+            worker.forget()
+
+    return value
+
+
+def _of_fresh_process(work, libraries, folder, request, *arguments):
+    def value(name, library):
+        worker = Worker(libraries[library])
+        try:
+            worker.make(name, work.case, folder)
+            return getattr(worker, request)(name, *arguments)
         finally:
             worker.end()
-    return {"rounds": 1, "values": values, "missing": missing}
 
-
-def _device_peaks(work, workers, folder) -> dict[str, Any]:
-    """Megabytes of a GPU's memory, which a process can tell of each peer by itself."""
-    values, missing = {}, {}
-    for name, library in work.peers.items():
-        try:
-            workers[library].make(name, work.case, folder)
-            values[name] = [workers[library].peak(name, 1)]
-        except Missing as reason:
-            missing[name] = str(reason)
-        finally:
-            workers[library].forget()
-    return {"rounds": 1, "values": values, "missing": missing}
+    return value
 
 
 def versions(workers: Workers) -> dict[str, str | None]:
