@@ -28,6 +28,13 @@ dense_forward, dense_backward = _softmax._dense_forward, _softmax._dense_backwar
 sigmoid_forward, sigmoid_backward = _sigmoid._sigmoid_forward, _sigmoid._sigmoid_backward
 
 
+def number_of_traces():
+    """How many functions TensorFlow has traced for many numbers of rows."""
+    from keras_xent._backend import _tensorflow_traces
+
+    return len(_tensorflow_traces._functions)
+
+
 def without_metrics(monkeypatch):
     """No metric is alive, as in a process of its own: TensorFlow does not say whose step it is that needs ranks."""
     monkeypatch.setattr(_loss_statistics, "_consumers", weakref.WeakSet())

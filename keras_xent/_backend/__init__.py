@@ -9,6 +9,7 @@ from keras_xent._backend._attributes import get_attribute as get_attribute
 from keras_xent._backend._attributes import replace_own as replace_own
 from keras_xent._backend._attributes import restore_own as restore_own
 from keras_xent._backend._attributes import set_attribute as set_attribute
+from keras_xent._backend._buckets import rows_of as rows_of
 from keras_xent._backend._segments import weights_of_runs as weights_of_runs
 from keras_xent._backend._xla import set_uses_xla as set_uses_xla
 from keras_xent._backend._xla import uses_xla as uses_xla
@@ -49,6 +50,7 @@ judged_step = _module.judged_step
 is_eager = _module.is_eager
 snapshot = _module.snapshot
 widest_int = _module.widest_int
+asserts_in_graph = _module.asserts_in_graph
 assert_in_graph = _module.assert_in_graph
 in_xla = _module.in_xla
 sums_pairwise = _module.sums_pairwise

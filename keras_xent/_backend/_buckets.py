@@ -6,6 +6,7 @@ vain, and a smallest one whose rows a program reads in a fraction of a milliseco
 a label of class 0, a mask of False, an upstream gradient of 0; nothing of them is returned.
 """
 
+import contextvars
 import functools
 import math
 from collections.abc import Callable, Sequence
@@ -16,6 +17,8 @@ from keras_xent._types import Shape, Tensor
 _SMALLEST_BYTES = 2**20
 _SMALLEST_ROWS = 512
 _MOST_ROWS = 2**31 - 1
+# Where one trace serves many numbers of rows, one of these: what a program is made of depends on how many they are.
+example_rows: contextvars.ContextVar[int | None] = contextvars.ContextVar("example_rows", default=None)
 
 
 @functools.cache
@@ -34,6 +37,12 @@ def bucket_of(num_rows: int, row_size: int | None) -> int:
 def row_size_of(shape: Shape) -> int | None:
     """Returns the number of elements of one row; None if that is not known."""
     return None if None in shape[1:] else math.prod(size or 0 for size in shape[1:])
+
+
+def rows_of(array: Tensor) -> int | None:
+    """The number of rows of an array, or one like it, if it is known."""
+    known = array.shape[0]
+    return example_rows.get() if known is None else known
 
 
 def pad_those_with_rows(

@@ -16,4 +16,6 @@ def where_finite(residuals: Sequence[Tensor], arrays: Sequence[Tensor]) -> tuple
     if not residuals:
         return tuple(arrays)
     finite = functools.reduce(ops.logical_and, map(ops.isfinite, residuals))
-    return tuple(ops.where(finite, a, ops.zeros((), a.dtype)) if a.shape[0] == finite.shape[0] else a for a in arrays)
+    # Arrays of one row are broadcast; a number of rows may not be known of each array.
+    rows = finite.shape[0]
+    return tuple(a if a.shape[0] == 1 != rows else ops.where(finite, a, ops.zeros((), a.dtype)) for a in arrays)

@@ -34,19 +34,20 @@ def custom_gradient(
     *,
     has_rows: tuple[bool, ...] = (),
     keep: Callable = lambda *_, **__: None,
-    keeps: Callable[[Tensor], bool] = lambda x: False,
+    keeps: Callable[..., bool] = lambda *_, **__: False,
     step: Any = None,
+    **of_tensorflow: Any,
 ) -> Callable:
     """Joins `forward` and `backward` into a function that is differentiated in its first argument.
 
     See the function of this name for TensorFlow, which has the same parts. Here forward and backward pass of a step are
-    parts of one program: where `keeps(x)`, the forward pass runs without blocks, and what it then has in memory,
-    `keep(residuals, x, *nondiff_args, **options)`, is one more residual. Where `step.fits(x, *nondiff_args, **options)`
-    too, `step` has the `forward`, `backward` and `keep` to use in place of these.
+    parts of one program: where `keeps(x, *nondiff_args, **options)`, the forward pass runs without blocks, and what it
+    then has in memory, `keep(residuals, x, *nondiff_args, **options)`, is one more residual. Where `step.fits(x,
+    *nondiff_args, **options)` too, `step` has the `forward`, `backward` and `keep` to use in place of these.
     """
 
     def kernel(x: Tensor, *nondiff_args: Tensor, **options: Any) -> Tensor:
-        is_kept = uses_xla() and is_traced() and keeps(x)
+        is_kept = uses_xla() and is_traced() and keeps(x, *nondiff_args, **options)
         parts = getattr(forward, "unblocked", forward), backward, keep
         if is_kept and step is not None and step.fits(x, *nondiff_args, **options):
             parts = step.forward, step.backward, step.keep

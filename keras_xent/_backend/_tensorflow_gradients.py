@@ -1,17 +1,17 @@
 """Compiling with TensorFlow, and functions with gradients of their own."""
 
-import contextlib
-import contextvars
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import tensorflow as tf
 from tensorflow.python.eager.forwardprop_util import pack_tangents
 
+from keras_xent._backend._buckets import example_rows
 from keras_xent._backend._finite import where_finite
-from keras_xent._backend._tensorflow_graph import in_branch_of_xla, in_xla
+from keras_xent._backend._tensorflow_graph import in_branch_of_xla, in_control_flow, in_xla
 from keras_xent._backend._tensorflow_rows import append_rows, pad_inputs, take_rows, with_rounded_rows
+from keras_xent._backend._tensorflow_traces import call_traced, clear_traces, is_traced_once
 from keras_xent._backend._xla import uses_xla
 from keras_xent._types import Tensor
 
@@ -35,8 +35,10 @@ def custom_gradient(
     backward: Callable,
     *,
     has_rows: tuple[bool, ...] = (),
-    keeps: Callable[..., bool] = lambda x, **_: False,
+    keeps: Callable[..., bool] = lambda *_, **__: False,
     step: Any = None,
+    small_step: Any = None,
+    is_often_needed: bool = True,
     **of_jax: Any,
 ) -> Callable:
     """Joins `forward` and `backward` into a function that is differentiated in its first argument.
@@ -53,14 +55,21 @@ def custom_gradient(
     rounded for functions that are not compiled, where it is empty.
 
     In a program of XLA, which has forward and backward pass in it, `step` has the `forward` and `backward` to use in
-    place of these, and what is kept in memory between them, `keep`: where `keeps(x)` and `step.fits(x, *nondiff_args,
-    **options)`.
+    place of these, and what is kept in memory between them, `keep`: where `keeps(x, *nondiff_args, **options)` and
+    `step.fits(x, *nondiff_args, **options)`. `small_step` is for arrays so small that a program of them takes longer
+    to compile than to run.
+
+    Where the gradient is seldom needed, it is computed only for what a tape watches, and the function is traced with
+    each program that it is a part of: of one that has been traced before, all gradients are differentiated again.
     """
 
     def kernel(x: Tensor, *nondiff_args: Tensor, **options: Any) -> Tensor:
-        is_step = step is not None and _is_step(x) and keeps(x, any_rows=_keeps_gradient.get())
-        is_step = is_step and step.fits(x, *nondiff_args, **options)
-        run, run_backward = (step.forward, step.backward) if is_step else (forward, backward)
+        of_step = None
+        if small_step is not None and example_rows.get() is not None and small_step.fits(x, *nondiff_args, **options):
+            of_step = small_step
+        elif step is not None and _is_step(x) and keeps(x, *nondiff_args, **options):
+            of_step = step if step.fits(x, *nondiff_args, **options) else None
+        run, run_backward = (forward, backward) if of_step is None else (of_step.forward, of_step.backward)
         # An eager tape must not record the inside of `forward`: each intermediate of the compiled program would become
         # an output of [rows, classes] size. A graph computes these only where they are needed, and there they are
         # what tangents of forward mode pass through.
@@ -70,19 +79,30 @@ def custom_gradient(
         # Here and not around the kernel, where a tape would record that rows are added and taken away.
         padded, num_rows = pad_inputs(stopped, has_rows) if is_eager(x) else (inputs, None)
         result, saved = run(*padded, **options)
+        if example_rows.get() is not None:
+            # What is handed from the forward to the backward pass of a function gets an upstream gradient, if only of
+            # 0, and 0 times the derivative of a row that is not finite is NaN.
+            result, saved = tf.nest.map_structure(tf.stop_gradient, (result, saved))
+        kept = None
+        if of_step is not None and of_step is small_step:
+            # Not computed again: TensorFlow takes 7 ms to compile each exponential before XLA finds that two are one.
+            *saved, kept = saved
+
+        # Of a function of `x` alone a tape does not ask for the gradient when it watches only the other arguments.
+        others, is_alone = nondiff_args, not is_often_needed and not in_control_flow()
 
         @tf.custom_gradient
         def value(*given):
             def vjp(upstream):
-                x, nondiff_args = given[0], given[1:]
+                x, nondiff_args = given[0], others if is_alone else given[1:]
                 if num_rows is not None:
                     upstream, x, nondiff_args = append_rows(upstream, padded[0]), append_rows(x, padded[0]), padded[1:]
                 inputs = captured((x, *nondiff_args))
                 connected = residuals(*inputs, *captured(saved)) if saved else saved
-                if is_step:
-                    connected = (*connected, _kept(step.keep, connected, inputs, options))
+                if of_step is not None:
+                    connected = (*connected, _kept(of_step.keep, connected, inputs, options, captured(kept)))
                 gradient = run_backward(upstream, connected, *inputs, **options)
-                return take_rows(gradient, num_rows), *[None] * len(nondiff_args)
+                return take_rows(gradient, num_rows), *[None] * (len(given) - 1)
 
             return tf.identity(take_rows(result, num_rows)), vjp
 
@@ -101,24 +121,18 @@ def custom_gradient(
 
             return tuple(map(tf.identity, saved)), vjp
 
-        return value(x, *nondiff_args)
+        return value(x) if is_alone else value(x, *nondiff_args)
 
     rounded = with_rounded_rows(kernel, has_rows)
-    return lambda x, *nondiff_args, **options: (kernel if is_eager(x) else rounded)(x, *nondiff_args, **options)
 
+    def call(x: Tensor, *nondiff_args: Tensor, **options: Any) -> Tensor:
+        if is_eager(x):
+            return kernel(x, *nondiff_args, **options)
+        if has_rows and is_often_needed and is_traced_once((x, *nondiff_args)):
+            return call_traced(kernel, (x, *nondiff_args), options)
+        return rounded(x, *nondiff_args, **options)
 
-# Whether a program is being made that keeps the gradient, which is as large as the logits.
-_keeps_gradient = contextvars.ContextVar("_keeps_gradient", default=False)
-
-
-@contextlib.contextmanager
-def keeping_gradient() -> Iterator[None]:
-    """What is traced inside is differentiated in the same program."""
-    token = _keeps_gradient.set(True)
-    try:
-        yield
-    finally:
-        _keeps_gradient.reset(token)
+    return call
 
 
 def _is_step(x):
@@ -126,8 +140,8 @@ def _is_step(x):
     return uses_xla() and in_xla() and not in_branch_of_xla() and not pack_tangents([x]).tangents
 
 
-def _kept(keep, residuals, inputs, options):
-    """`keep(residuals, *inputs)`; rows whose residuals are not finite have no derivative."""
+def _kept(keep, residuals, inputs, options, result):
+    """`keep(residuals, *inputs)`, which may be there; rows whose residuals are not finite have no derivative."""
     num_residuals = len(residuals)
 
     @tf.custom_gradient
@@ -141,7 +155,9 @@ def _kept(keep, residuals, inputs, options):
             gradients = iter(tf.gradients(again, floats, upstream, unconnected_gradients="zero"))
             return [next(gradients) if array.dtype.is_floating else None for array in given]
 
-        return keep(given[:num_residuals], *given[num_residuals:], **options), vjp
+        if result is None:
+            return keep(given[:num_residuals], *given[num_residuals:], **options), vjp
+        return tf.identity(result), vjp
 
     return kept(*residuals, *inputs)
 
@@ -238,5 +254,6 @@ def with_gradient_of_sum(total: Callable) -> Callable:
 
 
 def clear_programs() -> None:
-    """Frees the programs that this module has compiled."""
+    """Frees the programs of this backend."""
     _residuals_vjp.cache_clear()
+    clear_traces()

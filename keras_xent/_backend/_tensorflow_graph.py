@@ -28,9 +28,19 @@ def in_branch_of_xla() -> bool:
 
     There TensorFlow 2.21 aborts the process over a program inside the program (`tf.switch_case` with `jit_compile`).
     """
-    graph = tf.compat.v1.get_default_graph() if not tf.executing_eagerly() and in_xla() else None
+    return in_xla() and _is_inside("CondBranchFuncGraph")
+
+
+def in_control_flow() -> bool:
+    """Whether what is traced now is a part of a condition or a loop."""
+    return _is_inside("ControlFlowFuncGraph")
+
+
+def _is_inside(kind):
+    """Whether a graph of this class is traced now, or one within it."""
+    graph = None if tf.executing_eagerly() else tf.compat.v1.get_default_graph()
     while graph is not None:
-        if any(kind.__name__ == "CondBranchFuncGraph" for kind in type(graph).__mro__):
+        if any(one.__name__ == kind for one in type(graph).__mro__):
             return True
         graph = getattr(graph, "outer_graph", None)
     return False
@@ -42,14 +52,20 @@ def on_accelerator() -> bool:
     return any(device.device_type != "CPU" for device in tf.config.list_logical_devices())
 
 
+def asserts_in_graph() -> bool:
+    """Returns whether `assert_in_graph` asserts anything here.
+
+    Not on an accelerator, where it would cost a transfer at every step; XLA drops assertions.
+    """
+    return not (on_accelerator() or in_xla())
+
+
 def assert_in_graph(condition: Tensor, data: list | Callable[[], list], tensor: Tensor = None) -> Tensor:
     """`tensor`, which a graph on the CPU computes only after it has asserted the condition; `data` is its message.
 
     A message that is a function is computed only where it is raised.
-
-    On an accelerator nothing is asserted: it would cost a transfer at every step. XLA drops assertions.
     """
-    if on_accelerator() or in_xla():
+    if not asserts_in_graph():
         return tensor
     # What is exported runs without XLA: not every runtime has branches that assert.
     if isinstance(data, list) or not uses_xla():

@@ -6,7 +6,7 @@ from typing import Any
 import tensorflow as tf
 from tensorflow.python.eager.forwardprop_util import pack_tangents
 
-from keras_xent._backend._tensorflow_gradients import captured, is_eager, jit, keeping_gradient
+from keras_xent._backend._tensorflow_gradients import captured, is_eager, jit
 from keras_xent._backend._tensorflow_graph import in_xla
 from keras_xent._backend._tensorflow_rows import append_rows, pad_to_bucket, take_rows
 from keras_xent._backend._xla import uses_xla
@@ -46,9 +46,8 @@ def one_program(function: Callable) -> Callable:
 
     @jit
     def program(x, *others):
-        with keeping_gradient():
-            value, *aux = function(x, *others)
-            return value, *aux, tf.gradients(value, x)[0]
+        value, *aux = function(x, *others)
+        return value, *aux, tf.gradients(value, x)[0]
 
     @jit
     def second_derivatives(upstream, x, *others):

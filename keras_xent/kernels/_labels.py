@@ -9,6 +9,7 @@ from keras import ops
 from keras_xent import _keras, _words, arguments
 from keras_xent._backend import (
     assert_in_graph,
+    asserts_in_graph,
     is_eager,
     on_accelerator,
     reads_variables_once,
@@ -64,8 +65,10 @@ def class_indices(labels: Tensor, num_classes: Any, valid: Tensor) -> Tensor:
     if is_eager(bad):
         if bool(ops.any(bad)):
             raise ValueError(_describe_bad_label(labels, bad, int(num_classes), valid))
-    else:
+    elif asserts_in_graph():
         _assert_in_range(labels, bad, num_classes)
+    if valid is None:
+        return ops.cast(ops.where(is_class, integers, -1), "int32")
     # Class 0 where the label does not count: a NaN that is selected away would alarm those who look for NaN.
     out_of_range = ops.where(bad, ops.full_like(integers, -1), ops.zeros_like(integers))
     # The cast comes before any compiled function: int16 labels inside one abort XLA:CPU of TensorFlow 2.21.

@@ -22,7 +22,7 @@ from keras_xent.kernels._dtypes import accumulator_dtype, is_finite, largest, up
 from keras_xent.kernels._labels import class_weights
 from keras_xent.kernels._masking import multiply_no_nan, nan_unless, where_or_zero
 from keras_xent.kernels._options import SoftmaxOptions
-from keras_xent.kernels._xla_cpu import cast_to_nearest_even, log1p, row_max, row_sum
+from keras_xent.kernels._xla_cpu import cast_to_nearest_even, log1p, row_max, row_sum, sums_short_rows
 
 
 def optional_class_weights(class_weight: Any, num_classes: Any, logits: Tensor, rank: int) -> tuple[Tensor, ...]:
@@ -89,18 +89,28 @@ def exp_shifted(logits: Tensor, max_logit: Tensor, softcap: float | None) -> Ten
     return ops.exp(_shifted_logits(upcast(logits), max_logit, softcap))
 
 
-# Above this sum of `exp_shifted` subtracting 1 loses no digits; below it, one term alone is 1.
-_CONFIDENT = 1.5
+def sum_exp_minus_one(logits: Tensor, max_logit: Tensor, softcap: float | None) -> Tensor:
+    """`sum_c exp(x_c - max_logit) - 1`, whose 1 is subtracted inside the sum where that keeps digits."""
 
+    def is_largest(logits):
+        return ops.cast(upcast(logits) >= max_logit, max_logit.dtype)
 
-def is_confident(sum_exp: Tensor) -> Tensor:
-    """True where the 1 has to be subtracted inside the sum: the largest logit has more than 2/3 of the probability."""
-    return sum_exp < _CONFIDENT
+    def without_largest(logits):
+        # Not selected: the derivative of the largest is kept, and an exponential that is used twice is in memory.
+        return exp_shifted(logits, max_logit, softcap) - is_largest(logits)
 
+    if sums_short_rows(logits):
+        # Less what is 0 for one largest: XLA takes a product that is added to something out of its fusion.
+        return row_sum(without_largest, logits) - (1.0 - row_sum(is_largest, logits))
 
-def minus_largest(exp_shifted: Tensor) -> Tensor:
-    """`exp_shifted`, of the largest logits less 1; written so that the derivative of these is kept."""
-    return ops.where(exp_shifted >= 1.0, exp_shifted - 1.0, exp_shifted)
+    def minus_largest(logits):
+        exp = exp_shifted(logits, max_logit, softcap)
+        return ops.where(exp >= 1.0, exp - 1.0, exp)
+
+    sum_exp = row_sum(lambda x: exp_shifted(x, max_logit, softcap), logits)
+    # Above this sum subtracting 1 loses no digits; below it, one term alone is 1. Two sums of what is in memory: one
+    # that compares inside takes longer (XLA:CPU).
+    return ops.where(sum_exp < 1.5, row_sum(minus_largest, logits), sum_exp - 1.0)
 
 
 def nll(x: Tensor, max_logit: Tensor, sum_exp_minus_one: Tensor, softcap: float | None) -> Tensor:
@@ -230,7 +240,12 @@ def zero_rows(rows: Tensor, *arrays: Tensor) -> tuple[Tensor, ...]:
 
 def num_classes_of(logits: Tensor) -> Tensor:
     """The number of classes, as a float: it can be a divisor where it is not known before the program runs."""
-    return ops.cast(ops.shape(logits)[1], accumulator_dtype(logits))
+    number = logits.shape[1]
+    return (
+        float(number)
+        if isinstance(number, int) and number
+        else ops.cast(ops.shape(logits)[1], accumulator_dtype(logits))
+    )
 
 
 def class_ids(logits: Tensor, dtype: str = "int32") -> Tensor:

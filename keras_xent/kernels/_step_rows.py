@@ -1,45 +1,43 @@
 """The plain softmax losses of rows in one program of both passes on a CPU, written for what XLA fuses.
 
-That is a step of JAX (0.10), a step of TensorFlow under XLA, or its loss of few classes (2.21, up to 16 MB): it keeps
-the exponentials in memory. What is fast:
+That is a step of JAX (0.10), or one of TensorFlow under XLA (2.21) for rows that are too long for `row_sum` to be a
+product: it keeps the exponentials in memory. What is fast:
 
-- Sums of an array in memory, of the product of two, and for few classes a product with a vector of ones. A comparison
-  inside a sum makes it four times as slow, so that terms are taken out of an array before it is summed: the label's by
-  writing one number to each row, or the largest by a loop that reads nothing but the array.
+- Sums of an array in memory, of the product of two, of a difference or a floor, and for few classes a product with a
+  vector of ones. A comparison inside a sum makes it four times as slow, so that the label's term is taken out of an
+  array before it is summed, by writing one number to each row.
 - Numbers of a row as vectors `[n]`: loops over columns `[n, 1]` are not vectorized.
 - A branch for what most batches do not have: infinite logits.
 
-Formulas and residuals are those of `_softmax_row.py`, for float32 logits `[n, C]` without options.
+Formulas and residuals are those of `_softmax_row.py` and `_label_row.py`, for logits `[n, C]`.
 """
 
-import math
 from collections.abc import Callable
 from typing import NamedTuple
 
 from keras import ops
 
-from keras_xent import _backend
-from keras_xent._backend import take_at_columns
+from keras_xent._backend import rows_of, take_at_columns
+from keras_xent.kernels import _label_row as label_row
 from keras_xent.kernels import _softmax_row as row
-from keras_xent.kernels._dtypes import accumulator_dtype, dtype_of, is_finite, largest, upcast
+from keras_xent.kernels._dtypes import accumulator_dtype, dtype_of, is_finite, largest, narrow_float, upcast
+from keras_xent.kernels._labels import gather_class_weights
 from keras_xent.kernels._masking import multiply_no_nan, nan_unless, where_or_zero
 from keras_xent.kernels._options import SoftmaxOptions
-from keras_xent.kernels._xla_cpu import has_few_classes, log1p
+from keras_xent.kernels._xla_cpu import cast_to_nearest_even, has_few_classes, log1p, row_sum
 
-# A branch takes some microseconds, as do the loops of so small an array; and half a second to compile, which a step of
-# TensorFlow, faster without it than that of JAX, makes up for on larger arrays.
-_FEW_NUMBERS = 2**13
-_FEW_NUMBERS_FOR_BRANCH = 2**17 if _backend.NAME == "tensorflow" else 2**13
+# A branch takes some microseconds, as do the loops of so small an array.
+FEW_NUMBERS = 2**13
 
 
-def _fits(logits, labels, *class_weight, options):
-    """Whether a step of this file can compute the loss, and is faster."""
-    if class_weight or options != SoftmaxOptions() or dtype_of(logits) != "float32" or len(logits.shape) != 2:
+def _fits(logits):
+    """Whether a step of this file is faster for these logits."""
+    if dtype_of(logits) == "float64" or len(logits.shape) != 2:
         return False
-    num_rows, classes = logits.shape
+    num_rows, classes = rows_of(logits), logits.shape[1]
     is_known = isinstance(num_rows, int) and isinstance(classes, int)
     # An unknown number of rows is rounded up to one of many.
-    return num_rows * classes >= _FEW_NUMBERS if is_known else num_rows is None and has_few_classes(logits)
+    return num_rows * classes >= FEW_NUMBERS if is_known else num_rows is None and has_few_classes(logits)
 
 
 class Step(NamedTuple):
@@ -48,7 +46,7 @@ class Step(NamedTuple):
     forward: Callable
     backward: Callable
     keep: Callable
-    fits: Callable[..., bool] = _fits
+    fits: Callable[..., bool]
 
 
 # Not `x[:, None]` and `x[:, 0]`, which TensorFlow traces as five operations each.
@@ -69,12 +67,12 @@ def _sum(array):
 
 
 def _max(logits):
-    return ops.stop_gradient(ops.max(upcast(logits), axis=1))
+    return _vector(row.max_of_logits(logits))
 
 
 def _shifted(logits, max_logit):
     """`x - max_logit`, 0 for +inf."""
-    shifted = logits - _column(ops.minimum(max_logit, largest(max_logit)))
+    shifted = upcast(logits) - _column(ops.minimum(max_logit, largest(max_logit)))
     return where_or_zero(shifted, ops.logical_not(shifted > 0))
 
 
@@ -86,7 +84,7 @@ def _clean_columns(dead, *columns):
 
 
 def _places(logits, label):
-    return ops.stack([ops.arange(logits.shape[0], dtype="int32"), label], axis=1)  # [n, 2]
+    return ops.stack([ops.arange(ops.shape(logits)[0], dtype="int32"), label], axis=1)  # [n, 2]
 
 
 def _exp_off_label(logits, label, max_logit):
@@ -102,59 +100,77 @@ def _label(labels):
     return ops.maximum(_vector(labels), 0)
 
 
-def _sparse_forward(logits, labels, *, options):
+def _sparse_forward(logits, labels, class_weight=None, *, options):
     max_logit = _max(logits)
     label = _label(labels)
-    label_logit = _vector(take_at_columns(logits, _column(label)))
+    label_logit = upcast(_vector(take_at_columns(logits, _column(label))))
     at_label = row.exp_shifted(label_logit, max_logit, None) - 1.0
     sum_exp_minus_one = _sum(_exp_off_label(logits, label, max_logit)) + at_label
     sum_exp_minus_one = row.with_infinite_logits(sum_exp_minus_one, max_logit, None)
     sum_exp_minus_one = nan_unless(_vector(labels) >= 0, sum_exp_minus_one)
-    loss = row.nll(label_logit, max_logit, sum_exp_minus_one, None)
+    sum_of_losses = None
+    if options.label_smoothing:
+        num_classes = row.num_classes_of(logits)
+        mean_below_max = _vector(row_sum(lambda x: (_column(max_logit) - upcast(x)) * (1.0 / num_classes), logits))
+        mean_of_losses = label_row.mean_of_losses(mean_below_max, num_classes, max_logit, sum_exp_minus_one)
+        sum_of_losses = options.label_smoothing * mean_of_losses
+    weight = None if class_weight is None else gather_class_weights(class_weight, label)
+    loss = label_row.loss(label_logit, weight, sum_of_losses, max_logit, sum_exp_minus_one, options)
+    if class_weight is not None:
+        loss = nan_unless(_vector(labels) >= 0, loss)
     return _column(loss), (_column(max_logit), _column(sum_exp_minus_one))
 
 
-def _sparse_keep(residuals, logits, labels, *, options):
+def _sparse_keep(residuals, logits, labels, class_weight=None, *, options):
     return _exp_off_label(logits, _label(labels), _vector(residuals[0]))
 
 
-def _sparse_backward(upstream, residuals, logits, labels, *, options):
+def _sparse_backward(upstream, residuals, logits, labels, class_weight=None, *, options):
     *columns, exp_off_label = residuals
     upstream = _vector(upstream)
     dead = row.is_dead_row(upstream, *(_vector(column) for column in columns))
     max_logit, sum_exp_minus_one = _clean_columns(dead, *columns)
-    label = _label(labels)
+    label, num_classes = _label(labels), row.num_classes_of(logits)
     (label_logit,) = row.zero_rows(dead, _vector(take_at_columns(logits, _column(label))))
-    scale = upstream / (1.0 + sum_exp_minus_one)
-    sum_of_others = sum_exp_minus_one + (1.0 - row.exp_shifted(label_logit, max_logit, None))
-    at_label = -sum_of_others * scale
+    weight = None if class_weight is None else gather_class_weights(class_weight, label)
+    at_label, factor = label_row.gradient(label_logit, weight, 1.0, num_classes, max_logit, sum_exp_minus_one, options)
     (exp_off_label,) = row.zero_rows(_column(dead), exp_off_label)
-    gradient = exp_off_label * _column(scale)
-    if has_few_classes(logits):
-        return ops.where(ops.equal(row.class_ids(logits), _column(label)), _column(at_label), gradient)
+    scale = upstream / (1.0 + sum_exp_minus_one)
+    at_label, gradient = at_label * scale, exp_off_label * _column(factor * scale)
+    if options.label_smoothing:
+        gradient = gradient - _column(upstream * (options.label_smoothing / num_classes))
+    if has_few_classes(logits) or narrow_float(logits):
+        gradient = ops.where(ops.equal(row.class_ids(logits), _column(label)), _column(at_label), gradient)
+        return cast_to_nearest_even(gradient, logits.dtype)
     return ops.scatter_update(gradient, _places(logits, label), at_label)
 
 
-SPARSE = Step(_sparse_forward, _sparse_backward, _sparse_keep)
+def _fits_sparse(logits, labels, *class_weight, options):
+    is_smoothed = options.label_smoothing > 0
+    if options.logit_softcap is not None or (is_smoothed and (class_weight or options.focal_gamma)):
+        return False
+    return _fits(logits)
+
+
+SPARSE = Step(_sparse_forward, _sparse_backward, _sparse_keep, _fits_sparse)
 
 
 # Dense.
 
 
-def _fits_few(logits, *others, options):
-    if not _fits(logits, *others, options=options) or not has_few_classes(logits) or logits.shape[0] is None:
-        return False
-    return math.prod(logits.shape) >= _FEW_NUMBERS_FOR_BRANCH
+def _fits_dense(logits, targets, *class_weight, options):
+    return not class_weight and options == SoftmaxOptions() and rows_of(logits) is not None and _fits(logits)
 
 
 def _dense_forward(logits, targets, *, options):
     max_logit = _max(logits)
     targets = ops.cast(targets, accumulator_dtype(logits))
     # The maximum is used here only, and so is subtracted by the loop that finds it.
-    shifted = logits - _column(max_logit)
+    shifted = upcast(logits) - _column(max_logit)
     exp_shifted = ops.exp(shifted)
     sum_exp, distance = _sum(exp_shifted), -ops.sum(targets * shifted, axis=1)
-    sum_exp_minus_one = ops.where(row.is_confident(sum_exp), _sum(row.minus_largest(exp_shifted)), sum_exp - 1.0)
+    # Above this sum subtracting 1 loses no digits; below it, one term alone is 1, and is subtracted from itself.
+    sum_exp_minus_one = ops.where(sum_exp < 1.5, _sum(exp_shifted - ops.floor(exp_shifted)), sum_exp - 1.0)
 
     def with_infinities():
         max_logit = _max(logits)
@@ -178,7 +194,7 @@ def _dense_forward(logits, targets, *, options):
 
 
 def _dense_keep(residuals, logits, targets, *, options):
-    return ops.exp(logits - residuals[0])
+    return ops.exp(upcast(logits) - residuals[0])
 
 
 def _dense_backward(upstream, residuals, logits, targets, *, options):
@@ -194,7 +210,8 @@ def _dense_backward(upstream, residuals, logits, targets, *, options):
     at_max = (_column(sum_targets) - targets) + ((exp_shifted - 1.0) - _column(sum_exp_minus_one)) * _column(ratio)
     off_max = exp_shifted * _column(ratio) - targets
     max_above_half = ops.where(sum_exp_minus_one < 1.0, 1.0, float("inf"))
-    return _column(upstream) * ops.where(exp_shifted >= _column(max_above_half), at_max, off_max)
+    gradient = _column(upstream) * ops.where(exp_shifted >= _column(max_above_half), at_max, off_max)
+    return cast_to_nearest_even(gradient, logits.dtype)
 
 
-DENSE = Step(_dense_forward, _dense_backward, _dense_keep, _fits_few)
+DENSE = Step(_dense_forward, _dense_backward, _dense_keep, _fits_dense)

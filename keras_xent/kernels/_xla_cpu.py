@@ -2,8 +2,9 @@
 
 | weakness                                                             | workaround             |
 |----------------------------------------------------------------------|------------------------|
-| the terms of a long row's sum are written to memory before the sum   | `map_row_blocks`,      |
+| the terms of a row's sum are written to memory before the sum        | `map_row_blocks`,      |
 | (https://github.com/openxla/xla/issues/49131 has smaller programs)   | `row_sum`, `row_max`   |
+| the same of a short row, unless it is a product with a row of ones   | `sums_short_rows`      |
 | slicing 16-bit floats makes a float32 copy of the whole array        | `bits_of`, `from_bits` |
 | a cast from float32 to bfloat16 takes as long as an exponential      | `cast_to_nearest_even` |
 | log1p is computed number by number, and log too in a sum (JAX 0.10)  | `log1p`                |
@@ -25,7 +26,7 @@ from typing import Any
 from keras import ops
 
 from keras_xent import _backend
-from keras_xent._backend import fori_loop, matmul, update_rows, uses_xla_cpu
+from keras_xent._backend import fori_loop, matmul, rows_of, update_rows, uses_xla_cpu
 from keras_xent._types import Shape, Tensor
 from keras_xent.kernels._dtypes import accumulator_dtype, dtype_of, narrow_float
 
@@ -47,6 +48,7 @@ _FEW_STRIPS = 4
 _MOST_NARROW_CLASSES = 4096
 _MOST_KEPT_BYTES = 2**24
 _FEW_CLASSES = 64
+_FEW_TO_COMPILE = 2**17
 _inside_block = contextvars.ContextVar("_inside_block", default=False)
 
 
@@ -66,7 +68,7 @@ def map_row_blocks(
     num_rows = ops.shape(arrays[0])[0]
     size: Any = block_size(arrays[0].shape)
     is_symbolic = not (isinstance(num_rows, int) or ops.is_tensor(num_rows))  # as `jax.export` has it
-    if is_symbolic or (isinstance(num_rows, int) and num_rows <= size):
+    if is_symbolic or rows_of(arrays[0]) != arrays[0].shape[0] or (isinstance(num_rows, int) and num_rows <= size):
         return _run_block(function, arrays)
     if isinstance(num_rows, int):
         # As even as they can be: the last block computes again what is missing to a whole one.
@@ -131,9 +133,30 @@ def sums_in_slices(rows: Tensor) -> bool:
     return is_long and _backend.XLA_CPU_FUSES_SLICED_SUMS and uses_xla_cpu()
 
 
+def sums_short_rows(rows: Tensor) -> bool:
+    """Whether `row_sum` of these rows, outside of a block, leaves its terms out of memory unless they are few.
+
+    It is a product with a vector of ones: XLA fuses the terms into it, if the vector is below 16 KB
+    (`kFusionThresholdBytes` of `cpu_instruction_fusion.cc`).
+    """
+    columns = rows.shape[1]
+    is_short = len(rows.shape) == 2 and columns is not None and columns < _MIN_SLICED_ROW
+    return is_short and _backend.XLA_CPU_FUSES_SLICED_SUMS and not _inside_block.get() and uses_xla_cpu()
+
+
+def is_compiled_fast(rows: Tensor) -> bool:
+    """Whether so few numbers take less time to run than one loop more to compile (15 ms, TensorFlow 2.21)."""
+    num_rows, columns = rows_of(rows), rows.shape[1]
+    is_known = isinstance(num_rows, int) and isinstance(columns, int)
+    return _backend.XLA_CPU_FUSES_SLICED_SUMS and uses_xla_cpu() and is_known and num_rows * columns < _FEW_TO_COMPILE
+
+
 def _reduce_slices(term, combine, reduce, arrays):
     if _inside_block.get() or not sums_in_slices(arrays[0]):
-        return reduce(term(*arrays), axis=1, keepdims=True)
+        terms = term(*arrays)
+        if combine is ops.add and sums_short_rows(arrays[0]) and not is_compiled_fast(arrays[0]):
+            return matmul(terms, ops.ones((terms.shape[1], 1), terms.dtype))
+        return reduce(terms, axis=1, keepdims=True)
     columns = arrays[0].shape[1]
     # Cast before they are sliced, 16-bit floats are cast inside the fused program; after, slice by slice.
     arrays = [ops.cast(a, "float32") if narrow_float(a) else a for a in arrays]
@@ -155,28 +178,19 @@ def _reduce_slices(term, combine, reduce, arrays):
     return total
 
 
-def keeps_exponentials(logits: Tensor, *, any_rows: bool = False) -> bool:
+def keeps_exponentials(logits: Tensor) -> bool:
     """Whether a program of both passes is faster if its forward pass keeps the exponentials for the backward pass.
 
-    Then it runs without blocks, as XLA is fast at sums of what is in memory (YNN, TensorFlow 2.21, JAX 0.10). For long
-    rows TensorFlow's has sums in slices, which need no memory, so up to 16 MB are kept there; with `any_rows`, which is
-    for arrays that are kept anyway, those of few classes whose number of rows is not known too. Exponentials are
-    float32: of long rows of 16-bit floats, reading them takes longer than blocks.
+    Then it runs without blocks, as XLA is fast at sums of what is in memory (YNN, TensorFlow 2.21, JAX 0.10).
+    TensorFlow's keeps those of short rows by itself, and has sums in slices for long ones, which need no memory: of
+    these, up to 16 MB are kept. Exponentials are float32: of long rows of 16-bit floats, reading them takes longer than
+    blocks.
     """
     if not uses_xla_cpu():
         return False
-    if _backend.XLA_CPU_FUSES_SLICED_SUMS and not is_small(logits):
-        return any_rows and logits.shape[0] is None and has_few_classes(logits)
+    if _backend.XLA_CPU_FUSES_SLICED_SUMS and (sums_short_rows(logits) or not is_small(logits)):
+        return False
     return not narrow_float(logits) or logits.shape[1] <= _MOST_NARROW_CLASSES
-
-
-def keeps_few_exponentials(logits: Tensor, *, any_rows: bool = False) -> bool:
-    """The same where another array of the size of the logits is read too, the targets: for few classes, up to 16 MB.
-
-    Of many classes small blocks, which stay in the cache, are faster.
-    """
-    fits = is_small(logits) or (any_rows and logits.shape[0] is None)
-    return fits and has_few_classes(logits) and keeps_exponentials(logits, any_rows=any_rows)
 
 
 def has_few_classes(logits: Tensor) -> bool:
@@ -186,7 +200,8 @@ def has_few_classes(logits: Tensor) -> bool:
 
 def is_small(logits: Tensor) -> bool:
     """Whether an array of the size of the logits is of known size, and takes up to 16 MB."""
-    return all(isinstance(n, int) for n in logits.shape) and 4 * math.prod(logits.shape) <= _MOST_KEPT_BYTES
+    shape = (rows_of(logits), *logits.shape[1:])
+    return all(isinstance(n, int) for n in shape) and 4 * math.prod(shape) <= _MOST_KEPT_BYTES
 
 
 def log1p(x: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from typing import Any
 from keras import ops
 
 from keras_xent import _backend
-from keras_xent._backend import all_reduce_sum, num_replicas
+from keras_xent._backend import all_reduce_sum, num_replicas, uses_xla_cpu
 from keras_xent._types import Reduction, Tensor
 from keras_xent.kernels._compiled import CompiledKernel
 from keras_xent.kernels._dtypes import dtype_of
@@ -68,6 +68,9 @@ def _reduce_valid(losses, reduction, valid, normalizer):
     count = _count(losses, valid)
     if num_replicas() > 1:
         count = all_reduce_sum(ops.convert_to_tensor(count)) if reduction == "token_mean" else _of_replica(count)
+    elif isinstance(count, float) and _sums_as_product(losses):
+        # Divided in the loop that computes the losses.
+        losses, count = losses * (1.0 / max(count, 1.0)), 1.0
     return mean(total(losses), count, reduction)
 
 
@@ -194,8 +197,22 @@ def _sum_over_devices(values, *, mesh):
     return _backend.shard_map_rows(mesh, on_device, values, None, has_rows=False)
 
 
+def _known_size(values):
+    """The number of values, 0 if it is not known."""
+    return math.prod(n if isinstance(n, int) else 0 for n in values.shape)
+
+
 # The rounding of so few additions is small.
 _FEW = 128
+_LANES = 64
+
+
+def _sums_as_product(values):
+    """Whether sums are products with ones.
+
+    XLA:CPU makes them a part of the loop before. Of a sum it makes two loops more, which take 15 ms each to compile.
+    """
+    return uses_xla_cpu() and not _backend.sums_pairwise() and _known_size(values) > 0
 
 
 @_backend.with_gradient_of_sum
@@ -205,13 +222,28 @@ def _pairwise_sum(values):
         return ops.cast(ops.sum(ops.cast(values, "float64")), values.dtype)
     size = values.shape[0]
     is_symbolic = size is not None and not isinstance(size, int)  # as `jax.export` has it
-    if is_symbolic or _backend.is_partitioned(values) or (size or _FEW + 1) <= _FEW:
+    if is_symbolic or _backend.is_partitioned(values):
         return ops.sum(values)
-    # Additions of halves first keep the rounding of long sums small.
-    lanes = 64
-    values = ops.concatenate([values, ops.zeros((-ops.shape(values)[0] % lanes,), values.dtype)])
-    values = ops.reshape(values, (lanes, -1))
+    is_product = _sums_as_product(values)
+    while is_product and values.shape[0] > _FEW:
+        # Sums of parts keep the rounding of long sums small.
+        values = ops.reshape(_padded(values, values.shape[0]), (-1, _LANES))
+        values = ops.matmul(values, ops.ones((_LANES,), values.dtype))
+    if is_product:
+        return ops.matmul(values, ops.ones_like(values))
+    if size is not None and size <= _FEW:
+        return ops.sum(values)
+    # As do additions of halves first.
+    lanes = _LANES
+    values = ops.reshape(_padded(values, ops.shape(values)[0]), (lanes, -1))
     while lanes > 1:
         lanes //= 2
         values = values[:lanes] + values[lanes:]
     return ops.sum(values)
+
+
+def _padded(values, size):
+    """The values, and zeros up to whole lanes."""
+    if isinstance(size, int) and size % _LANES == 0:
+        return values
+    return ops.concatenate([values, ops.zeros((-size % _LANES,), values.dtype)])

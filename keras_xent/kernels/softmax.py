@@ -4,17 +4,18 @@ from typing import Any
 
 from keras import ops
 
+from keras_xent import _backend
 from keras_xent._backend import custom_gradient, no_autograph, on_any_mesh, with_rounded_rows
 from keras_xent._named_arguments import named_arguments
 from keras_xent._types import Tensor
+from keras_xent.kernels import _small_steps, _step_rows
 from keras_xent.kernels import _softmax_row as row
-from keras_xent.kernels import _step_rows
 from keras_xent.kernels._compiled import CompiledKernel, RowKernel
 from keras_xent.kernels._dtypes import accumulator_dtype, is_float, to_float_tensor, to_tensor
 from keras_xent.kernels._masking import multiply_no_nan, where_or_zero
 from keras_xent.kernels._options import SoftmaxOptions
 from keras_xent.kernels._shapes import as_rows, checked_axis, ensure_shape, reshape_to, same_shape
-from keras_xent.kernels._xla_cpu import keeps_few_exponentials, row_sum
+from keras_xent.kernels._xla_cpu import has_few_classes, is_small, keeps_exponentials, row_sum, sums_short_rows
 
 
 @no_autograph
@@ -124,15 +125,7 @@ def forward(
     smoothing, softcap = options.label_smoothing, options.logit_softcap
     sum_a, inverse_num_classes = _target_sums(targets, logits, class_weight, smoothing)
     max_logit = row.max_of_logits(logits)
-
-    def exp_shifted(logits):
-        return row.exp_shifted(logits, max_logit, softcap)
-
-    sum_exp = row_sum(exp_shifted, logits)
-    # Two sums of what is in memory: one that compares inside takes longer (XLA:CPU).
-    sum_exp_minus_one = ops.where(
-        row.is_confident(sum_exp), row_sum(lambda x: row.minus_largest(exp_shifted(x)), logits), sum_exp - 1.0
-    )
+    sum_exp_minus_one = row.sum_exp_minus_one(logits, max_logit, softcap)
     sum_exp_minus_one = row.with_infinite_logits(sum_exp_minus_one, max_logit, softcap)
     arrays = (targets,) if class_weight is None else (targets, class_weight)
     loss = row.sum_of_losses(
@@ -170,15 +163,24 @@ def _exp_shifted(residuals, logits, targets, class_weight=None, *, options):
     return row.exp_shifted(logits, residuals[0], options.logit_softcap)
 
 
-_dense_forward = RowKernel(forward, num_outputs=5, is_blocked=lambda rows, options: True)
+def _keeps_exponentials(logits, *others, options):
+    # An array of the size of the logits is in memory beside the gradient: `exp_shifted` of JAX's step.
+    if _backend.XLA_CPU_FUSES_SLICED_SUMS or not (is_small(logits) and keeps_exponentials(logits)):
+        return False
+    # Of many classes blocks are faster than the kernel without them.
+    return has_few_classes(logits) or _step_rows.DENSE.fits(logits, *others, options=options)
+
+
+_dense_forward = RowKernel(forward, num_outputs=5, is_blocked=lambda rows, options: not sums_short_rows(rows))
 _dense_backward = CompiledKernel(backward)
 _dense = custom_gradient(
     _dense_forward,
     _dense_backward,
     has_rows=(True, True, False),
     keep=_exp_shifted,
-    keeps=keeps_few_exponentials,
+    keeps=_keeps_exponentials,
     step=_step_rows.DENSE,
+    small_step=_small_steps.DENSE,
 )
 
 
@@ -202,7 +204,9 @@ def _dense_backward_for_targets(upstream, residuals, targets, logits, class_weig
     return ops.cast(multiply_no_nan(weight, loss), targets.dtype)
 
 
-_dense_for_targets = custom_gradient(_zero_forward, _dense_backward_for_targets, has_rows=(True, True, False))
+_dense_for_targets = custom_gradient(
+    _zero_forward, _dense_backward_for_targets, has_rows=(True, True, False), is_often_needed=False
+)
 
 
 def _losses_of_rows(rows, targets, *weights, options, differentiable_targets):

@@ -8,15 +8,16 @@ from keras_xent import _backend
 from keras_xent._backend import custom_gradient, no_autograph, on_any_mesh, take_at_columns
 from keras_xent._named_arguments import named_arguments
 from keras_xent._types import Tensor
+from keras_xent.kernels import _label_row as label_row
+from keras_xent.kernels import _small_steps, _step_rows
 from keras_xent.kernels import _softmax_row as row
-from keras_xent.kernels import _step_rows
 from keras_xent.kernels._compiled import CompiledKernel, RowKernel, row_kernel
 from keras_xent.kernels._dtypes import to_float_tensor, to_tensor, upcast
 from keras_xent.kernels._labels import class_indices, gather_class_weights, in_range, valid_mask
-from keras_xent.kernels._masking import multiply_no_nan, nan_unless, where_or_zero
+from keras_xent.kernels._masking import nan_unless, where_or_zero
 from keras_xent.kernels._options import SoftmaxOptions
 from keras_xent.kernels._shapes import as_rows, broadcast_to_rows, checked_axis, reshape_to, squeeze_class_axis
-from keras_xent.kernels._xla_cpu import keeps_exponentials, row_sum
+from keras_xent.kernels._xla_cpu import is_compiled_fast, keeps_exponentials, row_sum
 
 
 @no_autograph
@@ -123,7 +124,6 @@ def forward(
     Not compiled by itself.
     """
     softcap, smoothing = options.logit_softcap, options.label_smoothing
-    num_classes = row.num_classes_of(logits)
     has_label = labels >= 0
     label = ops.maximum(labels, 0)
     max_logit = row.max_of_logits(logits)
@@ -134,32 +134,35 @@ def forward(
 
     # The label's own term less 1: exact where it is 1, and elsewhere the sum of the others is at least 1.
     at_label = row.exp_shifted(label_logit, max_logit, softcap) - 1.0
-    sum_exp_minus_one = row_sum(off_label, logits, row.class_ids(logits)) + at_label
-    if smoothing and class_weight is not None:
+    if not smoothing or class_weight is None:
+        sum_exp_minus_one = row_sum(off_label, logits, row.class_ids(logits)) + at_label
+    else:
         # Where the label has weight 0, the loss may be that of the largest logit alone, whose 1 is subtracted here.
-        of_largest = row_sum(lambda x: row.minus_largest(row.exp_shifted(x, max_logit, softcap)), logits)
-        is_confident = row.is_confident(1.0 + sum_exp_minus_one)
-        sum_exp_minus_one = ops.where(is_confident, of_largest, sum_exp_minus_one)
+        sum_exp_minus_one = row.sum_exp_minus_one(logits, max_logit, softcap)
     sum_exp_minus_one = row.with_infinite_logits(sum_exp_minus_one, max_logit, softcap)
     sum_exp_minus_one = nan_unless(has_label, sum_exp_minus_one)
 
-    weights = ops.ones_like(row.class_ids(logits, max_logit.dtype)) if class_weight is None else class_weight
-    label_weight = 1.0 if class_weight is None else gather_class_weights(class_weight, label)
-    nll = row.nll(label_logit, max_logit, sum_exp_minus_one, softcap)
-    if options.focal_gamma:
-        nll = nll * row.focal(nll, options.focal_gamma)[0]
-    loss = multiply_no_nan(label_weight, nll)
-    if smoothing:
-        # Each term is divided, since their sum may overflow.
-        off_value = smoothing / num_classes * weights
-        sum_of_losses = row.sum_of_losses(
-            lambda weights: weights, ops.sum(off_value), logits, (off_value,), max_logit, sum_exp_minus_one, options
-        )
-        loss = multiply_no_nan(1.0 - smoothing, loss) + sum_of_losses
+    label_weight = None if class_weight is None else gather_class_weights(class_weight, label)
+    sum_of_losses = _smoothing_loss(logits, class_weight, max_logit, sum_exp_minus_one, options) if smoothing else None
+    loss = label_row.loss(label_logit, label_weight, sum_of_losses, max_logit, sum_exp_minus_one, options)
     if class_weight is not None or smoothing == 1.0:
         # A factor of 0 has made 0 of the NaN of a label out of range, whose weight is that of class 0.
         loss = nan_unless(has_label, loss)
-    return row.plus_z_loss(loss, max_logit, sum_exp_minus_one, options), (max_logit, sum_exp_minus_one)
+    return loss, (max_logit, sum_exp_minus_one)
+
+
+def _smoothing_loss(logits, class_weight, max_logit, sum_exp_minus_one, options):
+    """`s / C sum_c w_c nll_c`, with focal factors if asked."""
+    smoothing, num_classes = options.label_smoothing, row.num_classes_of(logits)
+    if class_weight is None and not options.focal_gamma and options.logit_softcap is None:
+        # Each term is divided, since their sum may overflow.
+        mean_below_max = row_sum(lambda x: (max_logit - upcast(x)) * (1.0 / num_classes), logits)
+        return smoothing * label_row.mean_of_losses(mean_below_max, num_classes, max_logit, sum_exp_minus_one)
+    weights = ops.ones_like(row.class_ids(logits, max_logit.dtype)) if class_weight is None else class_weight
+    off_value = smoothing / num_classes * weights
+    return row.sum_of_losses(
+        lambda weights: weights, ops.sum(off_value), logits, (off_value,), max_logit, sum_exp_minus_one, options
+    )
 
 
 def exp_shifted_except_label(
@@ -187,55 +190,37 @@ def backward(
     dead_rows = row.is_dead_row(upstream, *residuals[:2])
     max_logit, sum_exp_minus_one, x, *kept = row.zero_rows(dead_rows, *residuals[:2], logits, *residuals[2:])
     exp_shifted = kept[0] if kept else exp_shifted
+    num_classes = row.num_classes_of(logits)
     is_label = ops.equal(row.class_ids(logits), labels)
-    weights = 1.0 if class_weight is None else class_weight
-    off_value = smoothing / row.num_classes_of(logits) * weights if smoothing else 0.0
+    off_value = smoothing / num_classes * (1.0 if class_weight is None else class_weight)
     label = ops.maximum(labels, 0)
-    label_weight = 1.0 if class_weight is None else gather_class_weights(class_weight, label)
-    target_sum = (1.0 - smoothing) * label_weight * ops.ones_like(max_logit)
-    if smoothing:
-        target_sum = target_sum + smoothing * (1.0 if class_weight is None else ops.mean(class_weight))
+    label_weight = None if class_weight is None else gather_class_weights(class_weight, label)
+    mean_weight = 1.0 if class_weight is None else ops.mean(class_weight)
     if options.focal_gamma and smoothing:
+        weights = 1.0 if class_weight is None else class_weight
         target = ops.where(is_label, (1.0 - smoothing) * weights, ops.zeros((), max_logit.dtype)) + off_value
-        return row.logits_gradient(upstream, dead_rows, x, target, target_sum, max_logit, sum_exp_minus_one, options)
+        # `logits_gradient` sums the targets itself, times their factors.
+        return row.logits_gradient(upstream, dead_rows, x, target, 0.0, max_logit, sum_exp_minus_one, options)
 
-    # Only the label's own gradient needs care, and that is one number for each row: 1 - p is the sum of the other
-    # classes, which is exact where p has rounded to 1. The label's logit comes from the logits themselves: from `x`,
-    # that would be written to memory.
+    # The label's logit comes from the logits themselves: from `x`, that would be written to memory.
     (label_logit,) = row.zero_rows(dead_rows, take_at_columns(logits, label))
-    label_shifted = row.exp_shifted(label_logit, max_logit, softcap)
-    sum_of_others = sum_exp_minus_one + (1.0 - label_shifted)
-    target = (1.0 - smoothing) * label_weight
-    if smoothing:
-        target = target + smoothing / row.num_classes_of(logits) * label_weight
-    if options.focal_gamma:
-        nll = row.nll(label_logit, max_logit, sum_exp_minus_one, softcap)
-        target = target_sum = target_sum * row.focal(nll, options.focal_gamma)[1]
-    z_slope = row.z_loss_slope(max_logit, sum_exp_minus_one, options)
+    at_label, factor = label_row.gradient(
+        label_logit, label_weight, mean_weight, num_classes, max_logit, sum_exp_minus_one, options
+    )
+    if exp_shifted is None:
+        # The terms of the sum in `forward`: one array of both, where they are parts of one program.
+        exp_shifted = exp_shifted_except_label(x, row.class_ids(logits), label, max_logit, softcap)
     sum_exp = 1.0 + sum_exp_minus_one
-    # One division, which XLA makes a loop of, for both.
-    ratio = target_sum / sum_exp
-    at_label = (target_sum - target) - sum_of_others * ratio
-    if smoothing:
-        # Of a label that is smoothed away the difference from 1 is all rounding, and p is not.
-        is_unlikely = 2.0 * label_shifted < sum_exp
-        at_label = ops.where(is_unlikely, label_shifted * ratio - target, at_label)
-    if options.z_loss:
-        # Not as a part of the factor of p, where it would cost the last digits of a confident row's gradient.
-        at_label = at_label + z_slope * label_shifted / sum_exp
-    at_label = upstream * at_label
-    scale = upstream * (ratio + z_slope / sum_exp if options.z_loss else ratio)
-    off_label = (row.exp_shifted(x, max_logit, softcap) if exp_shifted is None else exp_shifted) * scale
-    if smoothing:
-        off_label = off_label - upstream * off_value
-    return row.to_logits_dtype(ops.where(is_label, at_label, off_label), dead_rows, x, softcap)
+    off_label = exp_shifted * factor - off_value * sum_exp if smoothing else exp_shifted * factor
+    gradient = ops.where(is_label, at_label, off_label)
+    # A division of rows has a loop of its own.
+    gradient = gradient * upstream / sum_exp if is_compiled_fast(logits) else gradient * (upstream / sum_exp)
+    return row.to_logits_dtype(gradient, dead_rows, x, softcap)
 
 
-# Without smoothing all terms of the row's sum are simple, and slices beat blocks where XLA fuses them.
+# Slices beat blocks where XLA fuses them.
 _sparse_forward = RowKernel(
-    forward,
-    num_outputs=3,
-    is_blocked=lambda rows, options: not _backend.XLA_CPU_FUSES_SLICED_SUMS or options.label_smoothing > 0,
+    forward, num_outputs=3, is_blocked=lambda rows, options: not _backend.XLA_CPU_FUSES_SLICED_SUMS
 )
 _sparse_backward = CompiledKernel(backward)
 
@@ -250,6 +235,7 @@ _sparse = custom_gradient(
     _sparse_backward,
     has_rows=(True, True, False),
     keep=_exp_except_label,
-    keeps=keeps_exponentials,
+    keeps=lambda logits, *_, options: keeps_exponentials(logits),
     step=_step_rows.SPARSE,
+    small_step=_small_steps.SPARSE,
 )

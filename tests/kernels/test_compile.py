@@ -95,13 +95,32 @@ def test_a_compiled_step_keeps_no_second_array_of_many_logits(name):
     assert analysis.temp_size_in_bytes < 0.3 * 4 * math.prod(shape)
 
 
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="JAX sums what is in memory")
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("kernel", ["sparse", "dense"])
+def test_the_terms_of_short_rows_are_not_in_memory(kernel, dtype):
+    """XLA fuses them into the product with a vector of ones that `row_sum` is, if that is below 16 KB."""
+    rows, classes = 8192, 1009
+    rng = np.random.default_rng(0)
+    x = tensor(rng.standard_normal((rows, classes)), dtype)
+    targets = {
+        "sparse": tensor(rng.integers(0, classes, (rows, 1)).astype("int32")),
+        "dense": tensor(rng.random((rows, classes)), "float32"),
+    }[kernel]
+    function = internals.sparse_forward if kernel == "sparse" else internals.dense_forward
+    program, arguments = function.lower(x, targets, options=internals.SoftmaxOptions(label_smoothing=0.1))
+    text = program.experimental_get_compiler_ir(*arguments)(stage="optimized_hlo")
+    # The largest of 16-bit floats is found in a copy of them.
+    assert buffers_of_logits_size(text, rows * classes) == (dtype == "bfloat16")
+
+
 def optimized(function, *inputs):
     """The program that XLA made of a function, as text."""
     ir = tf.function(function, jit_compile=True, autograph=False).experimental_get_compiler_ir(*inputs)
     return ir(stage="optimized_hlo")
 
 
-def buffers_of_logits_size(text):
+def buffers_of_logits_size(text, size=ROWS * CLASSES):
     """How many instructions of the entry computation make an array of at least a quarter of the logits' size.
 
     Instructions inside a fusion are registers; the entry's instructions are buffers.
@@ -114,7 +133,7 @@ def buffers_of_logits_size(text):
             continue
         made = re.match(r"\(?[^()]*", match[1])[0].split(" ")[0]
         sizes = [np.prod([int(d) for d in dims.split(",") if d]) for dims in re.findall(r"\w+\[([\d,]*)\]", made)]
-        found += any(size >= ROWS * CLASSES / 4 for size in sizes)
+        found += any(made >= size / 4 for made in sizes)
     return found
 
 

@@ -135,14 +135,29 @@ def test_forward_mode_through_blocks_of_rows_is_refused_in_a_graph():
     """XLA has no derivative of a loop of unknown length; eagerly the derivative goes another way and is right."""
     import tensorflow as tf
 
-    @tf.function(autograph=False, input_signature=[tf.TensorSpec([None, 3])])
+    @tf.function(autograph=False, input_signature=[tf.TensorSpec([None, 2048])])
     def run(x):
         with tf.autodiff.ForwardAccumulator(x, tf.ones_like(x)) as accumulator:
-            loss = sparse_softmax_cross_entropy(tf.constant([0, 0]), x, label_smoothing=0.1)
+            loss = softmax_cross_entropy(tf.one_hot([0, 0], 2048), x)
         return accumulator.jvp(loss)
 
     with pytest.raises(LookupError, match="No gradient defined"):
-        run(tf.zeros((2, 3)))
+        run(tf.zeros((2, 2048)))
+
+
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="as above")
+def test_forward_mode_through_a_smoothed_label_in_a_graph():
+    import tensorflow as tf
+
+    @tf.function(autograph=False, input_signature=[tf.TensorSpec([None, 3])])
+    def run(x):
+        with tf.autodiff.ForwardAccumulator(x, tf.constant([[0.0, 1.0, 0.0]])) as accumulator:
+            loss = sparse_softmax_cross_entropy(tf.constant([0]), x, label_smoothing=0.3)
+        return accumulator.jvp(loss)
+
+    np.testing.assert_allclose(
+        run(tf.constant([[1.0, 2.0, 3.0]])), [np.exp(2) / np.exp([1, 2, 3]).sum() - 0.1], rtol=1e-6
+    )
 
 
 @every_mode

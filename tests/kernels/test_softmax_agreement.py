@@ -67,6 +67,26 @@ def assert_agree_with_the_oracle(options, mode, labels, targets, logits, upstrea
         np.testing.assert_allclose(got, expected_gradient, rtol=0, atol=rtol / 2 * np.abs(expected_gradient).max())
 
 
+MANY_ROWS = [(name, 19_000, 7) for name in OPTIONS] + [("smoothing", 1100, 128), ("focal", 1100, 128)]
+
+
+@fast_for("smoothing-1100-*", "weights-*")
+@pytest.mark.parametrize("options, rows, classes", MANY_ROWS)
+def test_many_rows_in_a_program_of_both_passes_agree_with_the_oracle(options, rows, classes):
+    """Their sums and gradients have formulas of their own, `_step_rows.py` and `sums_short_rows`."""
+    options = OPTIONS[options]
+    labels, logits, upstream = example(rows=rows, classes=classes)
+    targets = soft_targets(1, logits.shape)
+    logits[0, :2] = 40.0, 0.0  # confident
+    assert_agree_with_the_oracle(options, TWO_MODES[1], labels, targets, logits, upstream, "float32", 2e-6)
+    x = tensor(logits, "bfloat16")
+    expected, gradient = oracles.sparse(labels, to_numpy(x), **options)
+    value, got = value_and_gradient(sparse(labels, **options), x, upstream, TWO_MODES[1])
+    np.testing.assert_allclose(value, expected, rtol=2e-6, atol=1e-9)
+    expected = upstream[:, None] * gradient
+    np.testing.assert_allclose(got, expected, rtol=2**-8 * 1.001, atol=1e-6 * np.abs(expected).max())
+
+
 @fast_for("bfloat16-all-*", "float16-plain-*", "all-*-bfloat16", "plain-*-float16", "*bfloat16*all*")
 @pytest.mark.parametrize(
     "options, mode",

@@ -43,8 +43,8 @@ CASES = (
     Case("cast_to_nearest_even", "sparse, bfloat16", (_softmax_row, "cast_to_nearest_even", ops.cast)),
     Case("log1p_polynomial", "binary", (_sigmoid_terms, "log1p_polynomial", ops.log1p)),
     Case("accumulate_matmul", "head", (_xla_cpu, "_STRIP_BYTES", 2**50)),
-    Case("_step_rows.py", "sparse, few classes", (_step_rows, "_FEW_NUMBERS", 2**50)),
-    Case("_step_rows.py", "dense, few classes", (_step_rows, "_FEW_NUMBERS", 2**50)),
+    Case("_step_rows.py", "sparse, few classes", (_step_rows, "FEW_NUMBERS", 2**50)),
+    Case("_step_rows.py", "dense, few classes", (_step_rows, "FEW_NUMBERS", 2**50)),
 )
 
 
