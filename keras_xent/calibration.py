@@ -159,6 +159,9 @@ class _DividedLogits(StatisticsRule):
         (temperature,) = constants
         return super().forward(apply_softcap(logits, self.cap) / temperature, arrays, ())
 
+    def row_scaled(self, upstream: Tensor, logits: Tensor, arrays: Any, constants: Any) -> None:
+        """None: what is divided here is `forward`'s."""
+
     def backward(self, upstream: Tensor, residuals: Any, logits: Tensor, arrays: Any, constants: Any) -> Tensor:
         """There is none: nothing is trained here."""
         raise NotImplementedError("The statistics of calibrate have no gradient.")

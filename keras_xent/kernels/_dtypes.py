@@ -38,6 +38,11 @@ def largest(tensor: Tensor) -> float:
     return float(np.finfo(dtype_of(tensor)).max)
 
 
+def smallest_normal(tensor: Tensor) -> float:
+    """The smallest positive number of the tensor's dtype (float32 or float64) that is not rounded to 0."""
+    return float(np.finfo(dtype_of(tensor)).tiny)
+
+
 def is_finite(tensor: Tensor) -> Tensor:
     """True for numbers, False for infinities and NaN; of float32 and float64.
 

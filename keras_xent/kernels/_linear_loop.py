@@ -17,6 +17,7 @@ from keras_xent._backend import fori_loop, matmul, on_accelerator, update_rows, 
 from keras_xent._types import Tensor
 from keras_xent.kernels._compiled import CompiledKernel
 from keras_xent.kernels._dtypes import accumulator_dtype, is_float
+from keras_xent.kernels._exponentials import add_dependency
 from keras_xent.kernels._masking import where_or_zero
 from keras_xent.kernels._token_chunks import active_first, chunk_sizes, gather_rows, in_order, restored, slice_rows
 from keras_xent.kernels._xla_cpu import accumulate_matmul, map_row_blocks, matmul_over_classes
@@ -143,7 +144,9 @@ def _run_on_device(rows, replicated, *, mesh, needs_grad, transpose, rule, chunk
             logits = logits + matmul(low, factor, transpose_b=transpose)
         if bias is not None:
             logits = logits + ops.cast(bias, dtype)
-        d_logits, columns = _apply(rule, logits, rule.arrays(rows_of_chunk(start), constants), constants, d_columns)
+        d_logits, factors, columns = _apply(
+            rule, logits, rule.arrays(rows_of_chunk(start), constants), constants, d_columns
+        )
         carry = carry._replace(
             columns=tuple(update_rows(c, start, new) for c, new in zip(carry.columns, columns, strict=True))
         )
@@ -151,18 +154,22 @@ def _run_on_device(rows, replicated, *, mesh, needs_grad, transpose, rule, chunk
             return carry
         d_logits = ops.cast(d_logits, kernel.dtype)
         if needs_hidden:
-            d_chunk = matmul_over_classes(d_logits, kernel, transpose=not transpose)  # [size, D]
+            d_chunk = _times(matmul_over_classes(d_logits, kernel, transpose=not transpose), factors)  # [size, D]
             carry = carry._replace(d_hidden=update_rows(carry.d_hidden, start, d_chunk))
         if needs_projected:
-            d_low = matmul(d_logits, factor, transpose_b=not transpose)  # [size, R]
+            d_low = _times(matmul(d_logits, factor, transpose_b=not transpose), factors)  # [size, R]
             carry = carry._replace(d_projected=update_rows(carry.d_projected, start, d_low))
         if needs_kernel:
-            columns_t = None if hidden_t is None else ops.slice(hidden_t, (0, start), (features, size))  # [D, size]
-            carry = carry._replace(d_kernel=_add_product(carry.d_kernel, chunk, d_logits, transpose, columns_t))
+            columns_t = None
+            if hidden_t is not None:
+                columns_t = ops.slice(hidden_t, (0, start), (features, size))  # [D, size]
+                columns_t = _times(columns_t, None if factors is None else ops.transpose(factors))
+            rows = _times(chunk, factors)
+            carry = carry._replace(d_kernel=_add_product(carry.d_kernel, rows, d_logits, transpose, columns_t))
         if needs_factor:
-            carry = carry._replace(d_factor=_add_product(carry.d_factor, low, d_logits, transpose))
+            carry = carry._replace(d_factor=_add_product(carry.d_factor, _times(low, factors), d_logits, transpose))
         if needs_bias:
-            carry = carry._replace(d_bias=carry.d_bias + ops.sum(ops.cast(d_logits, dtype), axis=0))
+            carry = carry._replace(d_bias=carry.d_bias + ops.sum(_times(ops.cast(d_logits, dtype), factors), axis=0))
         return carry
 
     def zeros(needed, *shape):
@@ -208,7 +215,14 @@ def _add_product(total, rows, d_logits, transpose, rows_t=None):
 
 
 def _apply(rule, logits, arrays, constants, upstream):
-    """The gradient for the logits, in their memory (None without `upstream`), and the columns of the rule."""
+    """The gradient for the logits, in their memory, factors of its rows, and the columns of the rule.
+
+    Without `upstream` there is no gradient, and factors only of some rules: None.
+    """
+    found = rule.row_scaled(upstream, logits, arrays, constants) if uses_xla_cpu() else None
+    if found is not None:
+        return found.matrix, found.factors, found.columns
+    has_upstream = upstream is not None
 
     def on_block(logits, *arrays):
         upstream, arrays = (arrays[0], arrays[1:]) if has_upstream else (None, arrays)
@@ -217,19 +231,17 @@ def _apply(rule, logits, arrays, constants, upstream):
             return columns
         # The gradient takes the memory of the logits. XLA:CPU would copy them for a reader that it does not wait for.
         for column in columns:
-            upstream = _add_dependency(upstream, column)
+            upstream = add_dependency(upstream, column)
         return rule.backward(upstream, residuals, logits, arrays, constants), *columns
 
-    has_upstream = upstream is not None
     arrays = (logits, upstream, *arrays) if has_upstream else (logits, *arrays)
     if uses_xla_cpu():
         columns = (ops.zeros_like(logits[:, :1]),) * (rule.num_columns + has_upstream)
         results = map_row_blocks(on_block, arrays, columns, in_place=has_upstream)
     else:
         results = on_block(*arrays)
-    return (results[0], tuple(results[1:])) if has_upstream else (None, tuple(results))
+    return (results[0], None, tuple(results[1:])) if has_upstream else (None, None, tuple(results))
 
 
-def _add_dependency(value, other):
-    """`value`, made to depend on the other in a way that XLA does not see through."""
-    return value + 0.0 * where_or_zero(other, ops.isfinite(other))
+def _times(array, factors):
+    return array if factors is None else array * factors

@@ -4,6 +4,7 @@ import abc
 from typing import Any
 
 from keras_xent._types import Tensor
+from keras_xent.kernels._exponentials import RowScaled
 
 
 class Rule(abc.ABC):
@@ -30,6 +31,14 @@ class Rule(abc.ABC):
     @abc.abstractmethod
     def backward(self, upstream: Tensor, residuals: Any, logits: Tensor, arrays: Any, constants: Any) -> Tensor:
         """The gradient for the logits of `sum(upstream * values)`; `upstream` has a column for each value."""
+
+    def row_scaled(self, upstream: Tensor, logits: Tensor, arrays: Any, constants: Any) -> RowScaled | None:
+        """The columns, and the gradient for the logits as a matrix and factors of its rows; None: not of this form.
+
+        On a CPU this takes the place of `forward` and `backward`, with `upstream` None for the columns alone.
+        Rows without an upstream gradient have factors of 0.
+        """
+        return None
 
     def prepare(self, rows: Any, constants: Any) -> tuple[Any, Any]:
         """Rows and constants, as the loop should see them."""

@@ -259,8 +259,12 @@ def rank_of_label(logits: Tensor, labels: Tensor) -> Tensor:
     NaN for labels below 0.
     """
     label = ops.maximum(labels, 0)
-    x, ids, label_logit = upcast(logits), class_ids(logits), upcast(take_at_columns(logits, label))
-    # Negated, so that NaN is ahead too.
-    behind = ops.where(ids < label, x < label_logit, x <= label_logit)
-    ahead = ops.sum(ops.cast(ops.logical_not(behind), x.dtype), axis=1, keepdims=True)
-    return nan_unless(labels >= 0, ahead)
+    label_logit = upcast(take_at_columns(logits, label))
+
+    def is_ahead(logits, ids):
+        # Negated, so that NaN is ahead too.
+        x = upcast(logits)
+        behind = ops.where(ids < label, x < label_logit, x <= label_logit)
+        return ops.cast(ops.logical_not(behind), x.dtype)
+
+    return nan_unless(labels >= 0, row_sum(is_ahead, logits, class_ids(logits)))

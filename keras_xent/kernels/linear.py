@@ -12,14 +12,15 @@ from keras import ops
 from keras_xent._backend import no_autograph, on_any_mesh, take_at_columns, uses_xla_cpu
 from keras_xent._named_arguments import named_arguments
 from keras_xent._types import Reduction, Tensor
+from keras_xent.kernels import _exponentials, sparse_softmax
 from keras_xent.kernels import _row_statistics as row_statistics
 from keras_xent.kernels import _softmax_row as row
-from keras_xent.kernels import sparse_softmax
 from keras_xent.kernels._dtypes import accumulator_dtype, to_tensor, upcast
+from keras_xent.kernels._exponentials import RowScaled
 from keras_xent.kernels._labels import class_indices, class_weights, gather_class_weights, valid_mask
 from keras_xent.kernels._linear_loop import Data
 from keras_xent.kernels._linear_pass import GRADIENTS, checked_matrices, reduced
-from keras_xent.kernels._masking import both
+from keras_xent.kernels._masking import both, multiply_no_nan, nan_unless
 from keras_xent.kernels._options import SoftmaxOptions
 from keras_xent.kernels._rule import Rule
 from keras_xent.kernels._shapes import align_weights, same_shape
@@ -203,6 +204,22 @@ class CrossEntropyRule(Rule):
         return sparse_softmax.backward(
             upstream, residuals, logits, labels, class_weights, shifted, options=self.options
         )
+
+    def row_scaled(self, upstream: Tensor, logits: Tensor, arrays: Any, constants: Any) -> RowScaled | None:
+        """The same from exponentials in the memory of the logits, for options that only weight the label's loss."""
+        (labels,), (class_weights,) = arrays, constants
+        if replace(self.options, focal_gamma=0.0) != SoftmaxOptions():
+            return None
+        found = _exponentials.of_labels(logits, labels, statistics=self.statistics)
+        loss, slope = found.nll, 1.0
+        if self.options.focal_gamma:
+            factor, slope = row.focal(found.nll, self.options.focal_gamma)
+            loss = loss * factor
+        if class_weights is not None:
+            weight = gather_class_weights(class_weights, ops.maximum(labels, 0))
+            loss, slope = nan_unless(labels >= 0, multiply_no_nan(weight, loss)), slope * weight
+        matrix, factors = found.gradient(labels, None if upstream is None else upstream * slope)
+        return RowScaled((loss, found.nll, *found.statistics), matrix, factors)
 
     def values_only(self) -> "CrossEntropyRule":
         """The rule without statistics."""

@@ -9,10 +9,11 @@ from keras_xent import arguments
 from keras_xent._backend import no_autograph, on_any_mesh, take_at_columns
 from keras_xent._named_arguments import named_arguments
 from keras_xent._types import Tensor
+from keras_xent.kernels import _exponentials, sparse_softmax
 from keras_xent.kernels import _row_statistics as row_statistics
 from keras_xent.kernels import _softmax_row as row
-from keras_xent.kernels import sparse_softmax
 from keras_xent.kernels._dtypes import to_tensor, upcast
+from keras_xent.kernels._exponentials import RowScaled
 from keras_xent.kernels._labels import class_indices, valid_mask
 from keras_xent.kernels._linear_loop import Data
 from keras_xent.kernels._linear_pass import GRADIENTS, checked_matrices, values
@@ -154,8 +155,7 @@ class StatisticsRule(Rule):
         (labels,) = arrays
         x = self._scaled(logits)
         nll, residuals = sparse_softmax.forward(x, labels, options=SoftmaxOptions(logit_softcap=self.softcap))
-        # Not a minimum, which XLA:CPU may take of NaN and a number.
-        columns: tuple[Tensor, ...] = (ops.where(nll > 0, -nll, 0.0 * nll),)
+        columns: tuple[Tensor, ...] = (_log_prob(nll),)
         if not self.everything:
             return columns, (*residuals, None)
         max_logit, sum_exp_minus_one = residuals
@@ -192,8 +192,28 @@ class StatisticsRule(Rule):
         gradient = ops.where(is_label, at_label, multiply_no_nan(p, of_all - u))
         return row.to_logits_dtype(self.scale * gradient, dead, x, self.softcap)
 
+    def row_scaled(self, upstream: Tensor, logits: Tensor, arrays: Any, constants: Any) -> RowScaled | None:
+        """The columns or the gradient, from exponentials in the memory of the logits."""
+        if self.softcap is not None or (upstream is not None and self.has_rank):
+            return None
+        (labels,) = arrays
+        if upstream is not None and self.everything:
+            found = _exponentials.of_labels(logits, labels, scale=self.scale, statistics=("entropy",))
+            matrix, factors = found.gradient_of_statistics(labels, self.scale * upstream)
+            # What was computed in the forward pass is not read again.
+            return RowScaled((_log_prob(found.nll),) * self.num_columns, matrix, factors)
+        names = ("entropy", "logsumexp") * self.everything + ("rank",) * self.has_rank
+        found = _exponentials.of_labels(logits, labels, scale=self.scale, statistics=names)
+        matrix, factors = found.gradient(labels, None if upstream is None else -self.scale * upstream)
+        return RowScaled((_log_prob(found.nll), *found.statistics), matrix, factors)
+
     def _scaled(self, logits):
         return logits if self.scale == 1.0 else logits * self.scale
+
+
+def _log_prob(nll):
+    # Not a minimum, which XLA:CPU may take of NaN and a number.
+    return ops.where(nll > 0, -nll, 0.0 * nll)
 
 
 def token_columns(

@@ -10,10 +10,12 @@ from keras_xent import arguments
 from keras_xent._backend import add_at_columns, no_autograph, on_any_mesh, take_at_columns
 from keras_xent._named_arguments import named_arguments
 from keras_xent._types import Reduction, Tensor
-from keras_xent.kernels._divergence import Softmax
+from keras_xent.kernels import _exponentials
+from keras_xent.kernels._divergence import Normalizer, Softmax
 from keras_xent.kernels._dtypes import accumulator_dtype, to_tensor
+from keras_xent.kernels._exponentials import RowScaled
 from keras_xent.kernels._linear_pass import GRADIENTS, OverTokens, checked_matrices, reduced_over_tokens
-from keras_xent.kernels._masking import multiply_no_nan
+from keras_xent.kernels._masking import multiply_no_nan, where_or_zero
 from keras_xent.kernels._rule import Rule
 from keras_xent.kernels._shapes import same_shape
 
@@ -116,8 +118,7 @@ class TopKRule(Rule):
         ids, log_p = arrays
         normalizer = self.softmax.normalize(logits)
         log_q = self.softmax.log_prob(take_at_columns(logits, ids), normalizer)  # [n, K]
-        loss = ops.sum(multiply_no_nan(ops.exp(log_p), log_p - log_q), axis=1, keepdims=True)
-        return (self.softmax.temperature**2 * loss,), normalizer
+        return (self._loss(log_q, log_p),), normalizer
 
     def backward(self, upstream: Tensor, residuals: Any, logits: Tensor, arrays: Any, constants: Any) -> Tensor:
         """The gradient for the logits: `q sum_i p_i - p`."""
@@ -126,3 +127,31 @@ class TopKRule(Rule):
         q = self.softmax.prob(logits, residuals)
         gradient = add_at_columns(q * ops.sum(p, axis=1, keepdims=True), ids, -p)
         return self.softmax.gradient(gradient, self.softmax.temperature**2 * upstream, logits)
+
+    def row_scaled(self, upstream: Tensor, logits: Tensor, arrays: Any, constants: Any) -> RowScaled | None:
+        """The same from exponentials in the memory of the logits."""
+        if self.softmax.softcap is not None:
+            return None
+        ids, log_p = arrays
+        max_logit, of_classes = ops.max(logits, axis=1, keepdims=True), take_at_columns(logits, ids)
+        inverse = 1.0 / self.softmax.temperature
+        exp_shifted = _exponentials.in_place(
+            logits, max_logit, scale=inverse, read_before=(ops.sum(of_classes, axis=1, keepdims=True),)
+        )
+        normalizer = Normalizer(max_logit, ops.sum(exp_shifted, axis=1, keepdims=True))
+        loss = self._loss(self.softmax.log_prob(of_classes, normalizer), log_p)
+        if upstream is None:
+            return RowScaled((loss,))
+        p, is_used = ops.exp(log_p), ops.not_equal(upstream, 0.0)
+        sum_p = ops.sum(p, axis=1, keepdims=True)
+        # The gradient `q sum_i p_i - p` is the matrix times `sum_i p_i / sum_exp`; without a class both are 0.
+        has_class = ops.logical_and(is_used, sum_p > 0)
+        ratio = where_or_zero(normalizer.sum_exp / ops.where(has_class, sum_p, 1.0), has_class)
+        matrix = add_at_columns(exp_shifted, ids, -p * ratio)
+        factors = self.softmax.temperature * upstream * sum_p / normalizer.sum_exp
+        return RowScaled((loss,), matrix, where_or_zero(factors, is_used))
+
+    def _loss(self, log_q, log_p):
+        return self.softmax.temperature**2 * ops.sum(
+            multiply_no_nan(ops.exp(log_p), log_p - log_q), axis=1, keepdims=True
+        )

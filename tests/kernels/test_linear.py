@@ -6,7 +6,7 @@ from keras import ops
 
 from keras_xent.kernels import linear_cross_entropy, linear_token_statistics
 from tests import oracles
-from tests.backend import MODES, every_mode, to_numpy
+from tests.backend import MODES, every_mode, to_numpy, value_and_gradient
 from tests.internals import linear_with_ranks
 from tests.kernels.linear_examples import (
     CLASSES,
@@ -131,6 +131,33 @@ def test_statistics_are_the_plain_cross_entropy_and_the_rank_of_the_label():
     capped = 5.0 * np.tanh((hidden @ kernel + bias) / 5.0)
     np.testing.assert_allclose(to_numpy(known.nll), np.where(mask, oracles.sparse(labels, capped)[0], 0), rtol=1e-5)
     assert to_numpy(known.rank).tolist() == np.where(mask, ranks(hidden @ kernel + bias, labels), 0).tolist()
+
+
+def test_statistics_and_gradients_are_exact_where_the_model_is_sure():
+    logits = np.array([[40.0, 0.0, 0.0], [0.0, 0.0, 40.0], [5.0, 5.0, 5.0], [0.0, 200.0, -1e30]], "float32")
+    labels, tail, third = np.array([0, 0, 1, 1]), np.exp(-40.0), 1 / 3
+    names = ("rank", "entropy", "logsumexp", "confidence")
+
+    def loss(hidden):
+        total, statistics = linear_cross_entropy(
+            hidden, np.eye(3, dtype="float32"), labels, reduction="sum", return_statistics=names
+        )
+        columns = [ops.stop_gradient(getattr(statistics, name)) for name in ("nll", *names)]
+        return ops.concatenate([ops.reshape(total, (1,)), *columns])
+
+    values, gradient = value_and_gradient(loss, ops.convert_to_tensor(logits), np.eye(1, 21)[0])
+    columns = [
+        [2 * tail, 40.0, np.log(3), 0.0],
+        [0, 1, 1, 0],
+        [82 * tail, 82 * tail, np.log(3), 0.0],
+        [40.0, 40.0, 5 + np.log(3), 200.0],
+        [1.0, 1.0, third, 1.0],
+    ]
+    found, known = values[1:].reshape(5, 4), np.array(columns)
+    np.testing.assert_allclose(found[:, [0, 2, 3]], known[:, [0, 2, 3]], rtol=1e-6)
+    np.testing.assert_allclose(found[:, 1], known[:, 1], rtol=1e-6, atol=1e-7)  # sure of another class than the label
+    expected = [[-2 * tail, tail, tail], [-1.0, tail, 1.0], [third, third - 1, third], [0.0, 0.0, 0.0]]
+    np.testing.assert_allclose(gradient, expected, rtol=1e-6)
 
 
 @pytest.mark.whole

@@ -1,0 +1,132 @@
+"""The softmax gradient of a chunk of logits as their exponentials, and one factor for each row.
+
+The gradient of the cross-entropy, `u (p_c - [c = k])`, is `u / sum_exp` times a matrix: `exp(x_c - max_logit)`, and
+minus the sum of these at the label. The factors go to the smaller matrices that the gradient is multiplied by. The
+matrix takes the memory of the logits in one pass over all rows, on all threads, and that pass has the terms of the sum
+too: XLA:CPU is slower with blocks of rows, whose gradient it writes to its place on one thread.
+"""
+
+from typing import Any, NamedTuple
+
+from keras import ops
+
+from keras_xent._backend import add_at_columns, take_at_columns
+from keras_xent._types import Tensor
+from keras_xent.kernels import _softmax_row as row
+from keras_xent.kernels._dtypes import smallest_normal, upcast
+from keras_xent.kernels._masking import nan_unless, where_or_zero
+from keras_xent.kernels._xla_cpu import log1p, map_row_blocks, row_sum, sums_in_slices
+
+
+class RowScaled(NamedTuple):
+    """The columns of a rule, and the gradient for the logits: a matrix `[n, V]` times factors `[n, 1]`, or None."""
+
+    columns: tuple[Tensor, ...]
+    matrix: Tensor = None
+    factors: Tensor = None
+
+
+class LabelExponentials(NamedTuple):
+    """Exponentials of a chunk, 0 for the label, and what the loss of its rows is made of."""
+
+    exp_shifted: Tensor
+    label_exp: Tensor
+    sum_of_others: Tensor
+    sum_exp_minus_one: Tensor
+    nll: Tensor
+    statistics: tuple[Tensor, ...]
+
+    def gradient(self, labels: Tensor, upstream: Tensor) -> tuple[Tensor, Tensor]:
+        """Matrix and factors of the gradient of `sum(upstream * nll)`; a row without an upstream gradient has 0."""
+        if upstream is None:
+            return None, None
+        # Of the label's gradient, 1 - p is the share of the others, which is exact where p rounds to 1.
+        matrix = add_at_columns(self.exp_shifted, ops.maximum(labels, 0), -self.sum_of_others)
+        return matrix, where_or_zero(upstream / (1.0 + self.sum_exp_minus_one), ops.not_equal(upstream, 0.0))
+
+    def gradient_of_statistics(self, labels: Tensor, upstream: Tensor) -> tuple[Tensor, Tensor]:
+        """The same for columns of `upstream`: log-probability `u`, entropy `v` and log-sum-exp `w`.
+
+        With the entropy `H` the gradient is `p (w - u - v (log p + H))`, and `u (1 - p) + p (w - v (log p + H))` at the
+        label.
+        """
+        (entropy,) = self.statistics
+        is_used = ops.any(ops.not_equal(upstream, 0.0), axis=1, keepdims=True)
+        sum_exp = where_or_zero(1.0 + self.sum_exp_minus_one, is_used)
+        mean_below = where_or_zero(entropy - log1p(self.sum_exp_minus_one), is_used)
+        u, v, w = upstream[:, 0:1], upstream[:, 1:2], upstream[:, 2:3]
+        # log p + H has the mean 0: what a mean of many terms has rounded is in the rest of the sum of its parts.
+        rest = row_sum(lambda e, mean: e * (_below_max(e) - mean), self.exp_shifted, mean_below)
+        label_below = _below_max(self.label_exp)
+        rest = rest + self.label_exp * (label_below - mean_below)
+        center = mean_below + where_or_zero(rest / sum_exp, is_used)
+        matrix = self.exp_shifted * (v * (_below_max(self.exp_shifted) - center) + (w - u))
+        at_label = u * self.sum_of_others + self.label_exp * (v * (label_below - center) + w)
+        return add_at_columns(matrix, ops.maximum(labels, 0), at_label), where_or_zero(1.0 / sum_exp, is_used)
+
+
+def of_labels(
+    logits: Tensor, labels: Tensor, *, scale: float = 1.0, statistics: tuple[str, ...] = ()
+) -> LabelExponentials:
+    """The exponentials of logits times `scale`, with labels `[n, 1]`, -1 for one out of range.
+
+    `statistics` are names among those of `_row_statistics.py`.
+    """
+    columns: dict[str, Tensor] = {}
+    if "rank" in statistics:
+        columns["rank"] = _rank_of_label(logits, labels)
+    label = ops.maximum(labels, 0)
+    label_logit = upcast(take_at_columns(logits, label))
+    max_logit = ops.max(logits, axis=1, keepdims=True)
+    exp_shifted = in_place(logits, max_logit, scale=scale, read_before=(label_logit, *columns.values()))
+    max_logit, label_logit = max_logit * scale, label_logit * scale
+    # Taken out by index: to compare each class with the label takes longer than the exponentials.
+    label_exp = take_at_columns(exp_shifted, label)
+    sum_below, minus_label = 0.0, -label_exp
+    if "entropy" in statistics:
+        sum_below = row_sum(lambda e: e * _below_max(e), exp_shifted)
+        minus_label = add_dependency(minus_label, sum_below)
+    exp_shifted = add_at_columns(exp_shifted, label, minus_label)
+    # Of what is in memory, XLA:CPU has a fast sum.
+    sum_of_others = ops.sum(exp_shifted, axis=1, keepdims=True)
+    sum_exp_minus_one = row.with_infinite_logits(sum_of_others + (label_exp - 1.0), max_logit, None)
+    sum_exp_minus_one = nan_unless(labels >= 0, sum_exp_minus_one)
+    nll = row.nll(label_logit, max_logit, sum_exp_minus_one, None)
+    columns["entropy"] = sum_below / (1.0 + sum_exp_minus_one) + log1p(sum_exp_minus_one)
+    columns["logsumexp"] = row.log_sum_exp(max_logit, sum_exp_minus_one, None)
+    columns["confidence"] = 1.0 / (1.0 + sum_exp_minus_one)
+    found = tuple(columns[name] for name in statistics)
+    return LabelExponentials(exp_shifted, label_exp, sum_of_others, sum_exp_minus_one, nll, found)
+
+
+def _below_max(exp_shifted):
+    """`max_logit - x`: 0 for the likeliest class, and of others off by what the exponential was rounded by.
+
+    For an exponential of 0, with which it is multiplied, a number.
+    """
+    return -ops.log(ops.maximum(exp_shifted, smallest_normal(exp_shifted)))
+
+
+def in_place(logits: Tensor, max_logit: Tensor, *, scale: float = 1.0, read_before: tuple[Tensor, ...] = ()) -> Tensor:
+    """`exp(scale (x - max_logit))`, in the memory of the logits once `read_before` are there."""
+    for one in read_before:
+        max_logit = add_dependency(max_logit, one)
+    if scale == 1.0:
+        return row.exp_shifted(logits, max_logit, None)
+    # Of large logits the difference is exact, and their multiples are rounded.
+    return ops.exp(-scale * row.max_minus_logit(logits, max_logit, None))
+
+
+def _rank_of_label(logits: Tensor, labels: Tensor) -> Tensor:
+    """The rank of the label in the rows of a chunk."""
+    if sums_in_slices(logits):
+        return row.rank_of_label(logits, labels)
+    (rank,) = map_row_blocks(
+        lambda *block: (row.rank_of_label(*block),), (logits, labels), (ops.zeros_like(logits[:, :1]),)
+    )
+    return rank
+
+
+def add_dependency(value: Tensor, other: Any) -> Tensor:
+    """`value`, made to depend on the other in a way that XLA does not see through."""
+    return value + 0.0 * where_or_zero(other, ops.isfinite(other))
