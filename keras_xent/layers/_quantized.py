@@ -9,8 +9,8 @@ from keras_xent._backend import snapshot
 
 
 def has_matrix(layer: Any) -> bool:
-    """Returns whether a loss can compute from the weights of a quantized layer: int8 or int4, without LoRA."""
-    return layer.quantization_mode in ("int8", "int4") and not getattr(layer, "lora_enabled", False)
+    """Returns whether a loss can compute from the weights of a quantized layer: int8 or int4."""
+    return layer.quantization_mode in ("int8", "int4")
 
 
 def dequantized(weights: Any, scale: Any, zero: Any = None, groups: Any = None, *, axis: int) -> Any:
@@ -56,4 +56,21 @@ def quantized_head(
         gradients=tuple(trained),
         layer=layer.name,
         chunk_bytes=getattr(layer, "chunk_bytes", None),
+    )
+
+
+def with_projections(head: provenance.Head, inputs: Any, factors: tuple[Any, Any]) -> provenance.Head:
+    """The head with LoRA's factors, which multiply inputs that are not rounded.
+
+    Their projection `[..., R]` lies behind the hidden states, where the kernel has R rows of zeros.
+    """
+    first, second = factors
+    rank, features = first.shape[1], first.shape[0]
+    # What lies under a mask would be multiplied by a gradient of 0. Rows that count are not finite in `head.hidden`.
+    finite = ops.cast(ops.where(ops.isfinite(inputs), inputs, 0), first.dtype)
+    picks_projection = ops.concatenate([ops.zeros((features, rank)), ops.eye(rank)], axis=0)
+    return head._replace(
+        hidden=ops.concatenate([head.hidden, ops.matmul(finite, first)], axis=-1),
+        low_rank=(picks_projection, second),
+        gradients=(*head.gradients, "low_rank"),
     )

@@ -9,7 +9,7 @@ from keras import ops
 from keras_xent import arguments, provenance
 from keras_xent._backend import snapshot
 from keras_xent.layers._plain_files import entry_of
-from keras_xent.layers._quantized import dequantized, has_matrix, quantized_head
+from keras_xent.layers._quantized import dequantized, has_matrix, quantized_head, with_projections
 from keras_xent.layers.vocabulary_layout import must_divide
 
 
@@ -133,11 +133,34 @@ def call_quantized_dense(layer: Any, inputs: Any, training: bool | None = None) 
     """Calls a quantized `Dense` layer, and attaches the provenance of its logits, or why a loss has to read them."""
     logits = keras.layers.Dense.quantized_call(layer, inputs, training=training)
     if has_matrix(layer) and layer.activation in (None, keras.activations.linear):
-        zero = getattr(layer, "kernel_zero", None)
-        kernel = dequantized(layer.kernel, layer.kernel_scale, zero, getattr(layer, "g_idx", None), axis=0)
-        # With groups of features Keras multiplies floats.
-        head = quantized_head(layer, inputs, training, kernel, rounds_inputs=zero is None, bias=layer.bias)
-        provenance.attach(logits, head)
+        provenance.attach(logits, _quantized_dense_head(layer, inputs, training))
     else:
         provenance.mark_materialized(logits, layer.name, f"is quantized ({layer.quantization_mode})")
     return logits
+
+
+def _quantized_dense_head(layer, inputs, training):
+    zero, factors = getattr(layer, "kernel_zero", None), None
+    weights = layer.kernel if not layer.lora_enabled else _integers_without_lora(layer)
+    # With groups of features Keras multiplies floats.
+    rounds_inputs = zero is None
+    if layer.lora_enabled:
+        factors = scaled_factors(layer, (layer.lora_kernel_a, layer.lora_kernel_b))
+        if rounds_inputs:
+            weights = ops.pad(ops.convert_to_tensor(weights), ((0, layer.lora_rank), (0, 0)))
+    kernel = dequantized(weights, layer.kernel_scale, zero, getattr(layer, "g_idx", None), axis=0)
+    head = quantized_head(layer, inputs, training, kernel, rounds_inputs=rounds_inputs, bias=layer.bias)
+    if factors is None:
+        return head
+    if rounds_inputs:
+        return with_projections(head, inputs, factors)
+    return head._replace(low_rank=factors, gradients=(*head.gradients, "low_rank"))
+
+
+def _integers_without_lora(layer):
+    weights, features = weights_without_lora(layer, "kernel"), layer.lora_kernel_a.shape[0]
+    if layer.quantization_mode == "int8":
+        return weights
+    # Two classes share a byte; before Keras 3.15 two features.
+    length, axis = (layer.units, -1) if weights.shape[0] == features else (features, 0)
+    return keras.quantizers.unpack_int4(ops.convert_to_tensor(weights), length, axis=axis)

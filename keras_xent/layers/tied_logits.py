@@ -160,8 +160,13 @@ def _dequantized_kernel(layer):
     """`[V, D]` of tied weights, `[D, V]` of others."""
     groups = getattr(layer, "g_idx", None)
     if layer.tie_weights:
-        zero = getattr(layer, "embeddings_zero", None)
-        return dequantized(layer.embeddings, layer.embeddings_scale, zero, groups, axis=1)
+        zero, weights = getattr(layer, "embeddings_zero", None), layer.embeddings
+        if getattr(layer, "lora_enabled", False):
+            # Keras leaves LoRA out of the logits of quantized embeddings.
+            weights = weights_without_lora(layer, "embeddings")
+            if layer.quantization_mode == "int4":
+                weights = keras.quantizers.unpack_int4(ops.convert_to_tensor(weights), layer.output_dim, axis=-1)
+        return dequantized(weights, layer.embeddings_scale, zero, groups, axis=1)
     weights = layer.reverse_embeddings
     if layer.quantization_mode == "int4":
         weights = keras.quantizers.unpack_int4(ops.convert_to_tensor(weights), layer.output_dim, axis=0)

@@ -1,5 +1,7 @@
 """LoRA on a head: the factors train as those of Keras' own layer, and the kernel's gradient is never formed."""
 
+import warnings
+
 import keras
 import numpy as np
 import pytest
@@ -7,7 +9,7 @@ from keras import ops
 
 import keras_xent as kx
 from keras_xent.kernels import _linear_loop
-from tests.backend import BACKEND, to_numpy
+from tests.backend import BACKEND, MODES, TWO_MODES, to_numpy
 from tests.tiers import fast_for, whole
 
 TOKENS = np.random.default_rng(0).integers(1, 20, (4, 6))
@@ -82,6 +84,64 @@ def test_factors_train_as_those_of_keras_and_no_gradient_of_the_kernel_is_formed
     for ours, theirs in zip(*after, strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=2e-6)
     assert "factor" in formed and "kernel" not in formed
+
+
+QUANTIZED = {
+    "int8": keras.quantizers.Int8QuantizationConfig(),
+    "int4": keras.quantizers.Int4QuantizationConfig(block_size=-1),
+    "groups": keras.quantizers.Int4QuantizationConfig(block_size=4),
+}
+
+
+@fast_for("dense-int8")
+@pytest.mark.parametrize("config", QUANTIZED)
+@pytest.mark.parametrize("build", [dense, tied])
+def test_factors_of_a_quantized_head_train_as_those_of_keras(build, config, formed):
+    """Logits of a quantized `ReversibleEmbedding` have no LoRA in Keras; its embeddings have."""
+    after = []
+    for loss in (
+        kx.losses.SparseCategoricalCrossentropy(from_logits=True),
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+    ):
+        model, head = with_lora(build)
+        head.quantize(QUANTIZED[config].mode, type_check=False, config=QUANTIZED[config])
+        for weight, seed in zip(model.trainable_weights, range(9), strict=False):
+            weight.assign(np.random.default_rng(seed).standard_normal(weight.shape))
+        model.compile(keras.optimizers.SGD(0.1), loss)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", message=".*materializ")
+            history = model.fit(TOKENS, TOKENS, epochs=1 if build is tied else 2, verbose=0, batch_size=4).history
+        after.append([*history["loss"], *map(to_numpy, model.weights)])
+    # Keras' int8 logits have no gradient for the inputs of a `ReversibleEmbedding`.
+    compared = slice(1 if build is tied and config == "int8" else None)
+    for ours, theirs in zip(after[0][compared], after[1][compared], strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=2e-6)
+    assert formed == ({"hidden"} if build is tied else {"hidden", "bias", "projected", "factor"})
+
+
+def test_what_lies_under_a_mask_reaches_no_factor_of_a_quantized_head():
+    rng = np.random.default_rng(2)
+    inputs = rng.standard_normal((1, 4, 5)).astype("float32")
+    found = []
+    for hidden in (0.0, np.nan):
+        keras.utils.set_random_seed(0)
+        inputs[0, 2] = hidden
+        head = kx.layers.LogitsDense(20, use_bias=False)
+        head.build((None, None, 5))
+        head.enable_lora(2, b_initializer="normal")
+        head.quantize("int8")
+        loss = kx.losses.SparseCategoricalCrossentropy(from_logits=True, ignore_class=-1)
+
+        def value(first, second, head=head, loss=loss):
+            logits = head.stateless_call([first, second], [w.value for w in head.non_trainable_variables], inputs)[0]
+            return loss(np.array([[1, 2, -1, 3]]), logits)
+
+        factors = [w.value for w in (head.lora_kernel_a, head.lora_kernel_b)]
+        # Eager logits are computed in any case, and so is their gradient.
+        found.append(gradients(MODES[TWO_MODES[1]](value), *factors))
+    for one, other in zip(*found, strict=True):
+        assert np.abs(to_numpy(one)).max() > 0
+        np.testing.assert_array_equal(to_numpy(one), to_numpy(other))
 
 
 @whole
