@@ -31,9 +31,9 @@ TWO_MODES = ("eager", "xla" if BACKEND == "tensorflow" else "jit")
 every_mode = pytest.mark.parametrize(
     "mode", [pytest.param(mode, marks=() if mode == TWO_MODES[1] else pytest.mark.whole) for mode in MODES]
 )
-DTYPES = (
-    ("float64", "float32", "bfloat16", "float16") if BACKEND == "tensorflow" else ("float32", "bfloat16", "float16")
-)
+# JAX has float64 under JAX_ENABLE_X64=1.
+HAS_FLOAT64 = BACKEND == "tensorflow" or jax.config.jax_enable_x64
+DTYPES = ("float64", "float32", "bfloat16", "float16") if HAS_FLOAT64 else ("float32", "bfloat16", "float16")
 
 
 def value_and_gradient(function, argument, upstream=None, mode="eager"):

@@ -102,7 +102,7 @@ def test_the_notebook_runs_from_top_to_bottom_and_prints_about_what_it_shows(tmp
     cells = [cell for cell in json.loads(NOTEBOOK.read_text())["cells"] if cell["cell_type"] == "code"]
     mark = "print('-- end of cell --')"
     lines = printed("\n".join("".join(cell["source"]) + f"\n{mark}\n" for cell in cells), tmp_path)
-    for cell, text in zip(cells, lines.split("-- end of cell --\n"), strict=False):
+    for cell, text in zip(cells, lines.split("-- end of cell --\n")[:-1], strict=True):
         shown = "".join("".join(output["text"]) for output in cell["outputs"])
         assert len(text.splitlines()) == len(shown.splitlines())
         for line, expected in zip(text.splitlines(), shown.splitlines(), strict=True):

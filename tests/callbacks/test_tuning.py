@@ -172,5 +172,7 @@ def test_a_search_of_keras_tuner(tmp_path):
         columns, rows = table(tmp_path / "logs")
         assert {"rate"} <= columns
         assert sorted(settings["rate"] for settings, _ in rows) == [0.01, 0.1]
-        for path in (tmp_path / "logs").glob("*/execution0/train"):
+        paths = list((tmp_path / "logs").glob("*/execution0/train"))
+        assert len(paths) == 2
+        for path in paths:
             assert list(scalars(path)["units/nll"]) == list(range(2, 2 * STEPS + 1, 2))

@@ -194,7 +194,7 @@ def test_second_derivatives(options):
     expected = upstream * (slope(logits + step * vector) - slope(logits - step * vector)) / (2 * step)
     x, v, u = (tensor(t, dtype) for t in (logits, vector, upstream))
     got = hessian_vector_product(kernel(labels, **options), x, v, u)
-    np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-7 if dtype == "float64" else 1e-5)
+    np.testing.assert_allclose(got, expected, rtol=1e-6, atol=1e-8 if dtype == "float64" else 1e-6)
 
 
 @settings(max_examples=100, deadline=None, derandomize=True)

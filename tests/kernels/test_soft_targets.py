@@ -125,4 +125,4 @@ def test_the_loss_of_a_model_goes_without_the_logits(monkeypatch, activation):
         assert bool(calls) == is_fused
         calls.clear()
     for ours, theirs in zip(*found, strict=True):
-        np.testing.assert_allclose(ours, theirs, rtol=2e-5, atol=2e-6)
+        np.testing.assert_allclose(ours, theirs, rtol=2e-6, atol=1e-6)

@@ -115,7 +115,7 @@ def test_smoothed_losses_whose_sum_overflows():
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_labels_are_not_rounded_to_the_dtype_of_16_bit_logits(dtype):
     labels, logits, loss, _ = facts.edge_labels()
-    np.testing.assert_allclose(to_numpy(sparse_softmax_cross_entropy(labels, tensor(logits, dtype))), loss, rtol=1e-5)
+    np.testing.assert_allclose(to_numpy(sparse_softmax_cross_entropy(labels, tensor(logits, dtype))), loss, rtol=1e-6)
 
 
 def test_confident_rows_keep_their_small_losses_and_gradients():
@@ -272,9 +272,9 @@ def test_compiled_steps_of_larger_batches_have_the_same_edge_rows(kernel, classe
     total = others.sum(axis=1, keepdims=True)
     np.testing.assert_allclose(value[finite], np.log1p(total[:, 0]), rtol=2e-6)
     expected = (others - total * one_hot) / (1 + total)
-    np.testing.assert_allclose(gradient[finite], expected, rtol=1e-5, atol=1e-6 * np.abs(expected).max())
+    np.testing.assert_allclose(gradient[finite], expected, rtol=2e-6, atol=1e-6 * np.abs(expected).max())
     # Exact where the probability of the label has rounded to 1.
-    np.testing.assert_allclose(gradient[0], expected[0], rtol=2e-5)
+    np.testing.assert_allclose(gradient[0], expected[0], rtol=5e-6)
     np.testing.assert_array_equal(value[[3, 4, 5]], [0.0, 0.0, INF])
     np.testing.assert_array_equal(gradient[[3, 4]], 0.0)
     assert np.isnan(value[[6, 7]]).all() and np.isnan(gradient[[6, 7]]).any(axis=1).all()

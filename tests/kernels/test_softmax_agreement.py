@@ -192,7 +192,7 @@ def test_second_derivatives(kernel, options, mode):
     expected = upstream[:, None] * difference
     x, v, u = (tensor(t, dtype) for t in (logits, vector, upstream))
     got = hessian_vector_product(f, x, v, u, mode)
-    np.testing.assert_allclose(got, expected, rtol=1e-5, atol=(1e-7 if dtype == "float64" else 2e-5))
+    np.testing.assert_allclose(got, expected, rtol=1e-6, atol=(1e-8 if dtype == "float64" else 1e-6))
 
 
 def test_the_same_input_gives_the_same_bits():

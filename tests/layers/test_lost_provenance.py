@@ -35,19 +35,17 @@ def test_a_detached_head_warns_once_with_the_layer_and_the_fix(calls):
     assert calls == []
 
 
-if BACKEND == "tensorflow":
-
-    @pytest.mark.whole
-    def test_another_output_of_the_same_shape_is_not_a_detached_head():
-        tokens, following, _ = data()
-        inputs = keras.Input((LENGTH,))
-        hidden = keras.layers.Embedding(VOCABULARY, FEATURES)(inputs)
-        outputs = {"a": kx.layers.LogitsDense(VOCABULARY)(hidden), "b": keras.layers.Dense(VOCABULARY)(hidden)}
-        model = keras.Model(inputs, outputs)
-        model.compile("adam", {"a": loss(), "b": loss()})
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", UserWarning)
-            model.train_on_batch(tokens, {"a": following, "b": following})
+@pytest.mark.whole
+def test_another_output_of_the_same_shape_is_not_a_detached_head():
+    tokens, following, _ = data()
+    inputs = keras.Input((LENGTH,))
+    hidden = keras.layers.Embedding(VOCABULARY, FEATURES)(inputs)
+    outputs = {"a": kx.layers.LogitsDense(VOCABULARY)(hidden), "b": keras.layers.Dense(VOCABULARY)(hidden)}
+    model = keras.Model(inputs, outputs)
+    model.compile("adam", {"a": loss(), "b": loss()})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        model.train_on_batch(tokens, {"a": following, "b": following})
 
 
 @pytest.mark.whole

@@ -82,7 +82,7 @@ def test_factors_train_as_those_of_keras_and_no_gradient_of_the_kernel_is_formed
         history = model.fit(TOKENS, TOKENS, epochs=2, verbose=0, batch_size=4).history
         after.append([*history["loss"], *map(to_numpy, model.weights)])
     for ours, theirs in zip(*after, strict=True):
-        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=2e-6)
+        np.testing.assert_allclose(ours, theirs, rtol=2e-6, atol=2e-6)
     assert "factor" in formed and "kernel" not in formed
 
 
@@ -115,7 +115,7 @@ def test_factors_of_a_quantized_head_train_as_those_of_keras(build, config, form
     # Keras' int8 logits have no gradient for the inputs of a `ReversibleEmbedding`.
     compared = slice(1 if build is tied and config == "int8" else None)
     for ours, theirs in zip(after[0][compared], after[1][compared], strict=True):
-        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=2e-6)
+        np.testing.assert_allclose(ours, theirs, rtol=2e-6, atol=2e-6)
     assert formed == ({"hidden"} if build is tied else {"hidden", "bias", "projected", "factor"})
 
 
@@ -162,13 +162,14 @@ def test_a_frozen_head_forms_no_gradient_of_its_kernel(build, formed):
     # Log-probabilities that a policy is trained by are no exception.
     formed.clear()
     step = model.layers[-2].weights[0]
-    if BACKEND == "tensorflow":
-        import tensorflow as tf
 
-        with tf.GradientTape() as tape:
-            value = ops.sum(kx.token_log_probs(model, TOKENS, TOKENS))
-        assert tape.gradient(value, step.value) is not None
-        assert formed == {"hidden"}
+    def total(weights):
+        with keras.StatelessScope([(step, weights)]):
+            return ops.sum(kx.token_log_probs(model, TOKENS, TOKENS))
+
+    (gradient,) = gradients(total, step.value)
+    assert np.abs(to_numpy(gradient)).max() > 0
+    assert formed == {"hidden"}
 
 
 @pytest.mark.whole
@@ -178,7 +179,7 @@ def test_the_kernel_is_that_of_the_merged_kernel(transpose):
     kernel, first, second = (RNG.standard_normal(s) for s in ((5, 20), (5, 2), (2, 20)))
     if transpose:
         kernel, first, second = kernel.T, second.T, first.T
-    dtype, rtol = ("float64", 1e-9) if BACKEND == "tensorflow" else ("float32", 2e-5)
+    dtype, rtol = ("float64", 1e-9) if BACKEND == "tensorflow" else ("float32", 5e-6)
     arrays = tuple(ops.convert_to_tensor(a, dtype=dtype) for a in (hidden, kernel, first, second))
     options = {"transpose_kernel": transpose, "mask": np.arange(7) != 3}
 

@@ -42,7 +42,7 @@ def test_training_in_low_precision_trains_the_class_of_the_label(policy):
     model.fit(np.ones((1, 1)), np.array([2049]), verbose=0)
     kernel = ops.convert_to_numpy(model.layers[0].kernel)[0]
     assert np.argmax(kernel) == 2049
-    assert_close(kernel[2049], 1 - 1 / 2100, rtol=2**-8)
+    assert_close(kernel[2049], 1 - 1 / 2100, rtol=2**-9)
 
 
 NARROW = textwrap.dedent("""
@@ -144,8 +144,8 @@ def test_focal_factors_below_1_have_a_gradient_where_the_model_is_right_with_cer
     size = math.exp(-40 * (1 + gamma))
     # Below float32's normal numbers a number may be flushed to 0.
     floor = {"atol": 1.2e-38}
-    np.testing.assert_allclose(loss, size, rtol=2e-5, **floor)
-    np.testing.assert_allclose(gradient, [[-(1 + gamma) * size]], rtol=2e-5, **floor)
+    np.testing.assert_allclose(loss, size, rtol=2e-6, **floor)
+    np.testing.assert_allclose(gradient, [[-(1 + gamma) * size]], rtol=2e-6, **floor)
 
 
 # Targets that are no distribution
@@ -276,7 +276,7 @@ def test_the_logged_perplexity_weighs_tokens_not_batches(batch_size):
     model.compile(loss=Sequence(ignore_class=-1), metrics=[kx.metrics.Perplexity(ignore_class=-1)])
     x = rng.normal(size=(4, 6, 3)).astype("float32")
     perplexity = model.evaluate(x, labels, batch_size=batch_size, verbose=0, return_dict=True)["perplexity"]
-    assert_close(perplexity, math.exp(value(Sequence(ignore_class=-1), labels, model(x))), rtol=1e-5)
+    assert_close(perplexity, math.exp(value(Sequence(ignore_class=-1), labels, model(x))), rtol=2e-6)
 
 
 @whole

@@ -175,9 +175,15 @@ def test_an_out_of_range_label_is_not_a_correct_prediction():
     logits = np.array([[[0.3, 0.2, 0.0], [0.0, 0.0, 1.0]]], "float32")
     with pytest.raises(ValueError, match="`y_true`"):
         metric.update_state(np.array([[-100, 9]]), logits)
+    labels = np.array([[-100, 2]])
     if BACKEND == "tensorflow":
-        in_one_program(metric.update_state)(ops.convert_to_tensor(np.array([[-100, 2]])), ops.convert_to_tensor(logits))
+        in_one_program(metric.update_state)(ops.convert_to_tensor(labels), ops.convert_to_tensor(logits))
         assert np.isnan(to_numpy(metric.result()))
+    else:
+        import jax
+
+        variables = jax.jit(metric.stateless_update_state)([v.value for v in metric.variables], labels, logits)
+        assert np.isnan(to_numpy(metric.stateless_result(variables)))
 
 
 # No second softmax.
