@@ -197,15 +197,11 @@ def _difference_and_weight(
         nll, entropy = dense_statistics(indices, logits / temperature, ("nll", "entropy"))
     else:
         log_prob, entropy, _ = token_columns(
-            head.hidden,
-            head.kernel,
-            labels,
-            head.bias,
+            labels=labels,
             rule=_DividedLogits(has_rank=False, cap=head.logit_softcap),
-            transpose_kernel=head.transpose_kernel,
             mask=valid,
             gradients=(),
-            low_rank=head.low_rank,
+            **head.arguments(),
             constants=(ops.full((1, 1), temperature, accumulator_dtype(head.hidden)),),
         )
         nll = -log_prob

@@ -143,15 +143,10 @@ def _of_output(output, labels, mask, temperature):
         return where_or_zero(-losses, ops.not_equal(losses, 0)), valid
     head = output.head
     (log_probs,) = token_columns(
-        head.hidden,
-        head.kernel,
-        labels,
-        head.bias,
+        labels=labels,
         rule=StatisticsRule.of(temperature, head.logit_softcap, everything=False),
-        transpose_kernel=head.transpose_kernel,
         mask=valid,
         gradients=head.gradients,
-        low_rank=head.low_rank,
-        chunk_bytes=head.chunk_bytes,
+        **head.arguments(),
     )
     return log_probs, valid

@@ -46,6 +46,11 @@ class Head(NamedTuple):
         """The number of classes."""
         return self.kernel.shape[0 if self.transpose_kernel else 1]
 
+    def arguments(self) -> dict[str, Any]:
+        """The arguments that every kernel of a head has."""
+        names = "hidden", "kernel", "bias", "transpose_kernel", "low_rank", "chunk_bytes"
+        return {name: getattr(self, name) for name in names}
+
     def merged_kernel(self) -> Tensor:
         """The kernel with the product of its factors, for what takes one matrix."""
         if self.low_rank is None:
@@ -55,19 +60,10 @@ class Head(NamedTuple):
 
     def statistics(self, labels: Tensor, mask: Tensor, logit_softcap: float | None, names: Collection[str] = ()) -> Any:
         """The loss statistics of these names of the valid tokens; `logit_softcap` where the head has none."""
-        _, statistics = linear.with_statistics(
-            self.hidden,
-            self.kernel,
-            labels,
-            self.bias,
-            transpose_kernel=self.transpose_kernel,
-            mask=mask,
-            options=SoftmaxOptions(logit_softcap=self.logit_softcap or logit_softcap),
-            statistics=names,
-            low_rank=self.low_rank,
-            chunk_bytes=self.chunk_bytes,
-        )
-        return statistics
+        options = SoftmaxOptions(logit_softcap=self.logit_softcap or logit_softcap)
+        return linear.with_statistics(labels=labels, mask=mask, options=options, statistics=names, **self.arguments())[
+            1
+        ]
 
 
 # Logits with a head, for as long as they live.

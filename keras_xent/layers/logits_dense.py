@@ -78,13 +78,18 @@ class LogitsDense(keras.layers.Dense):
 
     def rematerialized_call(self, layer_call: Any, *args: Any, **kwargs: Any) -> Any:
         """The call under `keras.RematScope`, with its flags left as they are: JAX would trace them."""
-        flags = {name: kwargs.pop(name) for name in ("training",) if isinstance(kwargs.get(name), bool)}
-        call = super().rematerialized_call(functools.partial(layer_call, **flags), *args, **kwargs)
-        return lambda *args, **kwargs: call(*args, **{k: v for k, v in kwargs.items() if k not in flags})
+        return rematerialized(super().rematerialized_call, layer_call, *args, **kwargs)
 
     def quantized_call(self, inputs: Any, training: bool | None = None) -> Any:
         """Logits of the quantized weights."""
         return call_quantized_dense(self, inputs, training)
+
+
+def rematerialized(wrap: Any, layer_call: Any, *args: Any, **kwargs: Any) -> Any:
+    """The call that Keras wraps for `keras.RematScope`, whose flags are given before."""
+    flags = {name: kwargs.pop(name) for name in ("reverse", "training") if isinstance(kwargs.get(name), bool)}
+    call = wrap(functools.partial(layer_call, **flags), *args, **kwargs)
+    return lambda *args, **kwargs: call(*args, **{k: v for k, v in kwargs.items() if k not in flags})
 
 
 def call_dense(layer: Any, inputs: Any, training: bool | None = None) -> Any:

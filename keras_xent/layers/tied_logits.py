@@ -1,6 +1,5 @@
 """An embedding that is also the output layer, and whose logits carry their provenance."""
 
-import functools
 from typing import Any
 
 import keras
@@ -11,7 +10,7 @@ from keras_xent._backend import snapshot
 from keras_xent.kernels._dtypes import is_float
 from keras_xent.layers._plain_files import entry_of
 from keras_xent.layers._quantized import dequantized, has_matrix, quantized_head
-from keras_xent.layers.logits_dense import scaled_factors, weights_without_lora
+from keras_xent.layers.logits_dense import rematerialized, scaled_factors, weights_without_lora
 from keras_xent.layers.vocabulary_layout import must_divide
 
 
@@ -86,9 +85,7 @@ class TiedLogits(keras.layers.ReversibleEmbedding):
 
     def rematerialized_call(self, layer_call: Any, *args: Any, **kwargs: Any) -> Any:
         """The call under `keras.RematScope`, with its flags left as they are: JAX would trace them."""
-        flags = {name: kwargs.pop(name) for name in ("reverse", "training") if isinstance(kwargs.get(name), bool)}
-        call = super().rematerialized_call(functools.partial(layer_call, **flags), *args, **kwargs)
-        return lambda *args, **kwargs: call(*args, **{k: v for k, v in kwargs.items() if k not in flags})
+        return rematerialized(super().rematerialized_call, layer_call, *args, **kwargs)
 
     def quantized_call(self, inputs: Any, reverse: bool = False, training: bool | None = None) -> Any:
         """Embeddings, or logits, of the quantized weights."""

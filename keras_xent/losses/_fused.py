@@ -39,18 +39,14 @@ def head_for(loss: Any, y_pred: Tensor) -> provenance.Head | None:
 def options_of(loss: Any, head: provenance.Head) -> dict[str, Any]:
     """The arguments of a linear kernel that a loss and a head decide, without the options of that loss alone."""
     return {
+        **head.arguments(),
         # The kernel computes in the dtype of the hidden states.
         "hidden": ops.cast(head.hidden, "float64") if loss.dtype == "float64" else head.hidden,
-        "kernel": head.kernel,
-        "bias": head.bias,
-        "transpose_kernel": head.transpose_kernel,
-        "low_rank": head.low_rank,
         "class_weight": loss.class_weight,
         "reduction": loss.reduction,
         "normalizer": _accumulation.divisor(loss.normalizer),
         "training": head.training,
         "gradients": head.gradients,
-        "chunk_bytes": head.chunk_bytes,
     }
 
 

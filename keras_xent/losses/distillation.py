@@ -165,16 +165,12 @@ class Distillation(NamedArguments, keras.losses.Loss):
 
     def _fused(self, teacher, student, valid, weights):
         return linear_distillation(
-            student.hidden,
-            student.kernel,
-            ops.stop_gradient(teacher.hidden),
-            teacher.merged_kernel(),
-            student.bias,
-            teacher.bias,
+            teacher_hidden=ops.stop_gradient(teacher.hidden),
+            teacher_kernel=teacher.merged_kernel(),
+            teacher_bias=teacher.bias,
             temperature=self.temperature,
             divergence=self.divergence,
             beta=self.beta,
-            transpose_kernel=student.transpose_kernel,
             transpose_teacher_kernel=teacher.transpose_kernel,
             token_weights=weights,
             mask=valid,
@@ -184,8 +180,7 @@ class Distillation(NamedArguments, keras.losses.Loss):
             normalizer=_accumulation.divisor(None),
             training=student.training,
             gradients=student.gradients,
-            low_rank=student.low_rank,
-            chunk_bytes=student.chunk_bytes,
+            **student.arguments(),
         )
 
     def _dense(self, teacher, student, valid, weights):
