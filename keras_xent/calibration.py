@@ -100,15 +100,15 @@ def _root(function, tolerance):
     at_low = at_high = function(0.0)
     step = math.copysign(math.log(2), at_low)
     while at_low != 0 and at_low * at_high >= 0:
-        if abs(high + step) > _LIMIT:
+        if abs(high) == _LIMIT:
             warnings.warn(
                 "calibrate finds no best temperature: the cross-entropy falls as far as 1024 or 1 / 1024. The model is "
                 "right, or wrong, everywhere in these data.",
                 stacklevel=3,
             )
-            return math.copysign(_LIMIT, step)
+            return high
         low, at_low = high, at_high or at_low
-        high, step = high + step, 1.5 * step
+        high, step = max(-_LIMIT, min(high + step, _LIMIT)), 1.5 * step
         at_high = function(high)
     while at_low != 0 and abs(high - low) > tolerance:
         # The interval is halved at least, and the exponential through three points usually meets the root.

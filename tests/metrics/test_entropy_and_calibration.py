@@ -152,6 +152,14 @@ def test_calibration_lowers_the_calibration_error_and_counts_only_what_is_valid(
     assert errors[1] < 0.3 * errors[0]
 
 
+@pytest.mark.parametrize("best", [500.0, 1 / 500])
+def test_temperatures_near_the_limits_are_found(best):
+    # A probability of 3 in 4, in 3 of 4 examples.
+    x = np.tile(np.array([[best * np.log(3), 0.0]], "float32"), (4, 1))
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(2, kernel_initializer="identity")])
+    assert kx.calibrate(model, (x, np.array([0, 0, 0, 1]))) == pytest.approx(best, rel=1e-4)
+
+
 @pytest.mark.parametrize("activation", [None, "sigmoid"])
 def test_a_binary_classifier(activation):
     x = RNG.standard_normal((400, 1)).astype("float32")
