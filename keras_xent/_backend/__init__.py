@@ -56,6 +56,7 @@ in_xla = _module.in_xla
 sums_pairwise = _module.sums_pairwise
 # Operations.
 matmul = _module.matmul
+tanh = _module.tanh
 fori_loop = _module.fori_loop
 update_rows = _module.update_rows
 add_at_columns = _module.add_at_columns

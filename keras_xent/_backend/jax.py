@@ -68,6 +68,11 @@ def sums_pairwise() -> bool:
     return False
 
 
+def tanh(x: Tensor) -> Tensor:
+    """The hyperbolic tangent. That of `keras.ops` computes float64 in float32."""
+    return jax.numpy.tanh(x)
+
+
 def matmul(a: Tensor, b: Tensor, *, transpose_a: bool = False, transpose_b: bool = False) -> Tensor:
     """The product of two matrices of one dtype; products of 16-bit floats are accumulated in float32."""
     contracted = ((0 if transpose_a else 1,), (1 if transpose_b else 0,))

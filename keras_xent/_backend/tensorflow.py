@@ -61,6 +61,11 @@ def widest_int() -> str:
     return "int64"
 
 
+def tanh(x: Tensor) -> Tensor:
+    """The hyperbolic tangent."""
+    return tf.tanh(x)
+
+
 def matmul(a: Tensor, b: Tensor, *, transpose_a: bool = False, transpose_b: bool = False) -> Tensor:
     """The product of two matrices of one dtype; products of 16-bit floats are accumulated in float32."""
     accumulator = tf.float64 if a.dtype == tf.float64 else tf.float32

@@ -16,7 +16,7 @@ from typing import Any
 
 from keras import ops
 
-from keras_xent._backend import take_at_columns
+from keras_xent._backend import take_at_columns, tanh
 from keras_xent._types import Tensor
 from keras_xent.kernels._dtypes import accumulator_dtype, is_finite, largest, upcast
 from keras_xent.kernels._labels import class_weights
@@ -35,7 +35,7 @@ def optional_class_weights(class_weight: Any, num_classes: Any, logits: Tensor, 
 def apply_softcap(logits: Tensor, softcap: float | None) -> Tensor:
     """The upcast logits, capped."""
     x = upcast(logits)
-    return x if softcap is None else softcap * ops.tanh(x / softcap)
+    return x if softcap is None else softcap * tanh(x / softcap)
 
 
 def max_of_logits(logits: Tensor) -> Tensor:

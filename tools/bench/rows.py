@@ -190,7 +190,7 @@ def epochs(question: str) -> Iterator[Work]:
 
 
 def uneven() -> Iterator[Work]:
-    """A mask that leaves another number of rows in every step: 150 steps of a graph, tracing included."""
+    """A mask that leaves a different number of rows in every step: 150 steps of a graph, its trace included."""
     case = {"question": "uneven", "loss": "sparse", "rows": 512, "classes": 500, "sizes": 150, "dtype": "float32"}
     yield Work("uneven", case, dict.fromkeys(("ours", "Keras, graph"), "tensorflow"))
 

@@ -218,7 +218,7 @@ def _of_first_calls(name, case, folder):
 
 
 def _of_uneven_sizes(name, case, folder):
-    """A new graph, and steps of which each has another number of rows left by a mask."""
+    """A new graph, and steps whose masks leave a different number of rows each time."""
     given, logits = _given_and_logits(case, case["rows"])
     sizes = np.random.default_rng(0).permutation(case["rows"])[: case["sizes"]]
     masks = [tf.constant(np.arange(case["rows"]) < size) for size in sizes]

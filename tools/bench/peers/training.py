@@ -46,7 +46,7 @@ def _of_steps(name, case):
 
 
 def repeated(call: Callable, steps: int) -> Callable:
-    """So many calls, of which the time of one is told."""
+    """A call that makes so many calls; the benchmark divides its time by them."""
 
     def calls():
         for _ in range(steps - 1):
