@@ -77,17 +77,12 @@ def _exp_shifted(logits, max_logit):
     return row.exp_shifted(logits, max_logit, None)
 
 
-def _minus_largest(exp_shifted):
-    return ops.where(exp_shifted >= 1.0, exp_shifted - 1.0, exp_shifted)
-
-
 def _dense_forward(logits, targets, *, options):
     max_logit = _max(logits)
     targets = ops.cast(targets, max_logit.dtype)
     exp_shifted = _exp_shifted(logits, max_logit)
     sum_exp, sum_targets = _sum(exp_shifted), _sum(targets)
-    # Above this sum subtracting 1 loses no digits; below it, one term alone is 1, and is subtracted from itself.
-    sum_exp_minus_one = ops.where(sum_exp < 1.5, _sum(_minus_largest(exp_shifted)), sum_exp - 1.0)
+    sum_exp_minus_one = row.subtract_one(sum_exp, _sum(ops.where(exp_shifted >= 1.0, exp_shifted - 1.0, exp_shifted)))
     sum_exp_minus_one = row.with_infinite_logits(sum_exp_minus_one, max_logit, None)
     below_max = row.max_minus_logit(upcast(logits), max_logit, None)
     loss = _sum(multiply_no_nan(targets, below_max)) + multiply_no_nan(sum_targets, log1p(sum_exp_minus_one))

@@ -107,10 +107,17 @@ def sum_exp_minus_one(logits: Tensor, max_logit: Tensor, softcap: float | None) 
         exp = exp_shifted(logits, max_logit, softcap)
         return ops.where(exp >= 1.0, exp - 1.0, exp)
 
+    # Two sums of what is in memory: one that compares inside takes longer (XLA:CPU).
     sum_exp = row_sum(lambda x: exp_shifted(x, max_logit, softcap), logits)
-    # Above this sum subtracting 1 loses no digits; below it, one term alone is 1. Two sums of what is in memory: one
-    # that compares inside takes longer (XLA:CPU).
-    return ops.where(sum_exp < 1.5, row_sum(minus_largest, logits), sum_exp - 1.0)
+    return subtract_one(sum_exp, row_sum(minus_largest, logits))
+
+
+def subtract_one(sum_exp: Tensor, without_largest: Tensor) -> Tensor:
+    """`sum_exp - 1`, of two sums of a row: of `exp_shifted`, and of the same with 1 subtracted from what is 1.
+
+    Above 1.5 the difference loses no digits; below, one term alone is 1.
+    """
+    return ops.where(sum_exp < 1.5, without_largest, sum_exp - 1.0)
 
 
 def nll(x: Tensor, max_logit: Tensor, sum_exp_minus_one: Tensor, softcap: float | None) -> Tensor:

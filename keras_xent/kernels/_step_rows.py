@@ -169,8 +169,7 @@ def _dense_forward(logits, targets, *, options):
     shifted = upcast(logits) - _column(max_logit)
     exp_shifted = ops.exp(shifted)
     sum_exp, distance = _sum(exp_shifted), -ops.sum(targets * shifted, axis=1)
-    # Above this sum subtracting 1 loses no digits; below it, one term alone is 1, and is subtracted from itself.
-    sum_exp_minus_one = ops.where(sum_exp < 1.5, _sum(exp_shifted - ops.floor(exp_shifted)), sum_exp - 1.0)
+    sum_exp_minus_one = row.subtract_one(sum_exp, _sum(exp_shifted - ops.floor(exp_shifted)))
 
     def with_infinities():
         max_logit = _max(logits)

@@ -217,7 +217,9 @@ class CrossEntropyRule(Rule):
             loss = loss * factor
         if class_weights is not None:
             weight = gather_class_weights(class_weights, ops.maximum(labels, 0))
-            loss, slope = nan_unless(labels >= 0, multiply_no_nan(weight, loss)), slope * weight
+            loss = nan_unless(labels >= 0, multiply_no_nan(weight, loss))
+            # Out of range the sum of the exponentials is NaN, whatever class 0 weighs.
+            slope = slope * ops.where(labels >= 0, weight, 1.0)
         matrix, factors = found.gradient(labels, None if upstream is None else upstream * slope)
         return RowScaled((loss, found.nll, *found.statistics), matrix, factors)
 
