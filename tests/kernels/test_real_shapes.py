@@ -45,7 +45,8 @@ def test_the_head_of_a_real_shape(head):
     losses, gradients = by_numpy(labels, hidden.astype("float64") @ kernel.astype("float64"))
     for_hidden = gradients @ kernel.T.astype("float64") / ROWS
     np.testing.assert_allclose(found, losses.mean(), rtol=2e-6)
-    np.testing.assert_allclose(slopes, for_hidden, rtol=0, atol=2e-6 * np.abs(for_hidden).max())
+    # Of 150 draws of three tokens the worst is 5.5e-7 off, and 5.2e-7 by the naive formula.
+    assert np.linalg.norm(slopes - for_hidden) <= 7e-7 * np.linalg.norm(for_hidden)
 
 
 @pytest.mark.parametrize("tokens, classes", [(GPT2.tokens, GPT2.classes), (WORD_PIECES.tokens, WORD_PIECES.classes)])
