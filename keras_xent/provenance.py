@@ -61,9 +61,9 @@ class Head(NamedTuple):
     def statistics(self, labels: Tensor, mask: Tensor, logit_softcap: float | None, names: Collection[str] = ()) -> Any:
         """The loss statistics of these names of the valid tokens; `logit_softcap` where the head has none."""
         options = SoftmaxOptions(logit_softcap=self.logit_softcap or logit_softcap)
-        return linear.with_statistics(labels=labels, mask=mask, options=options, statistics=names, **self.arguments())[
-            1
-        ]
+        counting = {"labels": labels, "mask": mask, "statistics": names}
+        _, statistics = linear.with_statistics(options=options, **counting, **self.arguments())
+        return statistics
 
 
 # Logits with a head, for as long as they live.

@@ -248,11 +248,9 @@ def zero_rows(rows: Tensor, *arrays: Tensor) -> tuple[Tensor, ...]:
 def num_classes_of(logits: Tensor) -> Tensor:
     """The number of classes, as a float: it can be a divisor where it is not known before the program runs."""
     number = logits.shape[1]
-    return (
-        float(number)
-        if isinstance(number, int) and number
-        else ops.cast(ops.shape(logits)[1], accumulator_dtype(logits))
-    )
+    if isinstance(number, int) and number:
+        return float(number)
+    return ops.cast(ops.shape(logits)[1], accumulator_dtype(logits))
 
 
 def class_ids(logits: Tensor, dtype: str = "int32") -> Tensor:

@@ -195,7 +195,7 @@ def backward(
     off_value = smoothing / num_classes * (1.0 if class_weight is None else class_weight)
     label = ops.maximum(labels, 0)
     label_weight = None if class_weight is None else gather_class_weights(class_weight, label)
-    mean_weight = 1.0 if class_weight is None else ops.sum(class_weight) / row.num_classes_of(logits)
+    mean_weight = 1.0 if class_weight is None else ops.sum(class_weight) / num_classes
     if options.focal_gamma and smoothing:
         weights = 1.0 if class_weight is None else class_weight
         target = ops.where(is_label, (1.0 - smoothing) * weights, ops.zeros((), max_logit.dtype)) + off_value
