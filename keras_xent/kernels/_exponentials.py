@@ -15,7 +15,7 @@ from keras_xent._types import Tensor
 from keras_xent.kernels import _softmax_row as row
 from keras_xent.kernels._dtypes import smallest_normal, upcast
 from keras_xent.kernels._masking import nan_unless, where_or_zero
-from keras_xent.kernels._xla_cpu import log1p, map_row_blocks, row_sum, sums_in_slices
+from keras_xent.kernels._xla_cpu import log1p, log_of_normal, row_sum
 
 
 class RowScaled(NamedTuple):
@@ -74,7 +74,7 @@ def of_labels(
     """
     columns: dict[str, Tensor] = {}
     if "rank" in statistics:
-        columns["rank"] = _rank_of_label(logits, labels)
+        columns["rank"] = row.rank_of_label(logits, labels)
     label = ops.maximum(labels, 0)
     label_logit = upcast(take_at_columns(logits, label))
     max_logit = ops.max(logits, axis=1, keepdims=True)
@@ -104,7 +104,7 @@ def _below_max(exp_shifted):
 
     For an exponential of 0, with which it is multiplied, a number.
     """
-    return -ops.log(ops.maximum(exp_shifted, smallest_normal(exp_shifted)))
+    return -log_of_normal(ops.maximum(exp_shifted, smallest_normal(exp_shifted)))
 
 
 def in_place(logits: Tensor, max_logit: Tensor, *, scale: float = 1.0, read_before: tuple[Tensor, ...] = ()) -> Tensor:
@@ -115,16 +115,6 @@ def in_place(logits: Tensor, max_logit: Tensor, *, scale: float = 1.0, read_befo
         return row.exp_shifted(logits, max_logit, None)
     # Of large logits the difference is exact, and their multiples are rounded.
     return ops.exp(-scale * row.max_minus_logit(logits, max_logit, None))
-
-
-def _rank_of_label(logits: Tensor, labels: Tensor) -> Tensor:
-    """The rank of the label in the rows of a chunk."""
-    if sums_in_slices(logits):
-        return row.rank_of_label(logits, labels)
-    (rank,) = map_row_blocks(
-        lambda *block: (row.rank_of_label(*block),), (logits, labels), (ops.zeros_like(logits[:, :1]),)
-    )
-    return rank
 
 
 def add_dependency(value: Tensor, other: Any) -> Tensor:

@@ -130,7 +130,7 @@ def sums_in_slices(rows: Tensor) -> bool:
     """Whether `row_sum` of these rows, outside of a block, leaves its terms out of memory."""
     columns = rows.shape[1]
     is_long = len(rows.shape) == 2 and columns is not None and _MIN_SLICED_ROW <= columns <= _MAX_SLICED_ROW
-    return is_long and _backend.XLA_CPU_FUSES_SLICED_SUMS and uses_xla_cpu()
+    return is_long and uses_xla_cpu()
 
 
 def sums_short_rows(rows: Tensor) -> bool:
@@ -155,7 +155,7 @@ def _reduce_slices(term, combine, reduce, arrays):
     if _inside_block.get() or not sums_in_slices(arrays[0]):
         terms = term(*arrays)
         if combine is ops.add and sums_short_rows(arrays[0]) and not is_compiled_fast(arrays[0]):
-            return matmul(terms, ops.ones((terms.shape[1], 1), terms.dtype))
+            return _sum_of_columns(terms)
         return reduce(terms, axis=1, keepdims=True)
     columns = arrays[0].shape[1]
     # Cast before they are sliced, 16-bit floats are cast inside the fused program; after, slice by slice.
@@ -167,7 +167,11 @@ def _reduce_slices(term, combine, reduce, arrays):
     partial, *others = (term(*[a if a.shape[1] == 1 else a[:, i:j] for a in arrays]) for i, j in bounds)
     for other in others:
         partial = combine(partial, other)  # [rows, width]
-    total = reduce(ops.reshape(partial, (-1, _PARTS, width // _PARTS)), axis=2)  # [rows, parts]
+    parts = ops.reshape(partial, (-1, width // _PARTS))  # [rows * parts, width / parts]
+    # Two fast ways (TensorFlow 2.21, JAX 0.10): XLA adds the slices in the loop of a sum, or apart from a product.
+    is_product = combine is ops.add and not _backend.XLA_CPU_FUSES_SLICED_SUMS
+    total = _sum_of_columns(parts) if is_product else reduce(parts, axis=1)
+    total = ops.reshape(total, (-1, _PARTS))
     while total.shape[1] > 1:
         # Not a second sum, which XLA would make one with the first.
         half = total.shape[1] // 2
@@ -176,6 +180,10 @@ def _reduce_slices(term, combine, reduce, arrays):
         tail = term(*[a if a.shape[1] == 1 else a[:, columns - rest :] for a in arrays])
         total = combine(total, reduce(tail, axis=1, keepdims=True))
     return total
+
+
+def _sum_of_columns(terms):
+    return matmul(terms, ops.ones((terms.shape[1], 1), terms.dtype))
 
 
 def keeps_exponentials(logits: Tensor) -> bool:
@@ -238,6 +246,16 @@ def log1p_polynomial(x: Tensor) -> Tensor:
         remainder = remainder * x + coefficient
     # Not x * x, of which XLA makes another exponential where x is one.
     return x - x * (x * remainder)
+
+
+def log_of_normal(x: Tensor) -> Tensor:
+    """`log(x)` for normal numbers `x > 0`; of float32 on a CPU up to 1e-7 off, in half the time of `ops.log`."""
+    if dtype_of(x) != "float32" or not uses_xla_cpu():
+        return ops.log(x)
+    bits = _backend.bitcast(x, "int32")
+    exponent = ops.right_shift(bits, 23) - 127
+    mantissa = _backend.bitcast(ops.bitwise_or(ops.bitwise_and(bits, 0x7FFFFF), 0x3F800000), "float32")  # [1, 2)
+    return ops.cast(exponent, "float32") * math.log(2) + log1p_polynomial(mantissa - 1.0)
 
 
 def cast_to_nearest_even(x: Tensor, dtype: Any) -> Tensor:
