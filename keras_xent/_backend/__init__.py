@@ -60,6 +60,7 @@ tanh = _module.tanh
 fori_loop = _module.fori_loop
 update_rows = _module.update_rows
 add_at_columns = _module.add_at_columns
+set_at_columns = _module.set_at_columns
 take_at_columns = _module.take_at_columns
 scale_or_zero = _module.scale_or_zero
 bitcast = _module.bitcast

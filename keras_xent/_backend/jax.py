@@ -100,6 +100,11 @@ def add_at_columns(array: Tensor, columns: Tensor, values: Tensor) -> Tensor:
     return array.at[jax.numpy.arange(array.shape[0])[:, None], columns].add(values)
 
 
+def set_at_columns(array: Tensor, columns: Tensor, values: Tensor) -> Tensor:
+    """`[n, V]` with `values` `[n, 1]` in place of the numbers at `columns` `[n, 1]`."""
+    return array.at[jax.numpy.arange(array.shape[0])[:, None], columns].set(values)
+
+
 def scale_or_zero(array: Tensor, factor: Tensor) -> Tensor:
     """`array * factor`, 0 where the factor is 0 even if the array is NaN."""
     # The factor is that 0: on a GPU, XLA 0.11 makes an array of the constant where another has the same shape, 2.1 GB

@@ -109,6 +109,12 @@ def add_at_columns(array: Tensor, columns: Tensor, values: Tensor) -> Tensor:
     return tf.tensor_scatter_nd_add(array, tf.stack([rows, columns], axis=-1), values)
 
 
+def set_at_columns(array: Tensor, columns: Tensor, values: Tensor) -> Tensor:
+    """`[n, V]` with `values` `[n, 1]` in place of the numbers at `columns` `[n, 1]`."""
+    rows = tf.range(tf.shape(columns)[0])[:, None]
+    return tf.tensor_scatter_nd_update(array, tf.concat([rows, columns], axis=1), values[:, 0])
+
+
 def scale_or_zero(array: Tensor, factor: Tensor) -> Tensor:
     """`array * factor`, 0 where the factor is 0 even if the array is NaN."""
     # One operation, which writes to the memory of the array where nothing else needs it.

@@ -10,12 +10,12 @@ from typing import Any, NamedTuple
 
 from keras import ops
 
-from keras_xent._backend import add_at_columns, take_at_columns
+from keras_xent._backend import add_at_columns, set_at_columns, take_at_columns
 from keras_xent._types import Tensor
 from keras_xent.kernels import _softmax_row as row
-from keras_xent.kernels._dtypes import smallest_normal, upcast
+from keras_xent.kernels._dtypes import upcast
 from keras_xent.kernels._masking import nan_unless, where_or_zero
-from keras_xent.kernels._xla_cpu import log1p, log_of_normal, row_sum
+from keras_xent.kernels._xla_cpu import finite_log, log1p, row_sum
 
 
 class RowScaled(NamedTuple):
@@ -77,22 +77,27 @@ def of_labels(
         columns["rank"] = row.rank_of_label(logits, labels)
     label = ops.maximum(labels, 0)
     label_logit = upcast(take_at_columns(logits, label))
-    max_logit = ops.max(logits, axis=1, keepdims=True)
-    exp_shifted = in_place(logits, max_logit, scale=scale, read_before=(label_logit, *columns.values()))
+    # The label apart, by index: to compare each class with it takes longer than the exponentials.
+    least = ops.full_like(label_logit, -float("inf"))
+    others = set_at_columns(logits, label, add_dependency(least, label_logit, *columns.values()))
+    max_of_others = ops.max(others, axis=1, keepdims=True)
+    max_logit = ops.maximum(max_of_others, label_logit)
+    if "hit" in statistics:
+        columns["hit"] = _is_first_of_largest(others, labels, label_logit, max_of_others)
+    label_exp = in_place(label_logit, max_logit, scale=scale)
+    exp_shifted = in_place(others, max_logit, scale=scale, read_before=tuple(columns.values()))
     max_logit, label_logit = max_logit * scale, label_logit * scale
-    # Taken out by index: to compare each class with the label takes longer than the exponentials.
-    label_exp = take_at_columns(exp_shifted, label)
-    sum_below, minus_label = 0.0, -label_exp
-    if "entropy" in statistics:
-        sum_below = row_sum(lambda e: e * _below_max(e), exp_shifted)
-        minus_label = add_dependency(minus_label, sum_below)
-    exp_shifted = add_at_columns(exp_shifted, label, minus_label)
     # Of what is in memory, XLA:CPU has a fast sum.
     sum_of_others = ops.sum(exp_shifted, axis=1, keepdims=True)
     sum_exp_minus_one = row.with_infinite_logits(sum_of_others + (label_exp - 1.0), max_logit, None)
     sum_exp_minus_one = nan_unless(labels >= 0, sum_exp_minus_one)
     nll = row.nll(label_logit, max_logit, sum_exp_minus_one, None)
-    columns["entropy"] = sum_below / (1.0 + sum_exp_minus_one) + log1p(sum_exp_minus_one)
+    if "entropy" in statistics:
+        sum_below = row_sum(lambda e: e * _below_max(e), exp_shifted)
+        # The gradient is written over what this sum reads.
+        sum_of_others = add_dependency(sum_of_others, sum_below)
+        mean_below = (sum_below + label_exp * _below_max(label_exp)) / (1.0 + sum_exp_minus_one)
+        columns["entropy"] = mean_below + log1p(sum_exp_minus_one)
     columns["logsumexp"] = row.log_sum_exp(max_logit, sum_exp_minus_one, None)
     columns["confidence"] = 1.0 / (1.0 + sum_exp_minus_one)
     found = tuple(columns[name] for name in statistics)
@@ -104,19 +109,35 @@ def _below_max(exp_shifted):
 
     For an exponential of 0, with which it is multiplied, a number.
     """
-    return -log_of_normal(ops.maximum(exp_shifted, smallest_normal(exp_shifted)))
+    return -finite_log(exp_shifted)
 
 
 def in_place(logits: Tensor, max_logit: Tensor, *, scale: float = 1.0, read_before: tuple[Tensor, ...] = ()) -> Tensor:
     """`exp(scale (x - max_logit))`, in the memory of the logits once `read_before` are there."""
-    for one in read_before:
-        max_logit = add_dependency(max_logit, one)
-    if scale == 1.0:
-        return row.exp_shifted(logits, max_logit, None)
     # Of large logits the difference is exact, and their multiples are rounded.
-    return ops.exp(-scale * row.max_minus_logit(logits, max_logit, None))
+    shifted = row.shifted_logits(upcast(logits), add_dependency(max_logit, *read_before), None)
+    return ops.exp(shifted if scale == 1.0 else scale * shifted)
 
 
-def add_dependency(value: Tensor, other: Any) -> Tensor:
-    """`value`, made to depend on the other in a way that XLA does not see through."""
-    return value + 0.0 * where_or_zero(other, ops.isfinite(other))
+def _is_first_of_largest(others, labels, label_logit, max_of_others):
+    """1 where the label, which the others lack, has the largest logit, and no class before it the same; 0 elsewhere."""
+    is_equal = ops.equal(label_logit, max_of_others)
+
+    def is_before(logits, ids):
+        return ops.cast(ops.logical_and(ops.equal(logits, label_logit), ids < labels), label_logit.dtype)
+
+    # Few batches have equal logits.
+    num_before = ops.cond(
+        ops.any(is_equal),
+        lambda: row_sum(is_before, others, row.class_ids(others)),
+        lambda: ops.zeros_like(label_logit),
+    )
+    is_first = ops.logical_and(is_equal, ops.equal(num_before, 0.0))
+    return nan_unless(labels >= 0, ops.cast(ops.logical_or(label_logit > max_of_others, is_first), label_logit.dtype))
+
+
+def add_dependency(value: Tensor, *others: Any) -> Tensor:
+    """`value`, made to depend on the others in a way that XLA does not see through."""
+    for other in others:
+        value = value + 0.0 * where_or_zero(other, ops.isfinite(other))
+    return value

@@ -15,7 +15,7 @@ from keras_xent.kernels._options import SoftmaxOptions
 from keras_xent.kernels._shapes import as_rows, broadcast_to_rows
 from keras_xent.kernels._xla_cpu import log1p, map_row_blocks, row_sum
 
-NAMES = ("rank", "entropy", "logsumexp", "confidence")
+NAMES = ("rank", "hit", "entropy", "logsumexp", "confidence")
 
 
 def statistics(
@@ -25,11 +25,17 @@ def statistics(
     max_logit, sum_exp_minus_one = residuals
     columns: dict[str, Any] = {
         "rank": lambda: row.rank_of_label(logits, labels),
+        "hit": lambda: is_hit(row.rank_of_label(logits, labels)),
         "entropy": lambda: mean_below_max(logits, labels, *residuals, softcap) + log1p(sum_exp_minus_one),
         "logsumexp": lambda: row.log_sum_exp(max_logit, sum_exp_minus_one, softcap),
         "confidence": lambda: 1.0 / (1.0 + sum_exp_minus_one),
     }
     return tuple(columns[name]() for name in names)
+
+
+def is_hit(rank: Tensor, top_k: int = 1) -> Tensor:
+    """1 for labels among the `top_k` classes of the largest logits, 0 for others; NaN of NaN."""
+    return ops.where(ops.isnan(rank), rank, ops.cast(rank < top_k, rank.dtype))
 
 
 def mean_below_max(

@@ -76,7 +76,7 @@ def max_minus_logit(x: Tensor, max_logit: Tensor, softcap: float | None) -> Tens
     return ops.where(ops.equal(x, max_logit), difference - ops.stop_gradient(difference), difference)
 
 
-def _shifted_logits(x, max_logit, softcap):
+def shifted_logits(x, max_logit, softcap):
     """`x - max_logit`, both capped here, and never above 0: exactly 0 for the largest logit, even an infinite one."""
     shifted = -max_minus_logit(x, max_logit, softcap) if softcap is not None else x - _clip_to_finite(max_logit)
     # Not a minimum, here and below: of equals, JAX divides the derivative, and of NaN and a number XLA:CPU may take
@@ -86,7 +86,7 @@ def _shifted_logits(x, max_logit, softcap):
 
 def exp_shifted(logits: Tensor, max_logit: Tensor, softcap: float | None) -> Tensor:
     """`exp(x - max_logit)`, at most 1: also for a logit of +inf, so that the sum over a row counts these."""
-    return ops.exp(_shifted_logits(upcast(logits), max_logit, softcap))
+    return ops.exp(shifted_logits(upcast(logits), max_logit, softcap))
 
 
 def sum_exp_minus_one(logits: Tensor, max_logit: Tensor, softcap: float | None) -> Tensor:

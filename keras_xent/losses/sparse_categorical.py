@@ -19,6 +19,7 @@ from keras_xent.kernels._labels import (
 )
 from keras_xent.kernels._masking import both
 from keras_xent.kernels._options import SoftmaxOptions
+from keras_xent.kernels._row_statistics import is_hit
 from keras_xent.kernels._shapes import checked_axis, same_shape, squeeze_class_axis
 from keras_xent.losses._accumulation_warning import warn_of_accumulation
 from keras_xent.losses._fused import head_for, mask_and_weights, options_of
@@ -206,11 +207,12 @@ class SparseCategoricalCrossentropy(Crossentropy):
             and not is_eager(y_pred)
             and not (self.label_smoothing or self.class_weight is not None or self.focal_gamma or self.z_loss)
         ):
-            ranks = None
-            if "rank" in _loss_statistics.needed_statistics():
+            ranks = hits = None
+            if _loss_statistics.needed_statistics() & {"rank", "hit"}:
                 labels = ops.reshape(to_tensor(y_true), ops.shape(losses))
                 ranks = sparse_softmax.label_ranks(labels, logits, axis=self.axis)
-            statistics = linear.LossStatistics(losses, ranks, valid)
+                hits = is_hit(ranks)
+            statistics = linear.LossStatistics(losses, ranks, valid, hit=hits)
         _loss_statistics.publish(self._record(statistics, y_true, y_pred, sample_weight))
 
     def _record(

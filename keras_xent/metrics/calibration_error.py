@@ -56,7 +56,7 @@ class CalibrationError(TokenMean):
     References: arXiv:1706.04599, equation (3).
     """
 
-    needs_statistics = frozenset({"rank", "confidence"})
+    needs_statistics = frozenset({"hit", "confidence"})
 
     def __init__(
         self,
@@ -100,18 +100,18 @@ class CalibrationError(TokenMean):
 
     def _fits(self, record: _loss_statistics.LossRecord) -> bool:
         statistics = record.statistics
-        has_both = statistics is not None and statistics.rank is not None and statistics.confidence is not None
+        has_both = statistics is not None and statistics.hit is not None and statistics.confidence is not None
         return has_both and super()._fits(record)
 
     # The value of a token is its confidence, below 0 where the label is not the predicted class.
 
     def _values_from_statistics(self, statistics: LossStatistics) -> Tensor:
-        return _signed(statistics.confidence, statistics.rank)
+        return _signed(statistics.confidence, statistics.hit)
 
     def _values_from_predictions(self, labels: Tensor, y_pred: Tensor, mask: Tensor) -> Tensor:
         logits = provenance.as_logits(y_pred, from_logits=self.from_logits, activation="softmax", axis=self.axis)
         labels = class_indices(labels, y_pred.shape[self.axis], mask)
-        names = ("confidence", "rank")
+        names = ("confidence", "hit")
         return _signed(*dense_statistics(labels, logits, names, axis=self.axis, softcap=self.logit_softcap))
 
     def _sum(self, tokens: TokenValues) -> Tensor:
@@ -162,6 +162,6 @@ def _labels_like(logits, labels):
     return labels
 
 
-def _signed(confidence, rank):
-    # A rank of NaN, of a label out of range, is handed on.
-    return ops.where(ops.equal(rank, 0), confidence, -confidence + 0.0 * rank)
+def _signed(confidence, hit):
+    # NaN, of a label out of range, is handed on.
+    return confidence * (2.0 * hit - 1.0)

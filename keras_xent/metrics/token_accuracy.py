@@ -7,6 +7,7 @@ from keras_xent import _keras, _loss_statistics, arguments
 from keras_xent._types import DType, Tensor
 from keras_xent.kernels import sparse_softmax
 from keras_xent.kernels._labels import class_indices
+from keras_xent.kernels._row_statistics import is_hit
 from keras_xent.kernels.linear import LossStatistics
 from keras_xent.metrics._token_mean import TokenMean
 
@@ -46,7 +47,6 @@ class TokenAccuracy(TokenMean):
     References: `return_token_accuracy` of the Liger Kernel, which counts in the same place.
     """
 
-    needs_statistics = frozenset({"rank"})
     _depends_on_logits = False
 
     def __init__(
@@ -62,6 +62,8 @@ class TokenAccuracy(TokenMean):
         name = name or ("token_accuracy" if top_k == 1 else f"top_{top_k}_token_accuracy")
         super().__init__(ignore_class, axis, name, dtype)
         self.top_k = top_k
+        self._statistic = "hit" if top_k == 1 else "rank"
+        self.needs_statistics = frozenset({self._statistic})
         _keras.set_direction(self, "up")
 
     def result(self) -> Tensor:
@@ -71,16 +73,13 @@ class TokenAccuracy(TokenMean):
     def _fits(self, record: _loss_statistics.LossRecord) -> bool:
         # A cap keeps the order of the logits, and so does a softmax.
         settings, axis = record.settings, self._settings(record.y_pred).axis
-        has_ranks = record.statistics is not None and record.statistics.rank is not None
-        return has_ranks and settings is not None and settings.axis == axis
+        is_there = record.statistics is not None and getattr(record.statistics, self._statistic) is not None
+        return is_there and settings is not None and settings.axis == axis
 
     def _values_from_predictions(self, labels: Tensor, y_pred: Tensor, mask: Tensor) -> Tensor:
         labels = class_indices(labels, y_pred.shape[self.axis], mask)
-        return self._hits(sparse_softmax.label_ranks(labels, y_pred, axis=self.axis))
+        return is_hit(sparse_softmax.label_ranks(labels, y_pred, axis=self.axis), self.top_k)
 
     def _values_from_statistics(self, statistics: LossStatistics) -> Tensor:
-        return self._hits(statistics.rank)
-
-    def _hits(self, rank: Tensor) -> Tensor:
         # Where no error can be raised, a label out of range makes the accuracy NaN.
-        return ops.where(ops.isnan(rank), rank, ops.cast(rank < self.top_k, rank.dtype))
+        return statistics.hit if self.top_k == 1 else is_hit(statistics.rank, self.top_k)
