@@ -13,7 +13,7 @@ from keras import ops
 from keras_xent._backend import add_at_columns, set_at_columns, take_at_columns
 from keras_xent._types import Tensor
 from keras_xent.kernels import _softmax_row as row
-from keras_xent.kernels._dtypes import upcast
+from keras_xent.kernels._dtypes import largest, upcast
 from keras_xent.kernels._masking import nan_unless, where_or_zero
 from keras_xent.kernels._xla_cpu import finite_log, log1p, row_sum
 
@@ -89,6 +89,11 @@ def of_labels(
     max_logit, label_logit = max_logit * scale, label_logit * scale
     # Of what is in memory, XLA:CPU has a fast sum.
     sum_of_others = ops.sum(exp_shifted, axis=1, keepdims=True)
+    if "hit" in statistics:
+        # NaN is ahead, of which XLA:CPU may have found a maximum all the same; of only -inf the sum is NaN too.
+        has_nan = ops.logical_and(ops.isnan(sum_of_others), max_logit >= -largest(max_logit))
+        is_hit = where_or_zero(columns["hit"], ops.logical_not(has_nan))
+        columns["hit"] = nan_unless(labels >= 0, is_hit)
     sum_exp_minus_one = row.with_infinite_logits(sum_of_others + (label_exp - 1.0), max_logit, None)
     sum_exp_minus_one = nan_unless(labels >= 0, sum_exp_minus_one)
     nll = row.nll(label_logit, max_logit, sum_exp_minus_one, None)
@@ -133,7 +138,7 @@ def _is_first_of_largest(others, labels, label_logit, max_of_others):
         lambda: ops.zeros_like(label_logit),
     )
     is_first = ops.logical_and(is_equal, ops.equal(num_before, 0.0))
-    return nan_unless(labels >= 0, ops.cast(ops.logical_or(label_logit > max_of_others, is_first), label_logit.dtype))
+    return ops.cast(ops.logical_or(label_logit > max_of_others, is_first), label_logit.dtype)
 
 
 def add_dependency(value: Tensor, *others: Any) -> Tensor:

@@ -12,8 +12,8 @@
 | a factor with few rows is copied whole before it is multiplied       | `matmul_over_classes`  |
 | a product whose left factor is transposed takes half as long again   | `_linear_loop.py`      |
 | a logarithm takes twice the time of an exponential                   | `finite_log`           |
-| a sum that compares is 4 times as slow as one of an array in memory: | `_step_rows.py`        |
-| 0.5 to 0.9 of a step's time (TensorFlow 2.21, JAX 0.10)              |                        |
+| a sum that compares is 4 times as slow as one of an array in memory: | `row_sum`,             |
+| 0.5 to 0.9 of a step's time (TensorFlow 2.21, JAX 0.10)              | `_step_rows.py`        |
 
 `python -m tools.bench.workarounds` measures what each gains. Accelerators need none of them.
 """
@@ -37,7 +37,7 @@ _BLOCK_BYTES = 2**18 * min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_ge
 # The sum over one slice has few accumulators, of several rows only one; longer slices would lose digits, and each slice
 # is summed in parts.
 _MAX_SLICE = 8192
-_PARTS = 8
+_PARTS = 16
 _MIN_SLICES = 8
 _MIN_SLICED_ROW = 2048
 # Each slice is a part of the program, and hundreds of them take long to compile.

@@ -1,5 +1,7 @@
 """Facts of the linear kernel."""
 
+import itertools
+
 import numpy as np
 import pytest
 from keras import ops
@@ -136,7 +138,7 @@ def test_statistics_are_the_plain_cross_entropy_and_the_rank_of_the_label():
 def test_statistics_and_gradients_are_exact_where_the_model_is_sure():
     logits = np.array([[40.0, 0.0, 0.0], [0.0, 0.0, 40.0], [5.0, 5.0, 5.0], [0.0, 200.0, -1e30]], "float32")
     labels, tail, third = np.array([0, 0, 1, 1]), np.exp(-40.0), 1 / 3
-    names = ("rank", "entropy", "logsumexp", "confidence")
+    names = ("rank", "entropy", "logsumexp", "confidence", "hit")
 
     def loss(hidden):
         total, statistics = linear_cross_entropy(
@@ -145,19 +147,31 @@ def test_statistics_and_gradients_are_exact_where_the_model_is_sure():
         columns = [ops.stop_gradient(getattr(statistics, name)) for name in ("nll", *names)]
         return ops.concatenate([ops.reshape(total, (1,)), *columns])
 
-    values, gradient = value_and_gradient(loss, ops.convert_to_tensor(logits), np.eye(1, 21)[0])
+    values, gradient = value_and_gradient(loss, ops.convert_to_tensor(logits), np.eye(1, 25)[0])
     columns = [
         [2 * tail, 40.0, np.log(3), 0.0],
         [0, 1, 1, 0],
         [82 * tail, 82 * tail, np.log(3), 0.0],
         [40.0, 40.0, 5 + np.log(3), 200.0],
         [1.0, 1.0, third, 1.0],
+        [1, 0, 0, 1],
     ]
-    found, known = values[1:].reshape(5, 4), np.array(columns)
+    found, known = values[1:].reshape(6, 4), np.array(columns)
     np.testing.assert_allclose(found[:, [0, 2, 3]], known[:, [0, 2, 3]], rtol=1e-6)
     np.testing.assert_allclose(found[:, 1], known[:, 1], rtol=1e-6, atol=1e-7)  # sure of another class than the label
     expected = [[-2 * tail, tail, tail], [-1.0, tail, 1.0], [third, third - 1, third], [0.0, 0.0, 0.0]]
     np.testing.assert_allclose(gradient, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("bias", [0.0, -float("inf"), [float("inf"), 0, 0, float("inf")], [0, NAN, 0, 0]])
+def test_a_hit_is_a_rank_of_0_also_among_equal_logits(bias):
+    logits = np.array(list(itertools.product([0.0, 1.0, 2.0], repeat=4)), "float32")
+    logits, labels = np.repeat(logits, 4, axis=0), np.tile(np.arange(4), len(logits))  # all labels of all rows
+    _, found = linear_cross_entropy(
+        logits, np.eye(4, dtype="float32"), labels, np.zeros(4) + bias, return_statistics=("hit", "rank")
+    )
+    assert to_numpy(found.hit).tolist() == (to_numpy(found.rank) == 0).tolist()
+    assert bias != 0.0 or to_numpy(found.hit).tolist() == (logits.argmax(1) == labels).tolist()
 
 
 @pytest.mark.whole

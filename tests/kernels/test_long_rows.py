@@ -1,11 +1,14 @@
-"""Rows that TensorFlow's XLA sums in slices: the kernels against float64 NumPy."""
+"""Rows that are summed in slices: the kernels against float64 NumPy."""
 
 import numpy as np
 import pytest
+from keras import ops
 
 from keras_xent.kernels import sigmoid_cross_entropy, sparse_softmax_cross_entropy
+from keras_xent.kernels._compiled import CompiledKernel
+from keras_xent.kernels._xla_cpu import finite_log, row_sum
 from tests import oracles
-from tests.backend import tensor, value_and_gradient
+from tests.backend import tensor, to_numpy, value_and_gradient
 
 # More than 16 MB, of rows that do not fit slices of one size.
 ROWS, COLUMNS = 2050, 2051
@@ -49,3 +52,20 @@ def test_many_classes_that_are_not_the_last_axis(classes):
     np.testing.assert_allclose(found, -np.take_along_axis(log_p, labels[..., None], -1)[..., 0], rtol=2e-6)
     is_label = np.arange(classes) == labels[..., None]
     np.testing.assert_allclose(gradient.transpose(0, 2, 1), np.exp(log_p) - is_label, rtol=0, atol=1e-6)
+
+
+def test_a_sum_loses_no_digits_to_equal_terms_or_to_comparisons():
+    x = np.linspace(0.1, 1.0, 8, dtype="float32")[:, None] + np.zeros((8, 32_003), "float32")
+    sums = CompiledKernel(lambda x: (row_sum(lambda x: x, x), row_sum(lambda x: ops.cast(x > 0.5, x.dtype), x)))
+    total, count = map(to_numpy, sums(tensor(x)))
+    np.testing.assert_allclose(total[:, 0], x.astype("float64").sum(axis=1), rtol=6e-7)
+    assert count[:, 0].tolist() == (x > 0.5).sum(axis=1).tolist()
+
+
+def test_the_logarithm_of_entropies_is_exact_and_finite():
+    x = np.concatenate([np.geomspace(1.2e-38, 1, 100_000), np.linspace(0.4, 1.0, 100_000)]).astype("float32")
+    log = CompiledKernel(finite_log)
+    found = to_numpy(log(tensor(x[:, None])))[:, 0]
+    np.testing.assert_allclose(found, np.log(x.astype("float64")), rtol=7e-8, atol=1e-7)
+    zero, one = to_numpy(log(tensor(np.array([[0.0], [1.0]], "float32"))))[:, 0]
+    assert zero == pytest.approx(-88, abs=1) and one == 0

@@ -171,3 +171,10 @@ def test_ranks_of_ties_and_no_tokens():
     np.testing.assert_array_equal(to_numpy(found.rank), [0, 4, 10])
     nothing = kx.kernels.linear_token_statistics(np.zeros((0, 5), "float32"), kernel, np.zeros(0, "int32"))
     assert all(to_numpy(column).shape == (0,) for column in nothing)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+def test_logits_that_are_all_minus_infinity_have_no_distribution(temperature):
+    bias = np.full(KERNEL.shape[1], -np.inf, "float32")
+    found = linear_token_statistics(HIDDEN, KERNEL, LABELS, bias, temperature=temperature)
+    assert all(np.isnan(to_numpy(x)).all() for x in (found.log_prob, found.entropy, found.logsumexp))
