@@ -15,7 +15,7 @@ from keras_xent._types import Tensor
 from keras_xent.kernels import _softmax_row as row
 from keras_xent.kernels._dtypes import smallest_normal, upcast
 from keras_xent.kernels._masking import nan_unless, where_or_zero
-from keras_xent.kernels._xla_cpu import log1p, map_row_blocks, row_sum, sums_in_slices
+from keras_xent.kernels._xla_cpu import in_memory_of, log1p, map_row_blocks, row_sum, sums_in_slices
 
 
 class RowScaled(NamedTuple):
@@ -111,10 +111,14 @@ def in_place(logits: Tensor, max_logit: Tensor, *, scale: float = 1.0, read_befo
     """`exp(scale (x - max_logit))`, in the memory of the logits once `read_before` are there."""
     for one in read_before:
         max_logit = add_dependency(max_logit, one)
-    if scale == 1.0:
-        return row.exp_shifted(logits, max_logit, None)
-    # Of large logits the difference is exact, and their multiples are rounded.
-    return ops.exp(-scale * row.max_minus_logit(logits, max_logit, None))
+
+    def exponentials(logits):
+        if scale == 1.0:
+            return row.exp_shifted(logits, max_logit, None)
+        # Of large logits the difference is exact, and their multiples are rounded.
+        return ops.exp(-scale * row.max_minus_logit(logits, max_logit, None))
+
+    return in_memory_of(logits, exponentials)
 
 
 def _rank_of_label(logits: Tensor, labels: Tensor) -> Tensor:
