@@ -10,12 +10,12 @@ from typing import Any, NamedTuple
 
 from keras import ops
 
-from keras_xent._backend import add_at_columns, take_at_columns
+from keras_xent._backend import add_at_columns, fori_loop, opaque, take_at_columns, uses_xla_cpu
 from keras_xent._types import Tensor
 from keras_xent.kernels import _softmax_row as row
 from keras_xent.kernels._dtypes import smallest_normal, upcast
 from keras_xent.kernels._masking import nan_unless, where_or_zero
-from keras_xent.kernels._xla_cpu import in_memory_of, log1p, map_row_blocks, row_sum, sums_in_slices
+from keras_xent.kernels._xla_cpu import log1p, map_row_blocks, row_sum, sums_in_slices
 
 
 class RowScaled(NamedTuple):
@@ -118,7 +118,11 @@ def in_place(logits: Tensor, max_logit: Tensor, *, scale: float = 1.0, read_befo
         # Of large logits the difference is exact, and their multiples are rounded.
         return ops.exp(-scale * row.max_minus_logit(logits, max_logit, None))
 
-    return in_memory_of(logits, exponentials)
+    if not uses_xla_cpu():
+        return exponentials(logits)
+    # XLA:CPU gives a result that is updated in place later, as here at the label, memory of its own. The state of a
+    # loop stays where it is; of how many iterations, XLA must not know, or there would be no loop.
+    return fori_loop(opaque(1), lambda _, array: exponentials(array), logits)
 
 
 def _rank_of_label(logits: Tensor, labels: Tensor) -> Tensor:

@@ -11,7 +11,7 @@
 | a product is written to memory before it is added to an accumulator  | `accumulate_matmul`    |
 | a factor with few rows is copied whole before it is multiplied       | `matmul_over_classes`  |
 | a product whose left factor is transposed takes half as long again   | `_linear_loop.py`      |
-| what is updated in place later gets memory of its own                | `in_memory_of`         |
+| what is updated in place later gets memory of its own                | `_exponentials.py`     |
 | a sum that compares is 4 times as slow as one of an array in memory: | `_step_rows.py`        |
 | 0.5 to 0.9 of a step's time (TensorFlow 2.21, JAX 0.10)              |                        |
 
@@ -98,17 +98,6 @@ def _run_block(function, blocks):
 
 def _slice_rows(array, start, size):
     return ops.slice(array, (start, *[0] * (len(array.shape) - 1)), (size, *ops.shape(array)[1:]))
-
-
-def in_memory_of(array: Tensor, function: Callable) -> Tensor:
-    """`function(array)`, which computes number by number, in the memory of the array.
-
-    XLA:CPU gives a result that is updated in place later memory of its own. The state of a loop stays where it is; of
-    how many iterations, XLA must not know, or there would be no loop.
-    """
-    if not uses_xla_cpu():
-        return function(array)
-    return fori_loop(_backend.opaque(1), lambda _, array: function(array), array)
 
 
 def bits_of(array: Tensor, dtype: str) -> Tensor:
