@@ -57,6 +57,7 @@ sums_pairwise = _module.sums_pairwise
 # Operations.
 matmul = _module.matmul
 tanh = _module.tanh
+opaque = _module.opaque
 fori_loop = _module.fori_loop
 update_rows = _module.update_rows
 add_at_columns = _module.add_at_columns

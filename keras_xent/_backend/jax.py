@@ -85,6 +85,11 @@ def fori_loop(stop: Any, body: Callable, state: Any) -> Any:
     return jax.lax.fori_loop(0, stop, body, state)
 
 
+def opaque(value: Tensor) -> Tensor:
+    """The value, of which a compiled program knows nothing before it runs."""
+    return jax.lax.optimization_barrier(jax.numpy.asarray(value))
+
+
 def update_rows(array: Tensor, start: Any, rows: Tensor) -> Tensor:
     """The array with `rows` in place of its own from `start` on."""
     return jax.lax.dynamic_update_slice(array, rows, (start, *[0] * (array.ndim - 1)))

@@ -5,6 +5,7 @@ from typing import Any
 
 import keras
 import tensorflow as tf
+from tensorflow.compiler.tf2xla.python import xla
 from tensorflow.python.framework.op_callbacks import should_invoke_op_callbacks
 
 from keras_xent._backend._tensorflow_accumulation import accumulating_step as accumulating_step
@@ -80,6 +81,12 @@ def fori_loop(stop: Any, body: Callable, state: Any) -> Any:
 
     # Outside of XLA ten iterations would run at once, and hold the logits of each in memory.
     return tf.while_loop(lambda i, state: i < stop, step, (0, state), parallel_iterations=1)[1]
+
+
+def opaque(value: Tensor) -> Tensor:
+    """The value, of which a compiled program knows nothing before it runs."""
+    value = tf.convert_to_tensor(value)
+    return xla.optimization_barrier(value)[0] if uses_xla() else value
 
 
 def update_rows(array: Tensor, start: Any, rows: Tensor) -> Tensor:

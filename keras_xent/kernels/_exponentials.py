@@ -10,12 +10,13 @@ from typing import Any, NamedTuple
 
 from keras import ops
 
-from keras_xent._backend import add_at_columns, set_at_columns, take_at_columns
+from keras_xent._backend import add_at_columns, fori_loop, opaque, set_at_columns, take_at_columns, uses_xla_cpu
 from keras_xent._types import Tensor
 from keras_xent.kernels import _softmax_row as row
 from keras_xent.kernels._dtypes import largest, upcast
+from keras_xent.kernels._logarithms import finite_log, log1p
 from keras_xent.kernels._masking import nan_unless, where_or_zero
-from keras_xent.kernels._xla_cpu import finite_log, log1p, row_sum
+from keras_xent.kernels._xla_cpu import row_sum
 
 
 class RowScaled(NamedTuple):
@@ -84,7 +85,7 @@ def of_labels(
     max_logit = ops.maximum(max_of_others, label_logit)
     if "hit" in statistics:
         columns["hit"] = _is_first_of_largest(others, labels, label_logit, max_of_others)
-    label_exp = in_place(label_logit, max_logit, scale=scale)
+    label_exp = _exp_shifted(label_logit, max_logit, scale)
     exp_shifted = in_place(others, max_logit, scale=scale, read_before=tuple(columns.values()))
     max_logit, label_logit = max_logit * scale, label_logit * scale
     # Of what is in memory, XLA:CPU has a fast sum.
@@ -119,8 +120,17 @@ def _below_max(exp_shifted):
 
 def in_place(logits: Tensor, max_logit: Tensor, *, scale: float = 1.0, read_before: tuple[Tensor, ...] = ()) -> Tensor:
     """`exp(scale (x - max_logit))`, in the memory of the logits once `read_before` are there."""
+    max_logit = add_dependency(max_logit, *read_before)
+    if not uses_xla_cpu():
+        return _exp_shifted(logits, max_logit, scale)
+    # XLA:CPU gives a result that is updated in place later, as here at the label, memory of its own. The state of a
+    # loop stays where it is; of how many iterations, XLA must not know, or there would be no loop.
+    return fori_loop(opaque(1), lambda _, array: _exp_shifted(array, max_logit, scale), logits)
+
+
+def _exp_shifted(logits, max_logit, scale):
     # Of large logits the difference is exact, and their multiples are rounded.
-    shifted = row.shifted_logits(upcast(logits), add_dependency(max_logit, *read_before), None)
+    shifted = row.shifted_logits(upcast(logits), max_logit, None)
     return ops.exp(shifted if scale == 1.0 else scale * shifted)
 
 

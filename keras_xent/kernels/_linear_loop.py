@@ -173,7 +173,8 @@ def _run_on_device(rows, replicated, *, mesh, needs_grad, transpose, rule, chunk
         return carry
 
     def zeros(needed, *shape):
-        return ops.zeros(shape, dtype) if needed else None
+        # TensorFlow would make a constant of them, and copies of that while it compiles: 6 of 2 MB.
+        return ops.broadcast_to(_backend.opaque(ops.zeros((), dtype)), shape) if needed else None
 
     rows_of_loop = size * num_chunks
     carry = Carry(

@@ -10,10 +10,11 @@ from keras_xent.kernels import _softmax_row as row
 from keras_xent.kernels import sparse_softmax
 from keras_xent.kernels._compiled import CompiledKernel
 from keras_xent.kernels._dtypes import accumulator_dtype, upcast
+from keras_xent.kernels._logarithms import log1p
 from keras_xent.kernels._masking import multiply_no_nan
 from keras_xent.kernels._options import SoftmaxOptions
 from keras_xent.kernels._shapes import as_rows, broadcast_to_rows
-from keras_xent.kernels._xla_cpu import log1p, map_row_blocks, row_sum
+from keras_xent.kernels._xla_cpu import map_row_blocks, row_sum
 
 NAMES = ("rank", "hit", "entropy", "logsumexp", "confidence")
 

@@ -6,8 +6,8 @@ from keras import ops
 
 from keras_xent.kernels._dtypes import accumulator_dtype, dtype_of
 from keras_xent.kernels._labels import is_soft_label
+from keras_xent.kernels._logarithms import log1p_polynomial
 from keras_xent.kernels._masking import both, multiply_no_nan, nan_unless, where_or_zero
-from keras_xent.kernels._xla_cpu import log1p_polynomial
 
 
 def _log1p(x):

@@ -13,10 +13,11 @@ from keras import ops
 from keras_xent._backend import rows_of, take_at_columns
 from keras_xent.kernels import _softmax_row as row
 from keras_xent.kernels._dtypes import upcast
+from keras_xent.kernels._logarithms import log1p
 from keras_xent.kernels._masking import multiply_no_nan, nan_unless
 from keras_xent.kernels._options import SoftmaxOptions
 from keras_xent.kernels._step_rows import FEW_NUMBERS, Step
-from keras_xent.kernels._xla_cpu import has_few_classes, log1p
+from keras_xent.kernels._xla_cpu import has_few_classes
 
 
 def _fits(logits, labels, *class_weight, options):

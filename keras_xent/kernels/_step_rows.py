@@ -22,9 +22,10 @@ from keras_xent.kernels import _label_row as label_row
 from keras_xent.kernels import _softmax_row as row
 from keras_xent.kernels._dtypes import accumulator_dtype, dtype_of, is_finite, largest, narrow_float, upcast
 from keras_xent.kernels._labels import gather_class_weights
+from keras_xent.kernels._logarithms import log1p
 from keras_xent.kernels._masking import multiply_no_nan, nan_unless, where_or_zero
 from keras_xent.kernels._options import SoftmaxOptions
-from keras_xent.kernels._xla_cpu import cast_to_nearest_even, has_few_classes, log1p, row_sum
+from keras_xent.kernels._xla_cpu import cast_to_nearest_even, has_few_classes, row_sum
 
 # A branch takes some microseconds, as do the loops of so small an array.
 FEW_NUMBERS = 2**13

@@ -7,11 +7,12 @@
 | the same of a short row, unless it is a product with a row of ones   | `sums_short_rows`      |
 | slicing 16-bit floats makes a float32 copy of the whole array        | `bits_of`, `from_bits` |
 | a cast from float32 to bfloat16 takes as long as an exponential      | `cast_to_nearest_even` |
-| log1p is computed number by number, and log too in a sum (JAX 0.10)  | `log1p`                |
+| log1p is computed number by number, and log too in a sum (JAX 0.10); | `_logarithms.py`       |
+| elsewhere a logarithm takes twice the time of an exponential         |                        |
 | a product is written to memory before it is added to an accumulator  | `accumulate_matmul`    |
 | a factor with few rows is copied whole before it is multiplied       | `matmul_over_classes`  |
 | a product whose left factor is transposed takes half as long again   | `_linear_loop.py`      |
-| a logarithm takes twice the time of an exponential                   | `finite_log`           |
+| what is updated in place later gets memory of its own                | `_exponentials.py`     |
 | a sum that compares is 4 times as slow as one of an array in memory: | `row_sum`,             |
 | 0.5 to 0.9 of a step's time (TensorFlow 2.21, JAX 0.10)              | `_step_rows.py`        |
 
@@ -29,7 +30,7 @@ from keras import ops
 from keras_xent import _backend
 from keras_xent._backend import fori_loop, matmul, rows_of, update_rows, uses_xla_cpu
 from keras_xent._types import Shape, Tensor
-from keras_xent.kernels._dtypes import accumulator_dtype, dtype_of, narrow_float, smallest_normal
+from keras_xent.kernels._dtypes import accumulator_dtype, dtype_of, narrow_float
 
 # A block of rows of this size, in float32, stays in the caches with the arrays that are computed from it: 256 KB for
 # each core. A smaller block XLA gives to one thread: dense [2048, 32000] on two cores, 146 -> 241 ms.
@@ -211,72 +212,6 @@ def is_small(logits: Tensor) -> bool:
     """Whether an array of the size of the logits is of known size, and takes up to 16 MB."""
     shape = (rows_of(logits), *logits.shape[1:])
     return all(isinstance(n, int) for n in shape) and 4 * math.prod(shape) <= _MOST_KEPT_BYTES
-
-
-def log1p(x: Tensor) -> Tensor:
-    """`log(1 + x)` for `x >= 0`."""
-    if dtype_of(x) != "float32" or not uses_xla_cpu():
-        return ops.log1p(x)
-    is_small = x <= 1.0
-    return ops.where(is_small, log1p_polynomial(ops.where(is_small, x, ops.ones((), x.dtype))), ops.log(1.0 + x))
-
-
-# Of the Chebyshev approximation of (x - log1p(x)) / x^2 on [0, 1], from x^10 down; 3e-9 of `log1p` off.
-_LOG1P = (
-    0.00181687,
-    -0.011958234,
-    0.036816485,
-    -0.07264206,
-    0.10817564,
-    -0.13781753,
-    0.16568801,
-    -0.19988632,
-    0.24999312,
-    -0.33333316,
-    0.5,
-)
-
-
-def log1p_polynomial(x: Tensor) -> Tensor:
-    """`log(1 + x)` of float32 for `0 <= x <= 1`, exact to rounding.
-
-    Without a division, which XLA would take for so expensive that it makes a loop of its own for it.
-    """
-    remainder = _LOG1P[0]
-    for coefficient in _LOG1P[1:]:
-        remainder = remainder * x + coefficient
-    # Not x * x, of which XLA makes another exponential where x is one.
-    return x - x * (x * remainder)
-
-
-# Of the Chebyshev approximation of log1p(x) / x from sqrt(1/2) - 1 to sqrt(2) - 1, from x^7 down; 6e-8 of `log1p` off.
-_LOG = (
-    -0.10134057,
-    0.1623419,
-    -0.17247013,
-    0.19898565,
-    -0.24970072,
-    0.33335114,
-    -0.50000363,
-    0.99999994,
-)
-_BITS_OF_SQRT_HALF = 0x3F3504F3
-
-
-def finite_log(x: Tensor) -> Tensor:
-    """`log(x)` for `x >= 0`, and a finite number, about that of the smallest normal number, for 0.
-
-    Of float32 on a CPU it is up to 1e-7 and half an ulp off, and takes half the time of `ops.log`.
-    """
-    if dtype_of(x) != "float32" or not uses_xla_cpu():
-        return ops.log(ops.maximum(x, smallest_normal(x)))
-    bits = _backend.bitcast(x, "int32")
-    exponent = ops.right_shift(bits - _BITS_OF_SQRT_HALF, 23)
-    mantissa_minus_one = _backend.bitcast(bits - ops.left_shift(exponent, 23), "float32") - 1.0
-    quotient = _LOG[0]
-    for coefficient in _LOG[1:]:
-        quotient = quotient * mantissa_minus_one + coefficient
-    return ops.cast(exponent, "float32") * math.log(2) + mantissa_minus_one * quotient
 
 
 def cast_to_nearest_even(x: Tensor, dtype: Any) -> Tensor:

@@ -154,6 +154,16 @@ def test_no_buffer_of_the_size_of_the_logits_is_made(monkeypatch, options, reduc
 
 if BACKEND == "jax":
 
+    def test_one_chunk_of_logits_is_in_memory():
+        tokens, features, classes = 2048, 8, 1000
+        chunk_bytes = 4 * 256 * classes
+        hidden, kernel, _, labels = example(0, tokens, features, classes)
+        f = functools.partial(linear_cross_entropy, labels=labels, reduction="token_mean", chunk_bytes=chunk_bytes)
+        step = jax.jit(jax.value_and_grad(f, (0, 1)))
+        program = step.lower(hidden.astype("float32"), kernel.astype("float32")).compile()
+        # The exponentials, which are changed at the label, do not get a second one.
+        assert program.memory_analysis().temp_size_in_bytes < 1.5 * chunk_bytes
+
     @pytest.mark.parametrize("platform", sample(["cpu", "cuda", "tpu"], ["tpu"]))
     def test_it_lowers_for_every_platform(platform):
         from jax import export

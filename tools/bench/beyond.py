@@ -115,8 +115,9 @@ def four_matmuls():
 def top_k():
     """Distillation from the 64 best classes of a teacher."""
     hidden, kernel, _ = head()
-    ids = np.random.default_rng(1).integers(0, CLASSES, (TOKENS, 64)).astype("int32")
-    log_probs = np.full((TOKENS, 64), -np.log(64.0), "float32")
+    # Tensors: arrays would be constants, which a compiler copies.
+    ids = ops.convert_to_tensor(np.random.default_rng(1).integers(0, CLASSES, (TOKENS, 64)).astype("int32"))
+    log_probs = ops.convert_to_tensor(np.full((TOKENS, 64), -np.log(64.0), "float32"))
 
     def loss(hidden, kernel):
         return kx.kernels.linear_top_k_distillation(hidden, kernel, ids, log_probs, reduction="token_mean")
