@@ -123,8 +123,8 @@ def _checked_classes(ids, log_probs, num_classes, mask, token_weights):
         # Those of 16-bit floats may be rounded to a little above 0.
         if highest > 0.01:
             raise ValueError(
-                f"`log_probs` must be logarithms of probabilities, at most 0. Received: {highest:.3g}. Of probabilities "
-                "take the logarithm, of logits the log-softmax."
+                f"`log_probs` must be logarithms of probabilities, at most 0. Received: {highest:.3g}. Of "
+                "probabilities take the logarithm, of logits the log-softmax."
             )
     log_probs = ops.where(is_class, ops.stop_gradient(log_probs), -math.inf)
     return ops.maximum(indices, 0), nan_unless(indices >= 0, log_probs)
