@@ -49,7 +49,8 @@ def linear_top_k_distillation(
     Formula, with `q` the student's softmax of logits divided by `T`, and `p_i = exp(log_probs_i)` of the K classes:
     `T^2 sum_i p_i (log p_i - log q_{c_i})`. What the teacher gives to other classes is left out: to have it as a
     distribution, normalize `log_probs` first. A class that comes twice adds two terms, and its gradient is that of the
-    sum of its probabilities.
+    sum of its probabilities: K classes drawn from the teacher, with `log_probs` of `-log(K)`, have the gradient of the
+    whole teacher in expectation.
 
     Args:
         hidden, kernel, bias: the student's: `[..., D]`, `[D, V]` (`[V, D]` with `transpose_kernel`), `[V]` or None.
@@ -86,7 +87,7 @@ def linear_top_k_distillation(
     >>> round(float(loss[0]), 4)  # (ln 0.5 - ln 0.75) / 2
     -0.2027
 
-    References: arXiv:2503.16870 (sparse logits for distillation).
+    References: arXiv:2503.16870 (sparse logits for distillation, and why to draw them).
     """
     student = checked_matrices(hidden, kernel, bias, transpose_kernel, low_rank=low_rank)
     ids, log_probs = (to_tensor(arguments.tensor(n, one)) for n, one in (("ids", ids), ("log_probs", log_probs)))

@@ -219,6 +219,23 @@ def test_top_k_losses_and_gradients_are_those_of_the_oracle(mode):
 
 
 @pytest.mark.whole
+def test_draws_of_a_teacher_have_the_gradient_of_their_shares():
+    """As K draws of each token have in expectation the gradient of the whole teacher."""
+    draws = RNG.integers(0, 3, (TOKENS, 8))
+    shares = np.stack([(draws == c).mean(1) for c in range(3)], axis=1)
+
+    def gradients_of(ids, p):
+        def function(hidden, kernel, bias):
+            return linear_top_k_distillation(hidden, kernel, ids, np.log(p), bias)
+
+        with np.errstate(divide="ignore"):
+            return run(function, (HIDDEN, KERNEL, BIAS), np.ones(TOKENS, "float32"))[1]
+
+    of_draws = gradients_of(draws, np.full(draws.shape, 1 / 8))
+    assert_close(of_draws, gradients_of(np.tile(np.arange(3), (TOKENS, 1)), shares))
+
+
+@pytest.mark.whole
 def test_all_classes_are_the_whole_teacher():
     p = softmax(TEACHER.astype("float64") @ TEACHER_KERNEL / 2)
     ids = np.tile(np.arange(CLASSES), (TOKENS, 1))
