@@ -35,8 +35,10 @@ def call_without_logits(model: Any, x: Any, training: bool | None = None) -> Out
     """The model's output, as a head wherever its output layer is a `Dense` or a `ReversibleEmbedding`.
 
     Of a Functional or Sequential model the output layer is known. A subclassed model has to return what a `LogitsDense`
-    or `TiedLogits` layer gave it, itself. Raises a ValueError where the model has several outputs.
+    or `TiedLogits` layer gave it, itself. Raises a ValueError where the model has several outputs, or is none.
     """
+    if not isinstance(model, keras.Layer):
+        raise ValueError(f"`model` must be a Keras model. Received: {model!r}.")
     layer = output_layer(model)
     if layer is not None and _is_head(layer):
         with _heads_of([layer]) as found:

@@ -57,7 +57,7 @@ def calibrate(
         ValueError: shapes that do not fit; a label out of range; data without a valid label.
 
     Warns:
-        UserWarning: no temperature in between is best, as where the model is right everywhere.
+        UserWarning: no temperature in between is best, as where the model is right everywhere, or guesses.
 
     Example:
 
@@ -72,6 +72,7 @@ def calibrate(
     References: arXiv:1706.04599, section 4.2.
     """
     tolerance = arguments.above_zero("tolerance", tolerance)
+    batch_size = arguments.count("batch_size", batch_size)
     outputs = [
         (call_without_logits(model, x, False), y, weight) for x, y, weight in _batches(data, batch_size)
     ]  # Hidden states where there is a head, logits elsewhere; the model is not called again.
@@ -84,10 +85,12 @@ def calibrate(
                 difference, weight = _difference_and_weight(*batch, math.exp(log_temperature), ignore_class)
             total, weight_sum = total + difference, weight_sum + weight
         if not weight_sum > 0:
-            raise ValueError("`data` must hold valid labels. Received: none.")
+            received = f"weights with the sum {weight_sum}" if weight_sum else "none"
+            raise ValueError(f"`data` must hold valid labels, of weights above 0. Received: {received}.")
         if math.isnan(total):
             raise ValueError(
-                "`model` must return numbers for `data`. Received: NaN, or only -inf, among the logits of valid labels."
+                "`model` must return finite numbers for `data`. Received: NaN or infinity among the logits of valid "
+                "labels."
             )
         return total / weight_sum
 
@@ -102,8 +105,8 @@ def _root(function, tolerance):
     while at_low != 0 and at_low * at_high >= 0:
         if abs(high) == _LIMIT:
             warnings.warn(
-                "calibrate finds no best temperature: the cross-entropy falls as far as 1024 or 1 / 1024. The model is "
-                "right, or wrong, everywhere in these data.",
+                "calibrate finds no best temperature: the cross-entropy falls as far as 1 / 1024, where the model is "
+                "right everywhere in these data, or 1024, where the logits say nothing of the labels.",
                 stacklevel=3,
             )
             return high
@@ -130,10 +133,16 @@ def _batches(data: Any, batch_size: int) -> Iterator[tuple[Any, Any, Any]]:
         # `x` may be a list of arrays, for a model of several inputs.
         x = x if any(hasattr(one, "shape") for one in keras.tree.flatten(x)) else np.asarray(x)
         arrays = (x, *(np.asarray(one) if isinstance(one, list) else one for one in others))
+        examples = len(keras.tree.flatten(x)[0])
+        if len(arrays[1]) != examples:
+            raise ValueError(f"`data` must have as many labels as examples. Received: {examples} and {len(arrays[1])}.")
         for start in range(0, len(arrays[1]), batch_size):
             piece = keras.tree.map_structure(lambda a: a[start : start + batch_size], arrays)  # noqa: B023
             yield (*piece, None)[:3]
         return
+    if hasattr(data, "shape") or not (isinstance(data, keras.utils.PyDataset) or hasattr(data, "__iter__")):
+        received = "None" if data is None else type(data).__name__
+        raise ValueError(f"`data` must be arrays `(x, y)`, or batches of that form. Received: {received}.")
     # A PyDataset has a length, and may be read by index only.
     batches = (data[i] for i in range(len(data))) if isinstance(data, keras.utils.PyDataset) else data
     for batch in batches:

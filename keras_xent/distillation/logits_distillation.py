@@ -72,6 +72,7 @@ class LogitsDistillation(keras.distillation.DistillationLoss):
 
     def compute_loss(self, teacher_outputs: Any, student_outputs: Any, **kwargs: Any) -> Tensor:
         """The divergence of the student's logits from the teacher's, a scalar."""
+        _check_same_structure(teacher_outputs, student_outputs)
         losses = keras.tree.map_structure(self._loss, teacher_outputs, student_outputs)
         return sum(keras.tree.flatten(losses), start=ops.zeros(()))
 
@@ -83,3 +84,16 @@ class LogitsDistillation(keras.distillation.DistillationLoss):
     def from_config(cls, config: dict[str, Any]) -> "LogitsDistillation":
         """The loss of a configuration."""
         return cls(**config)
+
+
+def _check_same_structure(teacher_outputs, student_outputs):
+    both = teacher_outputs, student_outputs
+    # With shapes in place of the logits, which Keras' own message prints.
+    teacher, student = (keras.tree.map_structure(lambda one: str(tuple(getattr(one, "shape", ()))), o) for o in both)
+    try:
+        keras.tree.assert_same_structure(teacher, student)
+    except ValueError:
+        raise ValueError(
+            "`teacher_outputs` and `student_outputs` must have the same structure, so that each output of the student "
+            f"has one of the teacher. Received: outputs of shapes {teacher} and {student}."
+        ) from None

@@ -4,20 +4,22 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from keras import ops
 
-from keras_xent import arguments
-from keras_xent._backend import add_at_columns, no_autograph, on_any_mesh, take_at_columns
+from keras_xent import _words, arguments
+from keras_xent._backend import add_at_columns, is_eager, no_autograph, on_accelerator, on_any_mesh, take_at_columns
 from keras_xent._named_arguments import named_arguments
 from keras_xent._types import Reduction, Tensor
 from keras_xent.kernels import _exponentials
 from keras_xent.kernels._divergence import Normalizer, Softmax
-from keras_xent.kernels._dtypes import accumulator_dtype, to_tensor
+from keras_xent.kernels._dtypes import accumulator_dtype, dtype_of, is_float, to_tensor
 from keras_xent.kernels._exponentials import RowScaled
+from keras_xent.kernels._labels import class_indices
 from keras_xent.kernels._linear_pass import GRADIENTS, OverTokens, checked_matrices, reduced_over_tokens
-from keras_xent.kernels._masking import multiply_no_nan, where_or_zero
+from keras_xent.kernels._masking import multiply_no_nan, nan_unless, where_or_zero
 from keras_xent.kernels._rule import Rule
-from keras_xent.kernels._shapes import same_shape
+from keras_xent.kernels._shapes import align_weights, same_shape
 
 
 @no_autograph
@@ -47,11 +49,12 @@ def linear_top_k_distillation(
     Formula, with `q` the student's softmax of logits divided by `T`, and `p_i = exp(log_probs_i)` of the K classes:
     `T^2 sum_i p_i (log p_i - log q_{c_i})`. What the teacher gives to other classes is left out: to have it as a
     distribution, normalize `log_probs` first. A class that comes twice adds two terms, and its gradient is that of the
-    sum of its probabilities.
+    sum of its probabilities: K classes drawn from the teacher, with `log_probs` of `-log(K)`, have the gradient of the
+    whole teacher in expectation.
 
     Args:
         hidden, kernel, bias: the student's: `[..., D]`, `[D, V]` (`[V, D]` with `transpose_kernel`), `[V]` or None.
-        ids: integers `[..., K]`, the teacher's classes. Those out of range do not count, -1 marks padding.
+        ids: integers `[..., K]`, the teacher's classes; -1 marks padding, where a token has fewer than K.
         log_probs: `[..., K]`, the teacher's log-probabilities at temperature `T`.
         temperature: divides the student's logits, after the soft cap.
         transpose_kernel: whether the kernel has its classes first.
@@ -71,7 +74,9 @@ def linear_top_k_distillation(
         The reduced loss, or losses of the shape of the tokens.
 
     Raises:
-        ValueError: shapes that do not fit; an argument out of its range.
+        ValueError: shapes that do not fit; an argument out of its range; in eager mode, a class that the student does
+            not have, or log-probabilities above 0.
+        InvalidArgumentError: such a class in a TensorFlow graph on the CPU. Where no error can be raised it gives NaN.
 
     Example:
 
@@ -82,10 +87,11 @@ def linear_top_k_distillation(
     >>> round(float(loss[0]), 4)  # (ln 0.5 - ln 0.75) / 2
     -0.2027
 
-    References: arXiv:2503.16870 (sparse logits for distillation).
+    References: arXiv:2503.16870 (sparse logits for distillation, and why to draw them).
     """
     student = checked_matrices(hidden, kernel, bias, transpose_kernel, low_rank=low_rank)
-    ids, log_probs = to_tensor(ids), ops.cast(to_tensor(log_probs), accumulator_dtype(student.hidden))
+    ids, log_probs = (to_tensor(arguments.tensor(n, one)) for n, one in (("ids", ids), ("log_probs", log_probs)))
+    log_probs = ops.cast(log_probs, accumulator_dtype(student.hidden))
     for name, one in (("ids", ids), ("log_probs", log_probs)):
         if not same_shape(one.shape[:-1], student.hidden.shape[:-1]) or not same_shape(one.shape, ids.shape):
             raise ValueError(
@@ -95,13 +101,34 @@ def linear_top_k_distillation(
             )
     if not ids.shape[-1]:
         raise ValueError(f"`ids` must hold at least one class for each token. Received: shape {tuple(ids.shape)}.")
-    is_class = ops.logical_and(ids >= 0, ids < student.num_classes)
-    ids = ops.cast(ops.where(is_class, ids, ops.zeros_like(ids)), "int32")
-    log_probs = ops.where(is_class, ops.stop_gradient(log_probs), -math.inf)
+    ids, log_probs = _checked_classes(ids, log_probs, student.num_classes, mask, token_weights)
     softcap = arguments.positive("logit_softcap", logit_softcap)
     rule = TopKRule(Softmax(arguments.above_zero("temperature", temperature), softcap))
     options = OverTokens(mask, token_weights, reduction, normalizer, training, gradients, chunk_bytes)
     return reduced_over_tokens(rule, student, (ids, log_probs), options=options)
+
+
+def _checked_classes(ids, log_probs, num_classes, mask, token_weights):
+    """The classes as indices and their log-probabilities: of padding -inf, NaN where a class is out of range."""
+    if is_float(ids):
+        raise ValueError(f"`ids` must be integers, classes of the teacher. Received: dtype {dtype_of(ids)}.")
+    is_class = counts = ops.not_equal(ids, -1)
+    for name, one in (("mask", mask), ("token_weights", token_weights)):
+        if one is not None:
+            is_used = align_weights(ops.not_equal(to_tensor(one), 0), ids.shape[:-1], name)
+            counts = ops.logical_and(counts, ops.expand_dims(is_used, -1))
+    with _words.named("ids", "kernel", padding="or a class that only the teacher has, replace it with -1"):
+        indices = class_indices(ids, num_classes, counts)
+    if is_eager(log_probs) and is_eager(counts) and not on_accelerator():
+        highest = np.max(ops.convert_to_numpy(ops.where(counts, log_probs, -math.inf)), initial=-math.inf)
+        # Those of 16-bit floats may be rounded to a little above 0.
+        if highest > 0.01:
+            raise ValueError(
+                f"`log_probs` must be logarithms of probabilities, at most 0. Received: {highest:.3g}. Of "
+                "probabilities take the logarithm, of logits the log-softmax."
+            )
+    log_probs = ops.where(is_class, ops.stop_gradient(log_probs), -math.inf)
+    return ops.maximum(indices, 0), nan_unless(indices >= 0, log_probs)
 
 
 @dataclass(frozen=True)

@@ -91,8 +91,8 @@ class Distillation(NamedArguments, keras.losses.Loss):
         student = provenance.read_variable(arguments.tensor("y_pred", y_pred))
         if not same_shape(teacher.shape, student.shape):
             raise ValueError(
-                "`y_true` must hold the teacher's logits, of the shape of `y_pred`. "
-                f"Received: y_true of shape {tuple(teacher.shape)} and y_pred of shape {tuple(student.shape)}."
+                "`y_true` must hold the teacher's logits, of the shape of `y_pred`: both models predict the same "
+                f"classes. Received: y_true of shape {tuple(teacher.shape)} and y_pred of shape {tuple(student.shape)}."
             )
         warn_of_accumulation(self, student, sample_weight)
         with keras.name_scope(self.name):

@@ -16,6 +16,9 @@ from keras_xent.kernels._shapes import align_weights, same_shape
 from keras_xent.kernels.linear import LossStatistics
 from keras_xent.metrics._token_mean import TokenMean, TokenValues
 
+# Into how many sums a bin of a batch is divided.
+_PARTS = 128
+
 
 @keras.saving.register_keras_serializable(package="keras_xent")
 class CalibrationError(TokenMean):
@@ -87,16 +90,16 @@ class CalibrationError(TokenMean):
 
     def result(self) -> Tensor:
         """The error; nan without an example."""
-        weight, confidence, hits = ops.unstack(ops.reshape(self._sums.values(), (3, self.bins)))
+        weight, _, excess = ops.unstack(ops.reshape(self._sums.values(), (3, self.bins)))
         total = ops.sum(weight)
-        error = ops.sum(ops.abs(confidence - hits)) / ops.where(total > 0, total, ops.ones_like(total))
+        error = ops.sum(ops.abs(excess)) / ops.where(total > 0, total, ops.ones_like(total))
         return ops.cast(ops.where(total > 0, error, ops.full_like(error, float("nan"))), self.dtype)
 
     def reliability(self) -> tuple[Any, Any, Any]:
         """For a diagram, of each bin: mean confidence, share of hits, weight of its examples. Waits for the device."""
-        weight, confidence, hits = self._sums.exact().reshape(3, self.bins)
+        weight, hits, excess = self._sums.exact().reshape(3, self.bins)
         safe = weight.clip(min=1e-300)
-        return confidence / safe, hits / safe, weight
+        return (hits + excess) / safe, hits / safe, weight
 
     def _fits(self, record: _loss_statistics.LossRecord) -> bool:
         statistics = record.statistics
@@ -139,15 +142,19 @@ class CalibrationError(TokenMean):
         return self._bins(probability, nan_unless(ops.logical_not(bad), ops.cast(labels, "float32")), weights)
 
     def _bins(self, confidence, hits, weights):
-        """`[3 bins]`: weight, confidence and hits of each bin."""
+        """`[3 bins]`: weight and hits of each bin, and by how much its confidence exceeds its hits."""
         confidence, hits, weights = (ops.reshape(x, (-1,)) for x in (confidence, hits, weights))
         is_active = ops.not_equal(weights, 0)
         # NaN has no bin. In the first it makes the result NaN.
         place = ops.where(ops.isnan(confidence), ops.zeros_like(confidence), confidence) * self.bins
         place = ops.cast(ops.clip(ops.floor(place), 0, self.bins - 1), "int32")
-        parts = (weights, weights * confidence, weights * hits)
-        columns = ops.stack([ops.where(is_active, part, 0.0) for part in parts], axis=1)  # [N, 3]
-        sums = ops.segment_sum(columns, place, num_segments=self.bins)  # [bins, 3]
+        # Sums of confidences and of hits are large beside what they differ by.
+        columns = (weights, weights * hits, weights * (confidence - hits))
+        columns = ops.stack([ops.where(is_active, column, 0.0) for column in columns], axis=1)  # [N, 3]
+        # Each bin in many parts: what a sum of float32 numbers rounds grows with their number.
+        part = ops.arange(ops.shape(place)[0], dtype="int32") % _PARTS
+        sums = ops.segment_sum(columns, place + self.bins * part, num_segments=self.bins * _PARTS)
+        sums = ops.sum(ops.reshape(sums, (_PARTS, self.bins, 3)), axis=0)  # [bins, 3]
         return ops.reshape(ops.transpose(sums), (-1,))
 
 

@@ -10,7 +10,7 @@ from keras_xent.kernels import reduction as _reduction
 from keras_xent.kernels._dtypes import to_tensor
 from keras_xent.kernels._masking import where_or_zero
 from keras_xent.kernels._shapes import align_weights
-from keras_xent.preference._log_probs import aligned, check_shape
+from keras_xent.preference._log_probs import aligned, check_shape, checked
 
 
 def grpo(
@@ -68,15 +68,17 @@ def grpo(
     policy, old, *reference = aligned(**given, **({"reference_logps": reference_logps} if beta else {}))
     valid = None
     if mask is not None:
-        valid = ops.cast(to_tensor(mask), "bool")
+        valid = ops.cast(to_tensor(checked("mask", mask)), "bool")
         check_shape("mask", valid, policy)
     # Selected before the exponential, whose derivative would turn 0 into NaN.
     policy, old = where_or_zero(policy, valid), where_or_zero(ops.stop_gradient(old), valid)
-    advantages = align_weights(ops.cast(to_tensor(advantages), policy.dtype), policy.shape, "advantages")
+    advantages = ops.cast(to_tensor(checked("advantages", advantages)), policy.dtype)
+    advantages = align_weights(ops.stop_gradient(advantages), policy.shape, "advantages")
     low, high = _clip_range(epsilon, epsilon if epsilon_high is None else epsilon_high)
     ratio = ops.exp(_clipped(policy - old))
-    clipped = ops.clip(ratio, low, high)
-    losses = -ops.minimum(ratio * advantages, clipped * advantages)
+    gain, clipped_gain = ratio * advantages, ops.stop_gradient(ops.clip(ratio, low, high)) * advantages
+    # Not a minimum, whose gradient JAX divides among two that are equal.
+    losses = -ops.where(gain <= clipped_gain, gain, clipped_gain)
     if beta:
         difference = _clipped(where_or_zero(ops.stop_gradient(reference[0]), valid) - policy)
         losses = losses + beta * (ops.expm1(difference) - difference)

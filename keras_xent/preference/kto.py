@@ -5,7 +5,7 @@ from keras import ops
 from keras_xent import arguments
 from keras_xent._types import Tensor
 from keras_xent.kernels._dtypes import to_tensor
-from keras_xent.preference._log_probs import aligned, check_shape
+from keras_xent.preference._log_probs import check_shape, checked, of_sequences
 
 
 def kto(
@@ -25,7 +25,7 @@ def kto(
 
     Args:
         policy_logps, reference_logps: `[B]`, summed over the tokens.
-        is_desirable: booleans `[B]`.
+        is_desirable: booleans `[B]`, or numbers: above 0 is desirable.
         kl: the divergence of the policy from the reference: a number, or the differences `policy - reference` of
             completions that belong to other prompts of the batch (of none, 0). A constant to the gradient.
         beta: how strongly the policy is kept near the reference.
@@ -46,11 +46,12 @@ def kto(
 
     References: arXiv:2402.01306, equation (8).
     """
-    policy, reference = aligned(policy_logps=policy_logps, reference_logps=reference_logps)
-    desirable = ops.cast(to_tensor(is_desirable), "bool")
+    policy, reference = of_sequences(policy_logps=policy_logps, reference_logps=reference_logps)
+    # Labels may be 0 and 1, or -1 and 1.
+    desirable = ops.cast(to_tensor(checked("is_desirable", is_desirable)), policy.dtype) > 0
     check_shape("is_desirable", desirable, policy)
     ratio = policy - ops.stop_gradient(reference)
-    kl = ops.cast(to_tensor(kl), ratio.dtype)
+    kl = ops.cast(to_tensor(checked("kl", kl)), ratio.dtype)
     # Of none the mean would be NaN.
     mean_kl = ops.sum(kl) / ops.maximum(ops.cast(ops.size(kl), kl.dtype), 1.0)
     point = ops.stop_gradient(ops.maximum(mean_kl, 0.0))

@@ -4,7 +4,7 @@ from keras import ops
 
 from keras_xent import arguments
 from keras_xent._types import Tensor
-from keras_xent.preference._log_probs import aligned
+from keras_xent.preference._log_probs import of_sequences
 
 
 def dpo(
@@ -118,7 +118,9 @@ def simpo(
 
     References: arXiv:2405.14734, equation (6).
     """
-    chosen, rejected = aligned(policy_chosen_logps=policy_chosen_logps, policy_rejected_logps=policy_rejected_logps)
+    chosen, rejected = of_sequences(
+        policy_chosen_logps=policy_chosen_logps, policy_rejected_logps=policy_rejected_logps
+    )
     margin = arguments.above_zero("beta", beta) * (chosen - rejected) - arguments.not_negative("gamma", gamma)
     return _logistic(margin, label_smoothing)
 
@@ -131,7 +133,7 @@ def orpo(policy_chosen_logps: Tensor, policy_rejected_logps: Tensor, *, beta: fl
 
     Args:
         policy_chosen_logps, policy_rejected_logps: `[B]`, means over the tokens
-            (`sequence_log_probs(..., normalize=True)`), below 0.
+            (`sequence_log_probs(..., normalize=True)`), below 0. Those above -1e-30 count as that: the odds are finite.
         beta: weight of the preference (`lambda` in the paper).
 
     Returns:
@@ -150,13 +152,15 @@ def orpo(policy_chosen_logps: Tensor, policy_rejected_logps: Tensor, *, beta: fl
 
     References: arXiv:2403.07691, equations (6) and (7).
     """
-    chosen, rejected = aligned(policy_chosen_logps=policy_chosen_logps, policy_rejected_logps=policy_rejected_logps)
+    chosen, rejected = of_sequences(
+        policy_chosen_logps=policy_chosen_logps, policy_rejected_logps=policy_rejected_logps
+    )
     log_odds_ratio = _log_odds(chosen) - _log_odds(rejected)
     return -chosen - arguments.not_negative("beta", beta) * ops.log_sigmoid(log_odds_ratio)
 
 
 def _margin(policy_chosen, policy_rejected, reference_chosen, reference_rejected):
-    chosen, rejected, *reference = aligned(
+    chosen, rejected, *reference = of_sequences(
         policy_chosen_logps=policy_chosen,
         policy_rejected_logps=policy_rejected,
         reference_chosen_logps=reference_chosen,
@@ -173,8 +177,9 @@ def _logistic(margin, smoothing):
 
 
 def _log_odds(log_prob):
-    # At probability 1 the odds are infinite: the largest number below 1 stands for it.
-    log_prob = ops.minimum(log_prob, -1.2e-7)
+    # At probability 1 the odds are infinite. Any number in between counts: small as 1 - p is, so is the gradient of the
+    # log-probability for the logits, and the product of the two is that of the odds.
+    log_prob = ops.minimum(log_prob, -1e-30)
     is_likely = log_prob > -0.6931472
     likely = ops.log(-ops.expm1(ops.where(is_likely, log_prob, -1.0)))
     unlikely = ops.log1p(-ops.exp(ops.where(is_likely, -1.0, log_prob)))

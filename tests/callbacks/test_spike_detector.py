@@ -38,10 +38,10 @@ def test_a_spike_is_reported_with_its_batch_and_its_worst_tokens():
         fitted(built, detector, x, y)
     (report,) = detector.reports
     assert (report["kind"], report["epoch"], report["batch"]) == ("spike", 0, 12)
-    assert report["loss"] == pytest.approx(nll[y[last] != 0].mean(), rel=1e-5)
+    assert report["loss"] == pytest.approx(nll[y[last] != 0].mean(), rel=1e-6)
     order = np.argsort(-nll, axis=None, kind="stable")[:3]
     tokens = report["worst_tokens"]
-    np.testing.assert_allclose([one["nll"] for one in tokens], nll.ravel()[order], rtol=1e-4)
+    np.testing.assert_allclose([one["nll"] for one in tokens], nll.ravel()[order], rtol=1e-6)
     for one in tokens:
         assert one["label"] == y[last][one["sequence"], one["position"]]
         assert one["context"] == y[last][one["sequence"], : one["position"]].tolist()

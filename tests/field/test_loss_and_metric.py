@@ -52,7 +52,7 @@ def test_a_metric_of_logits_does_not_repeat_a_forgotten_from_logits(name, mode):
     model = language_model()
     expected = nll(model(X)).mean()
     got, told = fitted(model, kx.losses.SparseCategoricalCrossentropy(), METRICS[name](), mode)
-    np.testing.assert_allclose(TO_NATS[name](got), expected, rtol=1e-5)
+    np.testing.assert_allclose(TO_NATS[name](got), expected, rtol=1e-6)
     told = [w for w in told if "from_logits=True, and the loss SparseCategoricalCrossentropy" in str(w.message)]
     assert len(told) == 1 and told[0].filename == __file__
 
@@ -69,7 +69,7 @@ def test_a_disagreement_about_ignore_class_is_told_once(which, mode, head):
     losses = nll(model(X))
     got, told = fitted(model, loss, metric, mode)
     counted = Y != 0 if which == "metric" else Y == Y
-    np.testing.assert_allclose(np.log(got), losses[counted].mean(), rtol=1e-5)
+    np.testing.assert_allclose(np.log(got), losses[counted].mean(), rtol=1e-6)
     told = [str(w.message) for w in told if "ignore_class" in str(w.message)]
     assert len(told) == 1 and "Perplexity" in told[0] and "MaskedSequenceCrossentropy" in told[0]
 
@@ -81,7 +81,7 @@ def test_padding_marked_by_weights_here_and_by_labels_there_is_no_disagreement()
     losses = nll(model(X))
     loss, metric = kx.losses.MaskedSequenceCrossentropy(), kx.metrics.Perplexity(ignore_class=0, name="m")
     got, told = fitted(model, loss, metric, sample_weight=weights)
-    np.testing.assert_allclose(np.log(got), losses[Y != 0].mean(), rtol=1e-5)
+    np.testing.assert_allclose(np.log(got), losses[Y != 0].mean(), rtol=1e-6)
     assert told == []
 
 
@@ -91,7 +91,7 @@ def test_a_metric_without_the_soft_cap_of_the_loss_has_none(head):
     model = language_model(head)
     expected = nll(model(X)).mean()
     got, told = fitted(model, kx.losses.MaskedSequenceCrossentropy(logit_softcap=2.0), METRICS["Perplexity"]())
-    np.testing.assert_allclose(np.log(got), expected, rtol=1e-5)
+    np.testing.assert_allclose(np.log(got), expected, rtol=1e-6)
     assert sum("logit_softcap=None, and the loss" in str(w.message) for w in told) == 1
 
 
@@ -118,7 +118,7 @@ def test_a_mask_counts_also_when_our_loss_is_inside_another(kind):
     model = language_model(mask_zero=True)
     expected = nll(model(X))[X != 0].mean()
     got, _ = fitted(model, loss, METRICS["Perplexity"]())
-    np.testing.assert_allclose(np.log(got), expected, rtol=1e-5)
+    np.testing.assert_allclose(np.log(got), expected, rtol=1e-6)
 
 
 def test_a_metric_that_cannot_see_the_mask_says_so():
@@ -127,7 +127,7 @@ def test_a_metric_that_cannot_see_the_mask_says_so():
     foreign = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     got, told = fitted(model, foreign, METRICS["Perplexity"]())
     if BACKEND == "tensorflow":
-        np.testing.assert_allclose(np.log(got), masked, rtol=1e-5)
+        np.testing.assert_allclose(np.log(got), masked, rtol=1e-6)
         assert told == []
     else:
         assert [str(w.message)[:41] for w in told] == ["Perplexity 'm' counts masked tokens: on J"]

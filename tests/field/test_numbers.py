@@ -88,17 +88,17 @@ def test_a_softmax_over_another_axis_counts_as_probabilities(mode):
     binary = -(y * np.log(p) + (1 - y) * np.log1p(-p)).mean()
     model = keras.Sequential([keras.Input((3, 1)), keras.layers.Softmax(axis=1)])
     model.compile("sgd", Binary(), **mode)
-    np.testing.assert_allclose(model.evaluate(z, y, verbose=0), binary, rtol=1e-5)
+    np.testing.assert_allclose(model.evaluate(z, y, verbose=0), binary, rtol=1e-6)
     # Over the class axis of the loss it is that loss's softmax, wherever that axis is.
     model.compile("sgd", kx.losses.CategoricalCrossentropy(axis=1), **mode)
-    np.testing.assert_allclose(model.evaluate(z, y, verbose=0), -np.log(p[0, 0, 0]), rtol=1e-5)
+    np.testing.assert_allclose(model.evaluate(z, y, verbose=0), -np.log(p[0, 0, 0]), rtol=1e-6)
     z, y = np.array([[[2.0, 1.0], [0.0, 3.0]]], "float32"), np.array([[0, 1]])
     p = np.exp(z) / np.exp(z).sum(1, keepdims=True)
     q = p / p.sum(-1, keepdims=True)
     model = keras.Sequential([keras.Input((2, 2)), keras.layers.Softmax(axis=1)])
     model.compile("sgd", kx.losses.SparseCategoricalCrossentropy(), **mode)
     right = -np.log([q[0, 0, 0], q[0, 1, 1]]).mean()
-    np.testing.assert_allclose(model.evaluate(z, y, verbose=0), right, rtol=1e-5)
+    np.testing.assert_allclose(model.evaluate(z, y, verbose=0), right, rtol=1e-6)
 
 
 @pytest.mark.parametrize("make", [lambda: keras.Variable(0.1), lambda: keras.Variable([0.1, 0.2])], ids=["[]", "[2]"])
@@ -155,13 +155,13 @@ def test_labels_that_a_program_closes_over(mode):
     real = ops.convert_to_tensor(real)
     loss = Binary(from_logits=True)
     value, _ = value_and_gradient(lambda x: loss(real, x), x, mode=mode)
-    np.testing.assert_allclose(value, 0.921923, rtol=1e-5)
+    np.testing.assert_allclose(value, 0.921923, rtol=1e-6)
     metric, labels = kx.losses.SparseCategoricalCrossentropy(), ops.convert_to_tensor(np.array([0, 1]))
     p = ops.convert_to_tensor(np.array([[0.5, 0.5], [0.75, 0.25]], "float32"))
     # Predictions and weights too.
     weights = ops.convert_to_tensor(np.array([1.0, 2.0], "float32"))
     got = MODES[mode](lambda y: metric(y, p, weights))(labels)
-    np.testing.assert_allclose(to_numpy(got), -(np.log(0.5) + 2 * np.log(0.25)) / 2, rtol=1e-5)
+    np.testing.assert_allclose(to_numpy(got), -(np.log(0.5) + 2 * np.log(0.25)) / 2, rtol=1e-6)
 
 
 def test_numbers_of_python_in_an_array_are_labels():
@@ -175,8 +175,8 @@ def test_numbers_of_python_in_an_array_are_labels():
 def test_an_ignored_label_may_be_larger_than_an_int32():
     x = np.zeros((2, 4), "float32")
     loss = kx.losses.SparseCategoricalCrossentropy(from_logits=True, ignore_class=2**32 - 1)
-    np.testing.assert_allclose(float(loss(np.array([1, 2**32 - 1], "uint32"), x)), np.log(4), rtol=1e-6)
-    np.testing.assert_allclose(float(loss(np.array([1, 2]), x)), np.log(4), rtol=1e-6)
+    np.testing.assert_allclose(float(loss(np.array([1, 2**32 - 1], "uint32"), x)), np.log(4), rtol=2e-7)
+    np.testing.assert_allclose(float(loss(np.array([1, 2]), x)), np.log(4), rtol=2e-7)
 
 
 # JAX makes uint32 of the arguments of a program.

@@ -57,7 +57,7 @@ def test_a_loss_inside_a_condition_of_fit():
     model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(4, kernel_initializer="zeros")])
     model.compile("sgd", lambda y, p: ops.cond(ops.size(y) > 0, lambda: loss(y, p), lambda: 0.0 * ops.sum(p)))
     np.testing.assert_allclose(
-        model.fit(np.ones((4, 4)), np.arange(4), verbose=0).history["loss"], np.log(4), rtol=1e-5
+        model.fit(np.ones((4, 4)), np.arange(4), verbose=0).history["loss"], np.log(4), rtol=1e-6
     )
 
 
@@ -74,7 +74,7 @@ def test_a_fused_head_looks_at_weights_before_labels(bad, eager):
             kx.fuse_head(model)
         model.compile("sgd", kx.losses.MaskedSequenceCrossentropy(), run_eagerly=eager)
         values.append(model.fit(x, y, sample_weight=w, verbose=0).history["loss"][0])
-    np.testing.assert_allclose(values[1], values[0], rtol=1e-5)
+    np.testing.assert_allclose(values[1], values[0], rtol=1e-6)
 
 
 @pytest.mark.parametrize("ending", ["keras", "h5"])
@@ -170,7 +170,7 @@ if BACKEND == "tensorflow":
                 value = model.fit(np.ones((4, 4)), y, verbose=0).history["loss"][0]
         finally:
             tf.debugging.disable_check_numerics()
-        np.testing.assert_allclose(value, np.log(4), rtol=1e-5)
+        np.testing.assert_allclose(value, np.log(4), rtol=1e-6)
         assert kx.config.uses_xla()
 
     def hessian_vector_product(function, x, v):
@@ -226,7 +226,7 @@ if BACKEND == "tensorflow":
             return hessian_vector_product(lambda x: inside(lambda x: loss(y, x), x), x, v)
 
         right = HESSIANS[name](x.astype("float64"), v)
-        np.testing.assert_allclose(product(tf.constant(x), tf.constant(v)), right, rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(product(tf.constant(x), tf.constant(v)), right, rtol=1e-6, atol=1e-7)
 
     @fast_for("sparse")
     @pytest.mark.parametrize("name", HESSIANS)
@@ -243,8 +243,8 @@ if BACKEND == "tensorflow":
         finally:
             tf.config.run_functions_eagerly(False)
         for one, other in zip(got, expected, strict=True):
-            np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-7)
-        np.testing.assert_allclose(product, HESSIANS[name](x.astype("float64"), v), rtol=1e-4, atol=1e-6)
+            np.testing.assert_allclose(one, other, rtol=1e-6, atol=1e-7)
+        np.testing.assert_allclose(product, HESSIANS[name](x.astype("float64"), v), rtol=1e-6, atol=1e-7)
 
 else:
 

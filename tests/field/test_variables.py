@@ -74,4 +74,4 @@ def test_a_step_follows_a_variable_or_says_that_it_would_not(fused):
         for values in (FIRST, SECOND):
             weights.assign(values)
             right = -(log_p[np.arange(4), y] * np.array(values)[y]).mean()
-            np.testing.assert_allclose(model.train_on_batch(x, y), right, rtol=1e-5)
+            np.testing.assert_allclose(model.train_on_batch(x, y), right, rtol=1e-6)

@@ -219,6 +219,23 @@ def test_top_k_losses_and_gradients_are_those_of_the_oracle(mode):
 
 
 @pytest.mark.whole
+def test_draws_of_a_teacher_have_the_gradient_of_their_shares():
+    """As K draws of each token have in expectation the gradient of the whole teacher."""
+    draws = RNG.integers(0, 3, (TOKENS, 8))
+    shares = np.stack([(draws == c).mean(1) for c in range(3)], axis=1)
+
+    def gradients_of(ids, p):
+        def function(hidden, kernel, bias):
+            return linear_top_k_distillation(hidden, kernel, ids, np.log(p), bias)
+
+        with np.errstate(divide="ignore"):
+            return run(function, (HIDDEN, KERNEL, BIAS), np.ones(TOKENS, "float32"))[1]
+
+    of_draws = gradients_of(draws, np.full(draws.shape, 1 / 8))
+    assert_close(of_draws, gradients_of(np.tile(np.arange(3), (TOKENS, 1)), shares))
+
+
+@pytest.mark.whole
 def test_all_classes_are_the_whole_teacher():
     p = softmax(TEACHER.astype("float64") @ TEACHER_KERNEL / 2)
     ids = np.tile(np.arange(CLASSES), (TOKENS, 1))
@@ -227,6 +244,27 @@ def test_all_classes_are_the_whole_teacher():
         HIDDEN, KERNEL, TEACHER, TEACHER_KERNEL, temperature=2.0, mask=MASK, reduction="token_mean"
     )
     np.testing.assert_allclose(float(mine), float(whole), rtol=1e-6)
+
+
+def test_a_class_that_only_the_teacher_has_is_an_error_or_nan():
+    ids = np.where(np.arange(TOKENS)[:, None] == 4, CLASSES, IDS)
+    with pytest.raises(
+        ValueError, match=r"`ids` must be classes from 0 to 22, .* label 23 at position \(4, 0\).* with -1"
+    ):
+        linear_top_k_distillation(HIDDEN, KERNEL, ids, LOG_P)
+
+    def function(hidden, kernel, bias, **options):
+        return linear_top_k_distillation(hidden, kernel, tensor(ids), LOG_P, bias, **options)
+
+    # Inside XLA nothing can be raised.
+    value, (d_hidden, *_) = run(function, (HIDDEN, KERNEL, BIAS), np.ones(TOKENS, "float32"), TWO_MODES[1])
+    for one in (value, d_hidden):
+        assert np.isnan(one[4]).all() and np.isfinite(np.delete(one, 4, axis=0)).all()
+    # What does not count may be anything.
+    expected = to_numpy(linear_top_k_distillation(HIDDEN, KERNEL, IDS, LOG_P, BIAS))
+    for options in ({"mask": np.arange(TOKENS) != 4}, {"token_weights": (np.arange(TOKENS) != 4).astype("float32")}):
+        found = to_numpy(function(HIDDEN, KERNEL, BIAS, **options))
+        np.testing.assert_allclose(found, np.where(np.arange(TOKENS) == 4, 0, expected), rtol=1e-6, atol=1e-7)
 
 
 @pytest.mark.parametrize(
@@ -238,6 +276,12 @@ def test_all_classes_are_the_whole_teacher():
         (lambda: linear_distillation(HIDDEN, KERNEL, HIDDEN, KERNEL, divergence="kl"), "`divergence` must be one of"),
         (lambda: linear_distillation(HIDDEN, KERNEL, HIDDEN, KERNEL, beta=1.0), "`beta` must be a number between"),
         (lambda: linear_top_k_distillation(HIDDEN, KERNEL, IDS, LOG_P[:, 1:]), "`log_probs` must have the shape"),
+        (
+            lambda: linear_top_k_distillation(HIDDEN, KERNEL, LOG_P, IDS),
+            "`ids` must be integers.* Received: dtype float",
+        ),
+        (lambda: linear_top_k_distillation(HIDDEN, KERNEL, IDS, np.exp(LOG_P)), "`log_probs` must be logarithms"),
+        (lambda: linear_top_k_distillation(HIDDEN, KERNEL, IDS, None), "`log_probs` must be .* Received: None"),
     ],
 )
 def test_wrong_arguments_are_named(call, sentence):

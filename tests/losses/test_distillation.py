@@ -145,6 +145,11 @@ def test_lists_are_taken_as_arrays():
 def test_wrong_arguments_are_named():
     with pytest.raises(ValueError, match="`y_true` must hold the teacher's logits"):
         kx.losses.Distillation()(TEACHER[..., 1:], STUDENT)
+    outputs = {"next": TEACHER}, {"other": STUDENT}
+    with pytest.raises(
+        ValueError, match=r"same structure.* shapes \{'next': '\(3, 4, 7\)'\} and \{'other': '\(3, 4, 7\)"
+    ):
+        kx.distillation.LogitsDistillation().compute_loss(*outputs)
     with pytest.raises(ValueError, match="`reduction` must give a scalar"):
         kx.distillation.LogitsDistillation(reduction="none")
 

@@ -104,6 +104,20 @@ def test_extreme_log_probabilities_stay_finite():
         assert np.isfinite(to_numpy(loss)).all()
 
 
+@pytest.mark.parametrize("below", [5.0, 20.0, 40.0, 60.0])
+def test_the_odds_of_a_completion_that_is_sure_have_the_gradient_of_its_logit(below):
+    """Of one token, the log-odds are its logit less the log-sum-exp of the others: a slope of 1, however sure."""
+
+    def loss(x):
+        rejected = kx.kernels.linear_token_statistics(x, np.eye(2, dtype="float32"), [0]).log_prob
+        return kx.preference.orpo(f32([-1.0]), rejected, beta=0.5)
+
+    value, gradient = value_and_gradient(loss, tensor(f32([[below, 0.0]])))
+    ratio = odds(-1.0) - below
+    np.testing.assert_allclose(value, 1.0 + 0.5 * np.log1p(np.exp(-ratio)), rtol=1e-6)
+    np.testing.assert_allclose(gradient, 0.5 * sigmoid(-ratio) * np.array([[1.0, -1.0]]), rtol=2e-6)
+
+
 FAR = f32([-1e4, 1e4, -1e4, 1e4])
 
 
@@ -208,6 +222,26 @@ def test_negative_token_weights_are_the_policy_gradient_of_reinforce():
     np.testing.assert_allclose(gradient, expected, atol=1e-6 * np.abs(expected).max())
 
 
+@pytest.mark.parametrize("epsilon", [0.0, 0.2])
+def test_on_policy_the_clip_range_does_not_matter(epsilon):
+    """The two sides of the minimum are equal there: each backend has another gradient of a minimum."""
+    for sign in (1.0, -1.0):
+        _, gradient = value_and_gradient(
+            lambda x, sign=sign: kx.preference.grpo(
+                x, f32(NEW), f32(np.full(5, sign)), epsilon=epsilon, reduction="sum"
+            ),
+            tensor(f32(NEW)),
+        )
+        np.testing.assert_array_equal(gradient, np.full((5, T), -sign, "float32"))
+
+
+def test_kto_takes_labels_of_minus_one():
+    x, reference = f32(POLICY), f32(REFERENCE)
+    expected = to_numpy(kx.preference.kto(x, reference, DESIRABLE))
+    np.testing.assert_array_equal(to_numpy(kx.preference.kto(x, reference, np.where(DESIRABLE, 1, -1))), expected)
+    np.testing.assert_array_equal(to_numpy(kx.preference.kto(x, reference, DESIRABLE.astype("int32"))), expected)
+
+
 # Arguments
 
 
@@ -224,6 +258,13 @@ def test_negative_token_weights_are_the_policy_gradient_of_reinforce():
             r"`reference_logps` must have the shape",
         ),
         (lambda: kx.preference.dpo([1.0], [1.0], None, None), r"`reference_chosen_logps` must be .* Received: None"),
+        (
+            lambda: kx.preference.dpo(*[[[1.0, 2.0]]] * 4),
+            r"`policy_chosen_logps` must hold one log-prob.*shape \(1, 2\)",
+        ),
+        (lambda: kx.preference.kto([[1.0, 2.0]], [[1.0, 2.0]], [[1, 0]]), r"`policy_logps` must hold one log-prob"),
+        (lambda: kx.preference.kto([1.0], [1.0], None), r"`is_desirable` must be .* Received: None"),
+        (lambda: kx.preference.grpo([[1.0]], [[1.0]], None), r"`advantages` must be .* Received: None"),
         (lambda: kx.preference.ipo([1.0], [1.0], [1.0], [1.0], beta=-1), r"`beta` must be a number above 0"),
         (lambda: kx.preference.orpo([1.0], [1.0], beta=-1), r"`beta` must be a number of at least 0"),
         (lambda: kx.preference.orpo([1.0], [1.0], beta=math.inf), r"`beta` must be a number of at least 0.*beta=inf"),

@@ -144,7 +144,8 @@ def of_top_k(rng: np.random.Generator, program: Program) -> dict[str, np.ndarray
     tokens, _, classes = program.shape
     ids = rng.permuted(np.tile(np.arange(max(classes, K)), (tokens, 1)), axis=1)[:, :K]
     odd = rng.random(ids.shape) < 0.05
-    arrays["ids"] = np.where(odd, rng.choice([-1, classes, 0], ids.shape), ids).astype("int32")
+    ids = np.where(odd, rng.choice([-1, 0], ids.shape), ids)
+    arrays["ids"] = np.where(ids < classes, ids, -1).astype("int32")
     with np.errstate(divide="ignore"):
         arrays["log_probs"] = np.log(rng.dirichlet(np.full(K, 0.3), tokens)).astype("float32")
     return arrays
