@@ -43,7 +43,7 @@ def _of_head(rng, case):
     kernel = rng.standard_normal((features, classes), "float32")
     kernel *= np.float32(2.0 / np.sqrt(features))
     labels = rng.integers(0, classes, tokens, "int32")
-    ignored = rng.permutation(tokens)[round(case["valid"] * tokens) :]
+    ignored = rng.permutation(tokens)[round(case.get("valid", 1.0) * tokens) :]
     labels[ignored] = IGNORED
     hidden = rng.standard_normal((tokens, features), "float32")
     arrays = {"hidden": _as_stored(hidden, case["dtype"]), "kernel": _as_stored(kernel, case["dtype"])}

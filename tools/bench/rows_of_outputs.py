@@ -27,21 +27,27 @@ BESIDE = {"top_k": ("ours, labels", "ours, JAX, labels")}
 
 def times(question: str) -> Iterator[Work]:
     """Loss and gradients of many tokens."""
-    case = of_head(MANY_TOKENS) | {"question": question, "beside": list(BESIDE.get(question, ()))}
+    case = _case(question, MANY_TOKENS, beside=list(BESIDE.get(question, ())))
     yield Work(question.replace("_", "-"), case, PEERS[question])
 
 
 def memory(question: str) -> Iterator[Work]:
     """The peak memory of the same, in fresh processes."""
     peers = {name: library for name, library in PEERS[question].items() if name != "floor"}
-    case = of_head(MANY_TOKENS, calls=2) | {"question": question}
+    case = _case(question, MANY_TOKENS, calls=2)
     yield Work(f"{question.replace('_', '-')}-memory", case, peers, "megabytes")
+
+
+def _case(question, head, **more):
+    """Every label is valid."""
+    case = of_head(head) | {"question": question, **more}
+    return {name: value for name, value in case.items() if name != "valid"}
 
 
 def low_rank() -> Iterator[Work]:
     """Peak memory of the largest head, of which two factors of rank 8 are trained, or nothing, or all."""
     peers = dict.fromkeys(("ours, LoRA", "ours, frozen", "ours"), "tensorflow")
-    yield Work("lora-memory", of_head(GEMMA2, calls=1) | {"question": "lora"}, peers, "megabytes")
+    yield Work("lora-memory", _case("lora", GEMMA2, calls=1), peers, "megabytes")
 
 
 def scores(unit: str) -> Iterator[Work]:
@@ -63,7 +69,8 @@ def four_metrics() -> Iterator[Work]:
 def accuracy() -> Iterator[Work]:
     """The errors of outputs and of their gradients."""
     for output in "log_prob", "entropy", "logsumexp":
-        yield Work("accuracy", of_head(SMALL_MODEL) | {"question": "accuracy", "output": output}, OURS, "error")
+        case = _case("accuracy", SMALL_MODEL, output=output)
+        yield Work("accuracy", case, OURS | {"Keras, graph": "tensorflow"}, "error")
 
 
 ROWS = {

@@ -29,7 +29,7 @@ LIBRARIES = {
 }
 
 
-# Variables that have programs of earlier runs read from the disk, where first steps and memory would lack the compiler's.
+# With these, programs of earlier runs are read from the disk: first steps and memory would leave out the compiler.
 _KEPT_PROGRAMS = ("TF_XLA_FLAGS", "JAX_COMPILATION_CACHE_DIR")
 
 

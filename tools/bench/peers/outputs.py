@@ -12,7 +12,6 @@ from keras import ops
 import keras_xent as kx
 from tools.bench.data import PAIRS, TEMPERATURE
 
-
 QUESTIONS = ("statistics", "accuracy", "top_k", "dpo", "distillation", "lora")
 
 
@@ -23,7 +22,7 @@ def peer(name: str, case: dict) -> tuple[Callable, tuple[str, ...]]:
         trained = {"LoRA": ("hidden", "down", "up"), "frozen": ("hidden",)}.get(parts[-1], trained)
         return functools.partial(_of_largest, trained), trained
     if case["question"] == "accuracy":
-        return functools.partial(_sum, case["output"]), trained
+        return functools.partial(_sum if parts[0] == "ours" else _sum_of_logits, case["output"]), trained
     if case["question"] == "statistics" or parts[-1] == "labels":
         return functools.partial(_of_labels, [part for part in parts if part in ("entropy", "logsumexp")]), trained
     losses = {"dpo": (_dpo, _dpo_of_logits), "distillation": (_distillation, _kl_of_logits), "top_k": (_top_k,)}
@@ -53,6 +52,18 @@ def _of_largest(trained, arrays):
 def _sum(output, arrays):
     found = kx.kernels.linear_token_statistics(arrays["hidden"], arrays["kernel"], arrays["labels"])
     value = getattr(found, output)
+    return ops.sum(value), {"value": value}
+
+
+def _sum_of_logits(output, arrays):
+    logits = ops.matmul(arrays["hidden"], arrays["kernel"])
+    if output == "log_prob":
+        value = _log_probs_of_logits(logits, arrays["labels"])
+    elif output == "logsumexp":
+        value = ops.logsumexp(logits, axis=1)
+    else:
+        log_p = ops.log_softmax(logits)
+        value = -ops.sum(ops.exp(log_p) * log_p, axis=1)
     return ops.sum(value), {"value": value}
 
 
@@ -87,7 +98,7 @@ def _distillation(arrays):
 
 
 def _kl_of_logits(arrays):
-    """The formula of Keras' `LogitsDistillation`, with log-softmax in place of a clipped softmax and a mean of tokens."""
+    """The formula of Keras' `LogitsDistillation`, with log-softmax in place of a clipped softmax."""
     teacher = ops.matmul(arrays["teacher_hidden"], arrays["teacher_kernel"]) / TEMPERATURE
     student = ops.matmul(arrays["hidden"], arrays["kernel"]) / TEMPERATURE
     log_p, log_q = ops.log_softmax(teacher), ops.log_softmax(student)

@@ -49,8 +49,8 @@ def arrays(results: dict) -> dict:
 
 def versions() -> dict:
     """Of the packages."""
-    names = ("tensorflow", "keras", "numpy", "keras-hub")
-    return {name: importlib.metadata.version(name) for name in names if any(importlib.metadata.distributions(name=name))}
+    there = [n for n in ("tensorflow", "keras", "numpy", "keras-hub") if any(importlib.metadata.distributions(name=n))]
+    return {name: importlib.metadata.version(name) for name in there}
 
 
 def forget() -> None:
