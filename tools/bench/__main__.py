@@ -21,6 +21,7 @@ def main(arguments: list[str] | None = None) -> None:
     run_parser.add_argument(
         "--only", action="append", choices=[*ROWS, *rows_of_gpu.ROWS], help="this row; may be repeated"
     )
+    run_parser.add_argument("--library", action="append", help="only peers of this library; may be repeated")
     run_parser.add_argument("--gpu", action="store_true", help="the rows for a GPU, on JAX and PyTorch")
     run_parser.add_argument("--quick", action="store_true", help=f"{QUICK_ROUNDS} rounds in place of {ROUNDS}")
     run_parser.add_argument("--resume", action="store_true", help="leave out what the file has already")
@@ -53,8 +54,14 @@ def run(arguments: argparse.Namespace) -> None:
     if other:
         raise SystemExit(f"--only {other[0]} is a row {'of a CPU' if arguments.gpu else 'for --gpu'}.")
     works = [work for name in arguments.only or rows for work in rows[name]()]
+    libraries = rows_of_gpu.LIBRARIES if arguments.gpu else LIBRARIES
+    if arguments.library:
+        # Others are not even started.
+        libraries = {name: library for name, library in libraries.items() if name in arguments.library}
+        works = [work.of_libraries(arguments.library) for work in works]
+        works = [work for work in works if work.peers]
     start, failed = time.monotonic(), []
-    with Workers(rows_of_gpu.LIBRARIES if arguments.gpu else LIBRARIES) as workers:
+    with Workers(libraries) as workers:
         found = _results.read(path, machine.facts() | measuring.versions(workers))
         for number, work in enumerate(works, 1):
             if arguments.resume and _results.has(found, work.row, work.case, work.unit, rounds):

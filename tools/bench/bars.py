@@ -1,60 +1,17 @@
 """Targets of the benchmarks, and whether the figures meet them."""
 
-from collections.abc import Callable
 from statistics import median
-from typing import NamedTuple
 
+from tools.bench import bars_of_outputs
+from tools.bench.bar import Bar, times, worst
 from tools.bench.results import find, ratio
 from tools.bench.shapes import GEMMA2, HEADS, LANGUAGE_MODEL, SHAPES, SMALL_MODEL, VALID
-
-
-class Bar(NamedTuple):
-    """A bound on a number that is worked out from the results; None where that was not measured."""
-
-    text: str
-    bound: str  # ">= 3" or "<= 1.6"
-    number: Callable[[dict], float | None]
-
-    def met(self, number: float | None) -> str:
-        """Returns whether the number, as shown, meets the bound. Where the bound is 1, up to 3 % beyond it is a tie."""
-        if number is None:
-            return "not measured"
-        limit, shown = float(self.bound[2:]), round(number, 2)
-        if shown >= limit if self.bound.startswith(">=") else shown <= limit:
-            return "yes"
-        return "a tie" if limit == 1 and round(abs(shown - 1), 2) <= 0.03 else "no"
-
-
-def _times(row, over, under, **case):
-    """Returns the ratio of `over` to `under` in the only record of the case."""
-
-    def number(results):
-        records = find(results, row, **case)
-        return ratio(records[0], over, under) if records else None
-
-    return number
-
-
-def _worst(row, over, under, pick, **case):
-    """The worst of all records, `over` being the best of the peers that are there."""
-
-    def number(results):
-        found = [
-            value
-            for record in find(results, row, **case)
-            for values in [[ratio(record, name, under) for name in over]]
-            for value in [min((v for v in values if v is not None), default=None)]
-            if value is not None
-        ]
-        return pick(found) if found else None
-
-    return number
 
 
 def _every_head(results):
     """Of the best of the others over ours the worst; None until all heads and shares are there."""
     whole = len(find(results, "linear")) == len(HEADS) * len(VALID)
-    return _worst("linear", _RIVALS, "ours", min)(results) if whole else None
+    return worst("linear", _RIVALS, "ours", min)(results) if whole else None
 
 
 def _first_step(results):
@@ -128,18 +85,18 @@ _RIVALS = ("Keras, graph", "Keras, XLA", "PyTorch", "torch.compile", *_LINEAR, "
 _BOTH = "ours, head, Perplexity, TokenAccuracy"
 
 BARS = (
-    Bar("sparse: Keras in a graph / ours", ">= 3", _times("sparse", "Keras, graph", "ours", **_SPARSE)),
-    Bar("sparse: Keras under XLA / ours", ">= 1.6", _times("sparse", "Keras, XLA", "ours", **_SPARSE)),
-    Bar("sparse: PyTorch / ours", ">= 3", _times("sparse", "PyTorch", "ours", **_SPARSE)),
-    Bar("sparse: torch.compile / ours", ">= 2", _times("sparse", "torch.compile", "ours", **_SPARSE)),
-    Bar("sparse: optax / ours", ">= 2", _times("sparse", "optax", "ours", **_SPARSE)),
-    Bar("sparse: ours / the memory traffic alone", "<= 1.6", _times("sparse", "ours", "floor", **_SPARSE)),
+    Bar("sparse: Keras in a graph / ours", ">= 3", times("sparse", "Keras, graph", "ours", **_SPARSE)),
+    Bar("sparse: Keras under XLA / ours", ">= 1.6", times("sparse", "Keras, XLA", "ours", **_SPARSE)),
+    Bar("sparse: PyTorch / ours", ">= 3", times("sparse", "PyTorch", "ours", **_SPARSE)),
+    Bar("sparse: torch.compile / ours", ">= 2", times("sparse", "torch.compile", "ours", **_SPARSE)),
+    Bar("sparse: optax / ours", ">= 2", times("sparse", "optax", "ours", **_SPARSE)),
+    Bar("sparse: ours / the memory traffic alone", "<= 1.6", times("sparse", "ours", "floor", **_SPARSE)),
     Bar("sparse: ours with bfloat16 logits / with float32 logits", "<= 1", _halves),
-    Bar("head: ours / its three matmuls alone", "<= 1.25", _times("linear", "ours", "floor", **_HEAD)),
+    Bar("head: ours / its three matmuls alone", "<= 1.25", times("linear", "ours", "floor", **_HEAD)),
     Bar(
         "head: PyTorch linear_cross_entropy, the faster / ours",
         ">= 1.5",
-        _worst("linear", _LINEAR, "ours", min, **_HEAD),
+        worst("linear", _LINEAR, "ours", min, **_HEAD),
     ),
     Bar(
         f"head: the best of Keras, PyTorch and optax / ours, the worst of {len(HEADS)} shapes and of the valid shares",
@@ -149,44 +106,44 @@ BARS = (
     Bar(
         "head, memory: PyTorch linear_cross_entropy, the smaller / ours",
         ">= 1",
-        _worst("vocabulary", _LINEAR, "ours", min, shape=SMALL_MODEL.name),
+        worst("vocabulary", _LINEAR, "ours", min, shape=SMALL_MODEL.name),
     ),
     Bar("head of Gemma 2, memory: ours / (kernel and its gradient) * 1.25 + 256 MB", "<= 1", _gemma),
     Bar(
         "head, evaluation: ours / the logits and the pass over them",
         "<= 1.05",
-        _times("evaluate", "ours", "ours, logits, XLA"),
+        times("evaluate", "ours", "ours, logits, XLA"),
     ),
-    Bar("fit, graph: ours / Dense and Keras' loss", "<= 0.85", _times("fit", "ours, head", "Keras", **_FIT)),
+    Bar("fit, graph: ours / Dense and Keras' loss", "<= 0.85", times("fit", "ours, head", "Keras", **_FIT)),
     Bar(
         "fit, XLA: ours / Dense and Keras' loss",
         "<= 1",
-        _times("fit", "ours, head", "Keras", jit=True, valid=1.0, backend="tensorflow"),
+        times("fit", "ours, head", "Keras", jit=True, valid=1.0, backend="tensorflow"),
     ),
-    Bar("fit, graph, 15 % valid: the same", "<= 0.45", _times("fit", "ours, head", "Keras", **{**_FIT, "valid": 0.15})),
-    Bar("fit, graph, memory: the same", "<= 0.25", _times("fit-memory", "ours, head", "Keras", **_FIT)),
-    Bar("fit, JAX: the same", "<= 0.5", _times("fit", "ours, head", "Keras", **_JAX)),
-    Bar("fit, JAX, memory: the same", "<= 0.1", _times("fit-memory", "ours, head", "Keras", **_JAX)),
+    Bar("fit, graph, 15 % valid: the same", "<= 0.45", times("fit", "ours, head", "Keras", **{**_FIT, "valid": 0.15})),
+    Bar("fit, graph, memory: the same", "<= 0.25", times("fit-memory", "ours, head", "Keras", **_FIT)),
+    Bar("fit, JAX: the same", "<= 0.5", times("fit", "ours, head", "Keras", **_JAX)),
+    Bar("fit, JAX, memory: the same", "<= 0.1", times("fit-memory", "ours, head", "Keras", **_JAX)),
     Bar(
         "a step with Perplexity and TokenAccuracy / without, the worse of two backends",
         "<= 1.03",
-        _worst("metrics", (_BOTH,), "ours, head", max),
+        worst("metrics", (_BOTH,), "ours, head", max),
     ),
     Bar(
         "transformer, our loss and metrics / Keras' loss and no metric, the worse of graph and XLA",
         "<= 1",
-        _worst("transformer", ("ours, Perplexity, TokenAccuracy",), "Keras", max),
+        worst("transformer", ("ours, Perplexity, TokenAccuracy",), "Keras", max),
     ),
     Bar("first step of the transformer under XLA: our loss / Keras'", "<= 1.2", _first_step),
     Bar(
         "first step under XLA of the loss alone: ours / Keras', the worst of three losses",
         "<= 1.2",
-        _worst("first-step", ("ours, XLA",), "Keras, XLA", max),
+        worst("first-step", ("ours, XLA",), "Keras, XLA", max),
     ),
     Bar(
         "fit, first epoch of 60 batch lengths: ours / Keras', the worse of the sparse loss and a head",
         "<= 4",
-        _worst("first-epoch", ("ours",), "Keras", max),
+        worst("first-epoch", ("ours",), "Keras", max),
     ),
     Bar("losses, up to 1000 classes, graph: ours / Keras'", "<= 1", _behind("ours", ("Keras, graph",), shapes=_FEW)),
     Bar(
@@ -198,28 +155,29 @@ BARS = (
     Bar(
         "fit, later epochs of 60 batch lengths: ours / Keras', the worse of the sparse loss and a head",
         "<= 1.1",
-        _worst("later-epoch", ("ours",), "Keras", max),
+        worst("later-epoch", ("ours",), "Keras", max),
     ),
     Bar("programs compiled for these 60 lengths", "<= 12", _programs),
     Bar(
         "first call of a graph: ours / Keras', the worst of three losses",
         "<= 8",
-        _worst("first-call", ("ours",), "Keras, graph", max),
+        worst("first-call", ("ours",), "Keras, graph", max),
     ),
     Bar(
         "150 numbers of rows left by a mask: ours / Keras', compilation included",
         "<= 5",
-        _worst("uneven", ("ours",), "Keras, graph", max),
+        worst("uneven", ("ours",), "Keras, graph", max),
     ),
     Bar("memory after 500 numbers of rows, GB", "<= 1", _grown),
-    Bar("eager loss and gradient: ours / Keras', the worst", "<= 2", _worst("eager", ("ours",), "Keras", max)),
+    Bar("eager loss and gradient: ours / Keras', the worst", "<= 2", worst("eager", ("ours",), "Keras", max)),
     Bar("operations in the graph of loss and gradient", "<= 120", _most_operations),
     Bar(
         "first value and gradient: a second process / the first, the worse of two backends",
         "<= 0.4",
-        _worst("second-process", ("ours, second process",), "ours, first process", max),
+        worst("second-process", ("ours, second process",), "ours, first process", max),
     ),
     Bar("compilations for each shape under XLA", "<= 1", _per_shape),
+    *bars_of_outputs.BARS,
 )
 
 

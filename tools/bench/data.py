@@ -5,6 +5,10 @@ from pathlib import Path
 import numpy as np
 
 IGNORED = -100
+# Pairs of sequences for preference losses, classes that a stored teacher has, and the rank of trained factors.
+PAIRS, TOP, RANK = 32, 64, 8
+TEMPERATURE = 2.0
+OF_HEADS = ("linear", "statistics", "accuracy", "top_k", "dpo", "distillation", "lora")
 
 
 def write(case: dict, folder: Path) -> None:
@@ -12,7 +16,7 @@ def write(case: dict, folder: Path) -> None:
     rng = np.random.default_rng(0)
     if case["question"] == "loss":
         arrays = _of_loss(rng, case)
-    elif case["question"] == "linear":
+    elif case["question"] in OF_HEADS:
         arrays = _of_head(rng, case)
     else:
         arrays = {}
@@ -39,10 +43,29 @@ def _of_head(rng, case):
     kernel = rng.standard_normal((features, classes), "float32")
     kernel *= np.float32(2.0 / np.sqrt(features))
     labels = rng.integers(0, classes, tokens, "int32")
-    ignored = rng.permutation(tokens)[round(case["valid"] * tokens) :]
+    ignored = rng.permutation(tokens)[round(case.get("valid", 1.0) * tokens) :]
     labels[ignored] = IGNORED
     hidden = rng.standard_normal((tokens, features), "float32")
-    return {"hidden": _as_stored(hidden, case["dtype"]), "kernel": _as_stored(kernel, case["dtype"]), "labels": labels}
+    arrays = {"hidden": _as_stored(hidden, case["dtype"]), "kernel": _as_stored(kernel, case["dtype"])}
+    more = {"distillation": _teacher, "top_k": _likeliest_classes, "lora": _factors}.get(case["question"])
+    return arrays | {"labels": labels} | (more(rng, case) if more else {})
+
+
+def _teacher(rng, case):
+    kernel = rng.standard_normal((case["features"], case["classes"]), "float32")
+    hidden = rng.standard_normal((case["rows"], case["features"]), "float32")
+    return {"teacher_hidden": hidden, "teacher_kernel": kernel * np.float32(2.0 / np.sqrt(case["features"]))}
+
+
+def _likeliest_classes(rng, case):
+    weights = np.exp(rng.standard_normal((case["rows"], TOP), "float32"))
+    log_probs = np.log(weights / weights.sum(axis=1, keepdims=True))
+    return {"ids": rng.integers(0, case["classes"], (case["rows"], TOP), "int32"), "log_probs": log_probs}
+
+
+def _factors(rng, case):
+    down, up = (case["features"], RANK), (RANK, case["classes"])
+    return {name: 0.01 * rng.standard_normal(shape, "float32") for name, shape in (("down", down), ("up", up))}
 
 
 def _as_stored(array, dtype):
@@ -62,3 +85,17 @@ def eager(case: dict) -> tuple[np.ndarray, np.ndarray]:
 def read(folder: str | Path, name: str) -> np.ndarray:
     """An array as it is stored, not yet in memory."""
     return np.load(Path(folder) / f"{name}.npy", mmap_mode="r")
+
+
+def floats(stored: np.ndarray, dtype: str) -> np.ndarray:
+    """An array of a file as float64."""
+    if dtype != "float32":
+        import ml_dtypes
+
+        stored = stored.view(getattr(ml_dtypes, dtype))
+    return stored.astype("float64")
+
+
+def names(folder: str | Path) -> tuple[str, ...]:
+    """The names of the arrays of a case."""
+    return tuple(sorted(path.stem for path in Path(folder).glob("*.npy")))

@@ -32,6 +32,8 @@ def record(work: Work, workers: Workers, rounds: int, warm_up: int = WARM_UP) ->
         data.write(work.case, Path(folder))
         if work.unit == "milliseconds":
             return found | _times(work, workers, rounds, warm_up, Path(folder))
+        if work.unit == "error":
+            return found | _once(work, _of_errors(work, workers, folder))
         if work.unit == "operations":
             return found | _once(work, _of_shared_process(work, workers, folder, "operations"))
         if work.case.get("device") == "gpu":
@@ -74,7 +76,7 @@ def _prepared(work, workers, folder, expected):
             with tempfile.TemporaryDirectory() as results:
                 first[name] = worker.save(name, results)
                 arrays = {path.stem: np.load(path, mmap_mode="r") for path in Path(results).glob("*.npy")}
-                if name != "floor":
+                if name != "floor" and name not in work.case.get("beside", ()):
                     if expected is None:
                         expected = {key: np.array(value) for key, value in arrays.items()}
                     agreement.must_agree(arrays, expected, work.case["dtype"])
@@ -152,6 +154,24 @@ def _of_shared_process(work, workers, folder, request, *arguments):
         try:
             worker.make(name, work.case, folder)
             return getattr(worker, request)(name, *arguments)
+        finally:
+            worker.forget()
+
+    return value
+
+
+def _of_errors(work, workers, folder):
+    """The largest error of all results."""
+    expected = agreement.reference(work.case, folder)
+
+    def value(name, library):
+        worker = workers[library]
+        try:
+            worker.make(name, work.case, folder)
+            with tempfile.TemporaryDirectory() as results:
+                worker.save(name, results)
+                arrays = {path.stem: np.load(path) for path in Path(results).glob("*.npy")}
+                return max(agreement.errors(arrays, expected).values())
         finally:
             worker.forget()
 

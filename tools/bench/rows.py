@@ -1,14 +1,16 @@
 """The measured rows, with their cases and peers."""
 
 from collections.abc import Iterator
-from typing import NamedTuple
 
+from tools.bench import rows_of_outputs
 from tools.bench.shapes import GEMMA2, HEADS, LANGUAGE_MODEL, SHAPES, SMALL_MODEL, VALID
+from tools.bench.work import Work, of_head, of_loss, of_model
 
 ROUNDS, QUICK_ROUNDS = 9, 3
 DTYPES = ("float32", "bfloat16")
 SMOOTHING = 0.1
 VOCABULARIES = (8192, 32_000, 131_072)
+BOTH = ", Perplexity, TokenAccuracy"
 
 # The names of the peers and the libraries that they are in; the first is what the others are compared with.
 OF_LOSSES = {
@@ -48,27 +50,6 @@ OF_CALLBACKS = (
 )
 
 
-class Work(NamedTuple):
-    """One line of a table."""
-
-    row: str
-    case: dict
-    peers: dict[str, str]
-    unit: str = "milliseconds"
-
-
-def of_loss(loss: str, shape, dtype: str, smoothing: float = 0.0) -> dict:
-    """The case of a loss over logits."""
-    sizes = {"shape": shape.name, "rows": shape.rows, "classes": shape.classes}
-    return {"question": "loss", "loss": loss, **sizes, "dtype": dtype, "smoothing": smoothing}
-
-
-def of_head(head, valid: float = 1.0, **more) -> dict:
-    """The case of a head with its loss."""
-    sizes = {"shape": head.name, "rows": head.tokens, "features": head.features, "classes": head.classes}
-    return {"question": "linear", **sizes, "dtype": "float32", "valid": valid, **more}
-
-
 def losses(loss: str) -> Iterator[Work]:
     """Forward and backward over logits that are there.
 
@@ -94,27 +75,15 @@ def evaluation() -> Iterator[Work]:
     left_out = ("tokamax", "PyTorch linear, chunked")  # for the gradient's sake
     peers = {name: library for name, library in OF_HEADS.items() if name not in left_out}
     yield Work("evaluate", of_head(SMALL_MODEL, gradients=False), peers)
-    peers = dict.fromkeys(("ours, head, Perplexity, TokenAccuracy", "Keras"), "tensorflow")
-    yield Work("evaluate-model", _model("evaluate", "head_fit"), peers)
-
-
-MODELS = {
-    "transformer": {"batch": 8, "length": 128, "features": 128, "classes": 8192},
-    "head_fit": {"batch": 16, "length": 512, "features": 256, "classes": 32_000},
-    "metrics": {"batch": 8, "length": 512, "features": 256, "classes": 32_000},
-}
-
-
-def _model(question, model, **more):
-    case = {"question": question, "model": model, **MODELS[model], "dtype": "float32", **more}
-    return {"rows": case["batch"] * case["length"], **case}
+    peers = dict.fromkeys(("ours, head", f"ours, head{BOTH}", "Keras", f"Keras{BOTH}"), "tensorflow")
+    yield Work("evaluate-model", of_model("evaluate", "head_fit"), peers)
 
 
 def transformer() -> Iterator[Work]:
-    """A step of `fit` of a small transformer: its losses with both metrics, and Keras' with none."""
-    peers = ("ours", "ours, Perplexity, TokenAccuracy", "ours, head, Perplexity, TokenAccuracy", "Keras")
+    """A step of `fit` of a small transformer, without metrics and with both."""
+    peers = ("ours", f"ours{BOTH}", f"ours, head{BOTH}", "Keras", f"Keras{BOTH}")
     for jit in (False, True):
-        yield Work("transformer", _model("train", "transformer", jit=jit), dict.fromkeys(peers, "tensorflow"))
+        yield Work("transformer", of_model("train", "transformer", jit=jit), dict.fromkeys(peers, "tensorflow"))
 
 
 def fits() -> Iterator[Work]:
@@ -126,7 +95,7 @@ def fits() -> Iterator[Work]:
         ("tensorflow", True, 1.0),
         ("jax", False, 1.0),
     ):
-        case = _model("train", "head_fit", jit=jit, valid=valid, backend=library)
+        case = of_model("train", "head_fit", jit=jit, valid=valid, backend=library)
         yield Work("fit", case, dict.fromkeys(peers, library))
         if valid == 1.0:
             yield Work("fit-memory", {**case, "calls": 2}, dict.fromkeys(peers, library), "megabytes")
@@ -134,9 +103,9 @@ def fits() -> Iterator[Work]:
 
 def metrics() -> Iterator[Work]:
     """The time that metrics add to a step with a fused head."""
-    peers = ("ours, head", "ours, head, Perplexity", "ours, head, Perplexity, TokenAccuracy")
+    peers = ("ours, head", "ours, head, Perplexity", f"ours, head{BOTH}")
     for library in "tensorflow", "jax":
-        yield Work("metrics", _model("train", "metrics", backend=library), dict.fromkeys(peers, library))
+        yield Work("metrics", of_model("train", "metrics", backend=library), dict.fromkeys(peers, library))
 
 
 def callbacks() -> Iterator[Work]:
@@ -280,4 +249,5 @@ ROWS = {
     "memory": memory,
     "vocabulary": vocabulary,
     "gemma": largest,
+    **rows_of_outputs.ROWS,
 }

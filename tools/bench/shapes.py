@@ -31,6 +31,7 @@ SHAPES = (SMALL_BATCH, BATCH, SEGMENTATION, IMAGENET, LANGUAGE_MODEL, LARGE_VOCA
 
 SMALL_MODEL = Head("small_model", 2048, 256, 32_000)
 GPT2 = Head("gpt2", 512, 768, 50_257)  # the smallest GPT-2, one text of half its length; 50,257 is 29 x 1733
+MANY_TOKENS = Head("many_tokens", 8192, 256, 32_000)
 WORD_PIECES = Head("word_pieces", 2048, 256, 8192)  # so few classes that the logits fit into one chunk
 
 HEADS = (SMALL_MODEL, GPT2, WORD_PIECES)

@@ -13,6 +13,7 @@ ABOUT = {
     "megabytes": "Peak memory in MB.",
     "compilations": "Programs that XLA was given.",
     "operations": "Operations in the graph.",
+    "error": "Largest error, over the largest value.",
 }
 
 
@@ -59,7 +60,7 @@ def _lines(records, peers):
 def about(case: dict) -> dict[str, str]:
     """Returns the description of a case, by the heading of its column."""
     facts = {}
-    if case.get("question") == "linear":
+    if "shape" in case and "features" in case:
         facts["[tokens, features, classes]"] = f"[{case['rows']}, {case['features']}, {case['classes']}]"
     elif "rows" in case:
         facts["[rows, classes]"] = f"[{case['rows']}, {case['classes']}]"
@@ -69,6 +70,8 @@ def about(case: dict) -> dict[str, str]:
         facts["loss"] = case["loss"]
     if case.get("question") == "loss":
         facts["dtype"] = case["dtype"]
+    if "output" in case:
+        facts["output"] = case["output"]
     if "smoothing" in case:
         facts["smoothing"] = f"{case['smoothing']:g}"
     if "valid" in case:
@@ -101,7 +104,7 @@ def cell(record: dict, name: str) -> str:
     value = number(median(values))
     if name in _best(record):
         value = f"**{value}**"
-    if name == first or first not in record["values"] or record["unit"] in ("compilations", "operations"):
+    if name == first or first not in record["values"] or record["unit"] in ("compilations", "operations", "error"):
         return value
     times = ratio(record, name, first)
     return f"{value} ({times:.2f}{', tie' if name != FLOOR and is_tie(record, name) else ''})"

@@ -29,6 +29,10 @@ LIBRARIES = {
 }
 
 
+# With these, programs of earlier runs are read from the disk: first steps and memory would leave out the compiler.
+_KEPT_PROGRAMS = ("TF_XLA_FLAGS", "JAX_COMPILATION_CACHE_DIR")
+
+
 class Missing(Exception):
     """A peer is not there, or cannot do what is asked; the sentence says why."""
 
@@ -44,7 +48,7 @@ class Worker:
                 raise Missing(f"there is no {library.folder}, which tools/bench/install makes")
         threads = str(cores())
         environment = {
-            **os.environ,
+            **{name: value for name, value in os.environ.items() if name not in _KEPT_PROGRAMS},
             "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
             "KERAS_BACKEND": library.backend,
             "TF_CPP_MIN_LOG_LEVEL": "3",

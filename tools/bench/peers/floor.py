@@ -55,6 +55,13 @@ def three_matmuls(hidden: tf.Tensor, kernel: tf.Tensor) -> Callable[[], tf.Tenso
     return run
 
 
+def four_matmuls(arrays: dict[str, tf.Tensor]) -> Callable[[], tf.Tensor]:
+    """The same three, and the logits of a teacher."""
+    three = three_matmuls(arrays["hidden"], arrays["kernel"])
+    teacher = one_matmul(arrays["teacher_hidden"], arrays["teacher_kernel"])
+    return lambda: (teacher(), three())
+
+
 def one_matmul(hidden: tf.Tensor, kernel: tf.Tensor) -> Callable[[], tf.Tensor]:
     """The logits alone."""
     return tf.function(lambda: hidden @ kernel, autograph=False)

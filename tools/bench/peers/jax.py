@@ -12,7 +12,7 @@ from jax import numpy as jnp
 
 import keras_xent
 from tools.bench import data
-from tools.bench.peers import training
+from tools.bench.peers import outputs, scoring, training
 
 CLASSES = {
     "sigmoid": "BinaryCrossentropy",
@@ -23,7 +23,8 @@ CLASSES = {
 
 def peer(name: str, case: dict, folder: str) -> Callable:
     """One of the peers, ready to be called."""
-    questions = {"loss": _of_loss, "linear": _of_head, "eager": _of_eager}
+    questions = {"loss": _of_loss, "linear": _of_head, "eager": _of_eager, "score": scoring.peer}
+    questions |= dict.fromkeys(outputs.QUESTIONS, _of_output)
     of = questions.get(case["question"])
     return of(name, case, folder) if of else training.peer(name, case)
 
@@ -129,6 +130,17 @@ def _of_head(name, case, folder):
         return {"loss": value, "hidden": gradients[0], "kernel": gradients[1]}
 
     return _Call(step, (hidden, kernel, labels), named)
+
+
+def _of_output(name, case, folder):
+    """Other losses of a head."""
+    names = data.names(folder)
+    arrays = dict(zip(names, _inputs(folder, names, case["dtype"]), strict=True))
+    loss, trained = outputs.peer(name, case)
+    # What is not trained is an argument too, or it would be a constant of the program.
+    inputs = {name: arrays.pop(name) for name in trained}
+    step = jax.jit(jax.value_and_grad(lambda inputs, others: loss(inputs | others), has_aux=True))
+    return _Call(step, (inputs, arrays), lambda value, gradients: {"loss": value[0], **value[1], **gradients})
 
 
 def _three_matmuls(hidden, kernel):

@@ -14,7 +14,7 @@ import tensorflow as tf
 import keras_xent
 from keras_xent.kernels._compiled import clear_cache
 from tools.bench import data
-from tools.bench.peers import floor, training
+from tools.bench.peers import floor, outputs, scoring, training
 
 CLASSES = {
     "sigmoid": "BinaryCrossentropy",
@@ -35,6 +35,8 @@ def peer(name: str, case: dict, folder: str) -> Callable:
         "eager": _of_eager,
         "first_call": _of_first_calls,
         "uneven": _of_uneven_sizes,
+        "score": scoring.peer,
+        **dict.fromkeys(outputs.QUESTIONS, _of_output),
     }
     of = questions.get(case["question"])
     return of(name, case, folder) if of else training.peer(name, case)
@@ -47,7 +49,8 @@ def arrays(results: dict) -> dict:
 
 def versions() -> dict:
     """Of the packages."""
-    return {name: importlib.metadata.version(name) for name in ("tensorflow", "keras", "numpy")}
+    there = [n for n in ("tensorflow", "keras", "numpy", "keras-hub") if any(importlib.metadata.distributions(name=n))]
+    return {name: importlib.metadata.version(name) for name in there}
 
 
 def forget() -> None:
@@ -174,6 +177,25 @@ def _of_head(name, case, folder):
 
     step = _compiled(step, name)
     return _done(lambda: dict(zip(("loss", "hidden", "kernel"), step(hidden, kernel), strict=False)))
+
+
+def _of_output(name, case, folder):
+    """Other losses of a head: results by name, as those of a step."""
+    names = data.names(folder)
+    arrays = dict(zip(names, _inputs(folder, names, case["dtype"]), strict=True))
+    if name == "floor":
+        return _floor(floor.four_matmuls(arrays))
+    loss, trained = outputs.peer(name, case)
+
+    def step(arrays):
+        inputs = {name: arrays[name] for name in trained}
+        with tf.GradientTape() as tape:
+            tape.watch(inputs)
+            value, more = loss(arrays | inputs)
+        return {"loss": value, **more, **tape.gradient(value, inputs)}
+
+    step = _compiled(step, name)
+    return _done(lambda: step(arrays))
 
 
 def _of_graph(name, case, folder):

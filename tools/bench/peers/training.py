@@ -107,11 +107,13 @@ def _loss(name):
 
 
 def _metrics(name):
-    return [
-        getattr(kx.metrics, metric)(ignore_class=IGNORED)
-        for metric in ("Perplexity", "TokenAccuracy")
-        if metric in name
-    ]
+    names = [part for part in name.split(", ") if hasattr(kx.metrics, part)]
+    if names and name.startswith("Keras"):
+        import keras_hub
+
+        # No label is ignored in these cases, which Keras' accuracy could not.
+        return [keras_hub.metrics.Perplexity(from_logits=True), keras.metrics.SparseCategoricalAccuracy()]
+    return [getattr(kx.metrics, one)(ignore_class=IGNORED, name=f"{one}_{i}") for i, one in enumerate(names)]
 
 
 def _tokens(case, examples):

@@ -1,0 +1,110 @@
+"""Losses of what a head gives, by our kernels or from dense logits as one writes them with Keras, on either backend.
+
+Each is a function of all arrays of its case, by name, that returns the loss and further results.
+"""
+
+import functools
+from collections.abc import Callable
+
+import keras
+from keras import ops
+
+import keras_xent as kx
+from tools.bench.data import PAIRS, TEMPERATURE
+
+QUESTIONS = ("statistics", "accuracy", "top_k", "dpo", "distillation", "lora")
+
+
+def peer(name: str, case: dict) -> tuple[Callable, tuple[str, ...]]:
+    """The loss of a peer, and the names of the arrays that have a gradient."""
+    parts, trained = name.split(", "), ("hidden", "kernel")
+    if case["question"] == "lora":
+        trained = {"LoRA": ("hidden", "down", "up"), "frozen": ("hidden",)}.get(parts[-1], trained)
+        return functools.partial(_of_largest, trained), trained
+    if case["question"] == "accuracy":
+        return functools.partial(_sum if parts[0] == "ours" else _sum_of_logits, case["output"]), trained
+    if case["question"] == "statistics" or parts[-1] == "labels":
+        return functools.partial(_of_labels, [part for part in parts if part in ("entropy", "logsumexp")]), trained
+    losses = {"dpo": (_dpo, _dpo_of_logits), "distillation": (_distillation, _kl_of_logits), "top_k": (_top_k,)}
+    return losses[case["question"]][parts[0] != "ours"], trained
+
+
+def _of_labels(names, arrays):
+    """The cross-entropy of labels, with statistics of these names, which a metric would read."""
+    loss, found = kx.kernels.linear_cross_entropy(
+        arrays["hidden"], arrays["kernel"], arrays["labels"], reduction="token_mean", return_statistics=names
+    )
+    return loss, {name: getattr(found, name) for name in names}
+
+
+def _of_largest(trained, arrays):
+    low_rank = (arrays["down"], arrays["up"]) if "down" in trained else None
+    gradients = tuple(dict.fromkeys("low_rank" if name in ("down", "up") else name for name in trained))
+    loss = kx.kernels.linear_cross_entropy(
+        *(arrays[name] for name in ("hidden", "kernel", "labels")),
+        low_rank=low_rank,
+        gradients=gradients,
+        reduction="token_mean",
+    )
+    return loss, {}
+
+
+def _sum(output, arrays):
+    found = kx.kernels.linear_token_statistics(arrays["hidden"], arrays["kernel"], arrays["labels"])
+    value = getattr(found, output)
+    return ops.sum(value), {"value": value}
+
+
+def _sum_of_logits(output, arrays):
+    logits = ops.matmul(arrays["hidden"], arrays["kernel"])
+    if output == "log_prob":
+        value = _log_probs_of_logits(logits, arrays["labels"])
+    elif output == "logsumexp":
+        value = ops.logsumexp(logits, axis=1)
+    else:
+        log_p = ops.log_softmax(logits)
+        value = -ops.sum(ops.exp(log_p) * log_p, axis=1)
+    return ops.sum(value), {"value": value}
+
+
+def _dpo(arrays):
+    statistics = kx.kernels.linear_token_statistics(arrays["hidden"], arrays["kernel"], arrays["labels"])
+    return _of_pairs(statistics.log_prob)
+
+
+def _dpo_of_logits(arrays):
+    logits = ops.matmul(arrays["hidden"], arrays["kernel"])
+    return _of_pairs(_log_probs_of_logits(logits, arrays["labels"]))
+
+
+def _log_probs_of_logits(logits, labels):
+    if keras.backend.backend() == "tensorflow":
+        # One operation of TensorFlow's own.
+        return -keras.losses.sparse_categorical_crossentropy(labels, logits, from_logits=True)
+    # On JAX Keras' loss has one-hot labels, which cost more than this.
+    return ops.take_along_axis(logits, labels[:, None], axis=1)[:, 0] - ops.logsumexp(logits, axis=1)
+
+
+def _of_pairs(log_probs):
+    """The first half of the sequences was preferred to the other."""
+    chosen, rejected = ops.split(ops.sum(ops.reshape(log_probs, (2 * PAIRS, -1)), axis=1), 2)
+    reference = ops.zeros_like(chosen)
+    return ops.mean(kx.preference.dpo(chosen, rejected, reference, reference)), {}
+
+
+def _distillation(arrays):
+    heads = (arrays[name] for name in ("hidden", "kernel", "teacher_hidden", "teacher_kernel"))
+    return kx.kernels.linear_distillation(*heads, temperature=TEMPERATURE, reduction="token_mean"), {}
+
+
+def _kl_of_logits(arrays):
+    """The formula of Keras' `LogitsDistillation`, with log-softmax in place of a clipped softmax."""
+    teacher = ops.matmul(arrays["teacher_hidden"], arrays["teacher_kernel"]) / TEMPERATURE
+    student = ops.matmul(arrays["hidden"], arrays["kernel"]) / TEMPERATURE
+    log_p, log_q = ops.log_softmax(teacher), ops.log_softmax(student)
+    return TEMPERATURE**2 * ops.mean(ops.sum(ops.exp(log_p) * (log_p - log_q), axis=1)), {}
+
+
+def _top_k(arrays):
+    inputs = (arrays[name] for name in ("hidden", "kernel", "ids", "log_probs"))
+    return kx.kernels.linear_top_k_distillation(*inputs, reduction="token_mean"), {}
