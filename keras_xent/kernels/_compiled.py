@@ -78,8 +78,9 @@ class RowKernel(CompiledKernel):
 
     def lower(self, *tensors: Tensor, **options: Any) -> tuple[Any, tuple[Tensor, ...]]:
         """The program for these arguments, and the arguments that it takes: 16-bit floats as bits."""
-        is_blocked = self._is_blocked(tensors[0], **options) and uses_xla_cpu()
-        formats = tuple(narrow_float(t) if is_blocked else "" for t in tensors)
+        if not (self._is_blocked(tensors[0], **options) and uses_xla_cpu()):
+            return super().lower(*tensors, formats=None, **options)
+        formats = tuple(map(narrow_float, tensors))
         return super().lower(*map(bits_of, tensors, formats), formats=formats, **options)
 
     @property
@@ -88,7 +89,7 @@ class RowKernel(CompiledKernel):
         return self._unblocked
 
     def _by_blocks(self, *arrays, formats, **options):
-        if not uses_xla_cpu() or not self._is_blocked(arrays[0], **options):
+        if formats is None:
             return self._of_rows(*arrays, **options)
 
         def on_block(*blocks):

@@ -39,7 +39,8 @@ _BLOCK_BYTES = 2**18 * min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_ge
 # is summed in parts.
 _MAX_SLICE = 8192
 _PARTS = 16
-_MIN_SLICES = 8
+# The sum of the slices is written to memory where it is not a part of the loop that sums it.
+_MIN_SLICES = 8 if _backend.XLA_CPU_FUSES_SLICED_SUMS else 16
 _MIN_SLICED_ROW = 2048
 # Each slice is a part of the program, and hundreds of them take long to compile.
 _MAX_SLICED_ROW = 64 * _MAX_SLICE
@@ -125,6 +126,8 @@ def row_sum(term: Callable, *arrays: Tensor) -> Tensor:
 
 def row_max(values: Callable, array: Tensor) -> Tensor:
     """`max(values(array), axis=1, keepdims=True)`, as `row_sum`."""
+    if not _backend.XLA_CPU_FUSES_SLICED_SUMS:
+        return ops.max(values(array), axis=1, keepdims=True)
     return _reduce_slices(values, ops.maximum, ops.max, (array,))
 
 
@@ -132,7 +135,9 @@ def sums_in_slices(rows: Tensor) -> bool:
     """Whether `row_sum` of these rows, outside of a block, leaves its terms out of memory."""
     columns = rows.shape[1]
     is_long = len(rows.shape) == 2 and columns is not None and _MIN_SLICED_ROW <= columns <= _MAX_SLICED_ROW
-    return is_long and uses_xla_cpu()
+    # JAX makes float32 copies of 16-bit floats before it slices them.
+    has_copies = narrow_float(rows) and not _backend.XLA_CPU_FUSES_SLICED_SUMS
+    return is_long and not has_copies and uses_xla_cpu()
 
 
 def sums_short_rows(rows: Tensor) -> bool:
