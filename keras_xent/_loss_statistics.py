@@ -69,7 +69,7 @@ def has_consumers() -> bool:
 
 
 def needed_statistics() -> frozenset[str]:
-    """The names of the statistics that a metric of this step needs beside the nll: each costs a pass over the logits.
+    """The names of the statistics that a metric of this step needs beside the nll: some cost a pass over the logits.
 
     Outside a step of Keras on TensorFlow it is not known which metrics will be updated: there any that is alive.
     """

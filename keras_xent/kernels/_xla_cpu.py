@@ -116,7 +116,7 @@ def from_bits(array: Tensor, dtype: str) -> Tensor:
 
 
 def row_sum(term: Callable, *arrays: Tensor) -> Tensor:
-    """`sum(term(*arrays), axis=1, keepdims=True)`, on TensorFlow's XLA:CPU without `term(*arrays)` in memory.
+    """`sum(term(*arrays), axis=1, keepdims=True)`; of long rows without `term(*arrays)` in memory.
 
     The arrays have `C` columns, or one that is broadcast; the number of columns is that of the first. Only for terms
     that XLA fuses whole: one that uses an expensive function twice is written to memory after all.
