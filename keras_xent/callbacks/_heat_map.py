@@ -2,16 +2,26 @@
 
 import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-
-from keras_xent.callbacks._probe import Loss
 
 _MOST_SEQUENCES, _COLUMNS, _MOST_LINES = 8, 6, 34
 # Inches for the text of a token, at 100 dots an inch. TensorBoard shows a picture about 330 dots wide.
 _CELL = (0.6, 0.26)
 _MOST_CHARACTERS = 7
+
+
+class Loss(NamedTuple):
+    """The tokens of a batch as a model sees them: arrays `[sequences, length]`."""
+
+    nll: np.ndarray
+    # Which tokens are valid: neither padding nor masked.
+    valid: np.ndarray
+    labels: np.ndarray
+    predicted: np.ndarray
+    # The cross-entropy of a model that knows nothing, ln of the number of classes.
+    uniform: float
 
 
 def heat_maps(loss: Loss, text: Callable[[Any], str]) -> np.ndarray:

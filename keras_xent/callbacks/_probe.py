@@ -2,27 +2,16 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from keras import ops
 
+from keras_xent.callbacks._heat_map import Loss, heat_maps
 from keras_xent.callbacks._token_text import TokenText
 from keras_xent.metrics import Perplexity
 
 _WORST, _CONTEXT = 20, 8
-
-
-class Loss(NamedTuple):
-    """The tokens of a batch as a model sees them: arrays `[sequences, length]`."""
-
-    nll: np.ndarray
-    # Which tokens are valid: neither padding nor masked.
-    valid: np.ndarray
-    labels: np.ndarray
-    predicted: np.ndarray
-    # The cross-entropy of a model that knows nothing, ln of the number of classes.
-    uniform: float
 
 
 class Probe:
@@ -58,8 +47,6 @@ class Probe:
     def write(self, loss: Any, writer: Any, epoch: int) -> None:
         """Writes what TensorBoard shows of the batch."""
         import tensorflow as tf
-
-        from keras_xent.callbacks._heat_map import heat_maps
 
         with writer.as_default(epoch), tf.summary.record_if(True):
             tf.summary.histogram("token_nll", loss.nll[loss.valid], description="nats of each token of the probe")
