@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from keras import ops
 
-from keras_xent._backend import rows_of, take_at_columns
+from keras_xent._backend import rows_of, set_at_columns, take_at_columns
 from keras_xent.kernels import _label_row as label_row
 from keras_xent.kernels import _softmax_row as row
 from keras_xent.kernels._dtypes import accumulator_dtype, dtype_of, is_finite, largest, narrow_float, upcast
@@ -84,17 +84,13 @@ def _clean_columns(dead, *columns):
 # Sparse.
 
 
-def _places(logits, label):
-    return ops.stack([ops.arange(ops.shape(logits)[0], dtype="int32"), label], axis=1)  # [n, 2]
-
-
 def _exp_off_label(logits, label, max_logit):
     """`exp(x - max_logit)`, 0 for the label: `[n, C]`."""
     exp_shifted = ops.exp(_shifted(logits, max_logit))
     if has_few_classes(logits):
         is_other = ops.not_equal(row.class_ids(logits), _column(label))
         return where_or_zero(exp_shifted, is_other)
-    return ops.scatter_update(exp_shifted, _places(logits, label), ops.zeros_like(max_logit))
+    return set_at_columns(exp_shifted, _column(label), _column(ops.zeros_like(max_logit)))
 
 
 def _label(labels):
@@ -143,7 +139,7 @@ def _sparse_backward(upstream, residuals, logits, labels, class_weight=None, *, 
     if has_few_classes(logits) or narrow_float(logits):
         gradient = ops.where(ops.equal(row.class_ids(logits), _column(label)), _column(at_label), gradient)
         return cast_to_nearest_even(gradient, logits.dtype)
-    return ops.scatter_update(gradient, _places(logits, label), at_label)
+    return set_at_columns(gradient, _column(label), _column(at_label))
 
 
 def _fits_sparse(logits, labels, *class_weight, options):
