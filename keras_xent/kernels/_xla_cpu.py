@@ -39,8 +39,19 @@ _BLOCK_BYTES = 2**18 * min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_ge
 # is summed in parts.
 _MAX_SLICE = 8192
 _PARTS = 16
-# The sum of the slices is written to memory where it is not a part of the loop that sums it.
-_MIN_SLICES = 8 if _backend.XLA_CPU_FUSES_SLICED_SUMS else 16
+# Where the XLA of TensorFlow 2.21 and that of JAX 0.10 differ; each name is one thing that TensorFlow's does:
+# - A sum computes its terms: the slices of a long row, and of a short row what is multiplied by a vector of ones. JAX's
+#   sums what is in memory; its product adds slices, and has none of the terms of a short row.
+SUM_COMPUTES_TERMS = _backend.XLA_CPU_FUSES_SLICED_SUMS
+# - So does a maximum of slices. JAX's has a second array of the size of the logits.
+_MAXIMUM_COMPUTES_TERMS = _backend.XLA_CPU_FUSES_SLICED_SUMS
+# - 16-bit floats are cast slice by slice. JAX's makes a float32 copy of all before it slices them.
+_CASTS_SLICES = _backend.XLA_CPU_FUSES_SLICED_SUMS
+# - Each loop takes 15 ms to compile.
+COMPILES_SLOWLY = _backend.XLA_CPU_FUSES_SLICED_SUMS
+
+# The sum of the slices, which is smaller the more there are, is in memory where the sum of the row does not compute it.
+_MIN_SLICES = 8 if SUM_COMPUTES_TERMS else 16
 _MIN_SLICED_ROW = 2048
 # Each slice is a part of the program, and hundreds of them take long to compile.
 _MAX_SLICED_ROW = 64 * _MAX_SLICE
@@ -126,7 +137,7 @@ def row_sum(term: Callable, *arrays: Tensor) -> Tensor:
 
 def row_max(values: Callable, array: Tensor) -> Tensor:
     """`max(values(array), axis=1, keepdims=True)`, as `row_sum`."""
-    if not _backend.XLA_CPU_FUSES_SLICED_SUMS:
+    if not _MAXIMUM_COMPUTES_TERMS:
         return ops.max(values(array), axis=1, keepdims=True)
     return _reduce_slices(values, ops.maximum, ops.max, (array,))
 
@@ -135,9 +146,7 @@ def sums_in_slices(rows: Tensor) -> bool:
     """Whether `row_sum` of these rows, outside of a block, leaves its terms out of memory."""
     columns = rows.shape[1]
     is_long = len(rows.shape) == 2 and columns is not None and _MIN_SLICED_ROW <= columns <= _MAX_SLICED_ROW
-    # JAX makes float32 copies of 16-bit floats before it slices them.
-    has_copies = narrow_float(rows) and not _backend.XLA_CPU_FUSES_SLICED_SUMS
-    return is_long and not has_copies and uses_xla_cpu()
+    return is_long and (_CASTS_SLICES or not narrow_float(rows)) and uses_xla_cpu()
 
 
 def sums_short_rows(rows: Tensor) -> bool:
@@ -148,14 +157,14 @@ def sums_short_rows(rows: Tensor) -> bool:
     """
     columns = rows.shape[1]
     is_short = len(rows.shape) == 2 and columns is not None and columns < _MIN_SLICED_ROW
-    return is_short and _backend.XLA_CPU_FUSES_SLICED_SUMS and not _inside_block.get() and uses_xla_cpu()
+    return is_short and SUM_COMPUTES_TERMS and not _inside_block.get() and uses_xla_cpu()
 
 
 def is_compiled_fast(rows: Tensor) -> bool:
-    """Whether so few numbers take less time to run than one loop more to compile (15 ms, TensorFlow 2.21)."""
+    """Whether so few numbers take less time to run than one loop more to compile."""
     num_rows, columns = rows_of(rows), rows.shape[1]
     is_known = isinstance(num_rows, int) and isinstance(columns, int)
-    return _backend.XLA_CPU_FUSES_SLICED_SUMS and uses_xla_cpu() and is_known and num_rows * columns < _FEW_TO_COMPILE
+    return COMPILES_SLOWLY and uses_xla_cpu() and is_known and num_rows * columns < _FEW_TO_COMPILE
 
 
 def _reduce_slices(term, combine, reduce, arrays):
@@ -175,8 +184,7 @@ def _reduce_slices(term, combine, reduce, arrays):
     for other in others:
         partial = combine(partial, other)  # [rows, width]
     parts = ops.reshape(partial, (-1, width // _PARTS))  # [rows * parts, width / parts]
-    # Two fast ways (TensorFlow 2.21, JAX 0.10): XLA adds the slices in the loop of a sum, or apart from a product.
-    is_product = combine is ops.add and not _backend.XLA_CPU_FUSES_SLICED_SUMS
+    is_product = combine is ops.add and not SUM_COMPUTES_TERMS
     total = _sum_of_columns(parts) if is_product else reduce(parts, axis=1)
     total = ops.reshape(total, (-1, _PARTS))
     while total.shape[1] > 1:
@@ -203,7 +211,7 @@ def keeps_exponentials(logits: Tensor) -> bool:
     """
     if not uses_xla_cpu():
         return False
-    if _backend.XLA_CPU_FUSES_SLICED_SUMS and (sums_short_rows(logits) or not is_small(logits)):
+    if sums_short_rows(logits) or (SUM_COMPUTES_TERMS and not is_small(logits)):
         return False
     return not narrow_float(logits) or logits.shape[1] <= _MOST_NARROW_CLASSES
 

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 from keras import ops
 
-from keras_xent import _backend
 from keras_xent._backend import custom_gradient, no_autograph, on_any_mesh, with_rounded_rows
 from keras_xent._named_arguments import named_arguments
 from keras_xent._types import Tensor
@@ -29,7 +28,7 @@ from keras_xent.kernels._masking import both, nan_unless, where_or_zero
 from keras_xent.kernels._options import SigmoidOptions
 from keras_xent.kernels._shapes import as_rows, checked_axis, ensure_shape, reshape_to, same_shape
 from keras_xent.kernels._sigmoid_terms import Terms, valid_labels
-from keras_xent.kernels._xla_cpu import has_few_classes, is_small, row_sum, sums_in_slices
+from keras_xent.kernels._xla_cpu import COMPILES_SLOWLY, has_few_classes, is_small, row_sum, sums_in_slices
 
 
 @no_autograph
@@ -133,7 +132,7 @@ def _positive_weights(pos_weight, rows):
 
 
 def _is_blocked(rows, options):
-    if is_small(rows) and (has_few_classes(rows) or _backend.XLA_CPU_FUSES_SLICED_SUMS):
+    if is_small(rows) and (has_few_classes(rows) or COMPILES_SLOWLY):
         # The terms of short rows are faster in memory (TensorFlow 2.21, [4096, 1000]: 7.4 -> 4.5 ms). Of longer rows a
         # program of slices takes longer to compile.
         return options.mean_over_labels and sums_in_slices(rows)

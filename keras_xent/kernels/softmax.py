@@ -4,7 +4,6 @@ from typing import Any
 
 from keras import ops
 
-from keras_xent import _backend
 from keras_xent._backend import custom_gradient, no_autograph, on_any_mesh, with_rounded_rows
 from keras_xent._named_arguments import named_arguments
 from keras_xent._types import Tensor
@@ -15,7 +14,14 @@ from keras_xent.kernels._dtypes import accumulator_dtype, is_float, to_float_ten
 from keras_xent.kernels._masking import multiply_no_nan, where_or_zero
 from keras_xent.kernels._options import SoftmaxOptions
 from keras_xent.kernels._shapes import as_rows, checked_axis, ensure_shape, reshape_to, same_shape
-from keras_xent.kernels._xla_cpu import has_few_classes, is_small, keeps_exponentials, row_sum, sums_short_rows
+from keras_xent.kernels._xla_cpu import (
+    SUM_COMPUTES_TERMS,
+    has_few_classes,
+    is_small,
+    keeps_exponentials,
+    row_sum,
+    sums_short_rows,
+)
 
 
 @no_autograph
@@ -165,7 +171,7 @@ def _exp_shifted(residuals, logits, targets, class_weight=None, *, options):
 
 def _keeps_exponentials(logits, *others, options):
     # An array of the size of the logits is in memory beside the gradient: `exp_shifted` of JAX's step.
-    if _backend.XLA_CPU_FUSES_SLICED_SUMS or not (is_small(logits) and keeps_exponentials(logits)):
+    if SUM_COMPUTES_TERMS or not (is_small(logits) and keeps_exponentials(logits)):
         return False
     # Of many classes blocks are faster than the kernel without them.
     return has_few_classes(logits) or _step_rows.DENSE.fits(logits, *others, options=options)

@@ -17,7 +17,7 @@ from keras_xent.kernels._labels import class_indices, gather_class_weights, in_r
 from keras_xent.kernels._masking import nan_unless, where_or_zero
 from keras_xent.kernels._options import SoftmaxOptions
 from keras_xent.kernels._shapes import as_rows, broadcast_to_rows, checked_axis, reshape_to, squeeze_class_axis
-from keras_xent.kernels._xla_cpu import is_compiled_fast, keeps_exponentials, row_sum
+from keras_xent.kernels._xla_cpu import SUM_COMPUTES_TERMS, is_compiled_fast, keeps_exponentials, row_sum
 
 
 @no_autograph
@@ -218,10 +218,8 @@ def backward(
     return row.to_logits_dtype(gradient, dead_rows, x, softcap)
 
 
-# Slices beat blocks where XLA fuses them.
-_sparse_forward = RowKernel(
-    forward, num_outputs=3, is_blocked=lambda rows, options: not _backend.XLA_CPU_FUSES_SLICED_SUMS
-)
+# Slices that a sum computes beat blocks.
+_sparse_forward = RowKernel(forward, num_outputs=3, is_blocked=lambda rows, options: not SUM_COMPUTES_TERMS)
 _sparse_backward = CompiledKernel(backward)
 
 
