@@ -109,9 +109,7 @@ def in_torch(tmp_path_factory):
     """What PyTorch answers, by row."""
     python = sys.executable if importlib.util.find_spec("torch") else str(TORCH)
     if not pathlib.Path(python).exists():
-        pytest.skip(
-            "PyTorch is not installed: python3 -m venv .venv-torch && .venv-torch/bin/pip install torch==2.13.0 numpy"
-        )
+        pytest.skip("PyTorch is not installed: tools/bench/install")
     folder = tmp_path_factory.mktemp("torch")
     theirs = [there for there, _ in ROWS if there.startswith("F.")]
     np.savez(folder / "inputs.npz", **INPUTS)
