@@ -70,12 +70,13 @@ def evaluate(seed, epochs, temperatures):
 
 def main(seeds, epochs, temperatures):
     """Train teacher and students from each seed; the accuracies by seed and row."""
-    results = [evaluate(seed, epochs, temperatures) for seed in range(seeds)]
     print(f"Accuracy on test images; the students never saw a {UNSEEN}")
-    print(f"seed  {'':30}{'all digits':>12}{f'only {UNSEEN}':>12}")
-    for seed, result in enumerate(results):
-        for row, found in result.items():
-            print(f"{seed:4}  {row:30}{found['all digits']:12.3f}{found['unseen digit']:12.3f}")
+    print(f"seed  {'':30}{'all digits':>12}{f'only {UNSEEN}':>12}", flush=True)
+    results = []
+    for seed in range(seeds):
+        results.append(evaluate(seed, epochs, temperatures))
+        for row, found in results[-1].items():
+            print(f"{seed:4}  {row:30}{found['all digits']:12.3f}{found['unseen digit']:12.3f}", flush=True)
     return results
 
 

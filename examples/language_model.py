@@ -206,8 +206,8 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--smoke", action="store_true", help="every step at toy size, in seconds")
     parser.add_argument("--epochs", type=int, help="default: 10, and 2 with --smoke")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--output", type=Path, default=Path("demo-output"), metavar="DIR")
+    parser.add_argument("--seed", type=int, default=0, help="default: 0")
+    parser.add_argument("--output", type=Path, default=Path("demo-output"), metavar="DIR", help="default: %(default)s")
     parser.add_argument("--evaluate-saved", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.evaluate_saved:

@@ -57,9 +57,10 @@ def main(output, smoke, seed=0):
     training, validation = read_tokens(limit, vocabulary, length)
     (inputs, targets), held_out = pad(training, length), pad(validation, length)
 
-    def fit(model):
+    def fit(name, model):
+        print(f"Training the {name} ...", flush=True)
         batches = shuffled_batches(inputs, targets, 8)
-        return model.fit(**batches, epochs=epochs, validation_data=held_out, verbose=0).history["val_perplexity"]
+        return model.fit(**batches, epochs=epochs, validation_data=held_out, verbose=2).history["val_perplexity"]
 
     def student():
         keras.utils.set_random_seed(seed + 1)
@@ -67,10 +68,11 @@ def main(output, smoke, seed=0):
 
     keras.utils.set_random_seed(seed)
     teacher = kx.fuse_head(build_model(vocabulary, length, *large))
-    curves = {"teacher": fit(compiled(teacher, 3e-3))}
-    curves["student of the text"] = fit(compiled(student(), 3e-3))
+    # A student is made just before its training, so that the order of batches comes from its seed.
+    curves = {"teacher": fit("teacher", compiled(teacher, 3e-3))}
+    curves["student of the text"] = fit("student of the text", compiled(student(), 3e-3))
     distilled = student()
-    curves["student of the teacher"] = fit(distiller_of(teacher, distilled, 3e-3))
+    curves["student of the teacher"] = fit("student of the teacher", distiller_of(teacher, distilled, 3e-3))
     unigram = unigram_perplexity(training, validation, vocabulary)
 
     figure, axes = pyplot.subplots(figsize=(6, 4), layout="constrained")
@@ -93,7 +95,13 @@ def main(output, smoke, seed=0):
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--smoke", action="store_true", help="every step at toy size")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--output", type=Path, default=Path("demo-output/language_model_distillation"), metavar="DIR")
+    parser.add_argument("--seed", type=int, default=0, help="default: 0")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=Path("demo-output/language_model_distillation"),
+        metavar="DIR",
+        help="default: %(default)s",
+    )
     arguments = parser.parse_args()
     main(arguments.output, arguments.smoke, arguments.seed)

@@ -179,7 +179,9 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--smoke", action="store_true", help="small batches, in a minute")
     parser.add_argument("--epochs", type=int, help="default: 2, and 1 with --smoke")
-    parser.add_argument("--output", type=Path, default=Path("demo-output/large_vocabulary"), metavar="DIR")
+    parser.add_argument(
+        "--output", type=Path, default=Path("demo-output/large_vocabulary"), metavar="DIR", help="default: %(default)s"
+    )
     for hidden in "train", "batch-size", "vocabulary":
         parser.add_argument(f"--{hidden}", help=argparse.SUPPRESS)
     arguments = parser.parse_args()

@@ -148,6 +148,6 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--smoke", action="store_true", help="every step at toy size, in seconds")
     parser.add_argument("--epochs", type=int, help="default: 10, and 1 with --smoke")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0, help="default: 0")
     arguments = parser.parse_args()
     main(arguments.smoke, arguments.epochs or (1 if arguments.smoke else 10), arguments.seed)

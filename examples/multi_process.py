@@ -166,7 +166,7 @@ def main():
     """Reads the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--smoke", action="store_true", help="few lines of text")
-    parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--epochs", type=int, default=3, help="default: 3")
     parser.add_argument("--processes", type=int, help="how many there are in all")
     parser.add_argument("--process", type=int, default=0, help="the number of this one, from 0")
     parser.add_argument("--address", help="address and port of process 0, the same for all")

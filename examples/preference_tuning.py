@@ -98,22 +98,26 @@ def main(output, smoke, seed=0):
     policy = kx.fuse_head(build_model(vocabulary, length, *size))
     loss = kx.losses.MaskedSequenceCrossentropy(ignore_class=PAD)
     policy.compile(keras.optimizers.Adam(3e-3), loss, metrics=[kx.metrics.Perplexity(ignore_class=PAD)])
-    policy.fit(**shuffled_batches(inputs_of(targets), targets, 16), epochs=epochs, verbose=0)
+    print("Training the language model ...", flush=True)
+    policy.fit(**shuffled_batches(inputs_of(targets), targets, 16), epochs=epochs, verbose=2)
 
     chosen = targets[rng.permutation(len(targets))[:pairs]]
+    print(f"It continues {len(chosen)} texts to be tuned on, and {len(held_out)} of other documents ...", flush=True)
     rejected, held_out_rejected = (continued(policy, rows, prompt, rng) for rows in (chosen, held_out))
     y = {"chosen": chosen, "rejected": rejected, "mask": np.broadcast_to(np.arange(length) >= prompt, chosen.shape)}
     for name in ("chosen", "rejected"):
         y[f"{name}_inputs"] = inputs_of(y[name])
         y[f"{name}_logps"] = log_probs_of(policy, y[name], prompt)
 
-    accuracies = [accuracy(policy, held_out, held_out_rejected, prompt)]
     tuned = PreferenceModel(policy, beta=0.1)
     tuned.compile(keras.optimizers.Adam(2e-3 if smoke else 3e-4))
-    for _ in range(4):
-        history = tuned.fit(inputs_of(chosen), y, batch_size=16, verbose=0).history
+    print("Preference tuning; in which share of the held-out pairs the true continuation is the more likely one:")
+    accuracies = [accuracy(policy, held_out, held_out_rejected, prompt)]
+    print(f"  before   {accuracies[0]:.3f}   loss {np.log(2):.3f}", flush=True)
+    for epoch in range(1, 5):
+        loss = tuned.fit(inputs_of(chosen), y, batch_size=16, verbose=0).history["loss"][0]
         accuracies.append(accuracy(policy, held_out, held_out_rejected, prompt))
-    print(f"Loss of the last epoch: {history['loss'][-1]:.3f}, before the tuning {np.log(2):.3f}")
+        print(f"  epoch {epoch}  {accuracies[-1]:.3f}   loss {loss:.3f}", flush=True)
 
     figure, axes = pyplot.subplots(figsize=(6, 4), layout="constrained")
     axes.plot(range(len(accuracies)), accuracies, marker="o", label="after preference tuning")
@@ -121,17 +125,16 @@ def main(output, smoke, seed=0):
     axes.set(xlabel="epoch of preference tuning", ylabel="accuracy on held-out pairs", ylim=(0, 1))
     axes.legend()
     figure.savefig(output / "preference.png", dpi=100)
-    print(f"{len(chosen)} pairs for tuning, {len(held_out)} of other documents")
-    print("The true continuation is the more likely one, share of held-out pairs")
-    for epoch, share in enumerate(accuracies):
-        print(f"  after {epoch} epochs of preference tuning  {share:.3f}")
+    print(f"Curve: {output / 'preference.png'}")
     return accuracies
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--smoke", action="store_true", help="every step at toy size")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--output", type=Path, default=Path("preference-output"), metavar="DIR")
+    parser.add_argument("--seed", type=int, default=0, help="default: 0")
+    parser.add_argument(
+        "--output", type=Path, default=Path("demo-output/preference_tuning"), metavar="DIR", help="default: %(default)s"
+    )
     arguments = parser.parse_args()
     main(arguments.output, arguments.smoke, arguments.seed)

@@ -129,7 +129,13 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--smoke", action="store_true", help="one seed and fewer lines, in seconds")
     parser.add_argument("--seeds", type=int, help="default: 3, and 1 with --smoke")
-    parser.add_argument("--output", type=Path, default=Path("demo-output/sequence_labelling"), metavar="DIR")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=Path("demo-output/sequence_labelling"),
+        metavar="DIR",
+        help="default: %(default)s",
+    )
     arguments = parser.parse_args()
     size = (4, 4) if arguments.smoke else (2, 6)
     main(arguments.output, arguments.seeds or (1 if arguments.smoke else 3), *size)

@@ -160,7 +160,9 @@ def main(output, smoke):
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--smoke", action="store_true", help="every step at toy size, in seconds")
-    parser.add_argument("--output", type=Path, default=Path("demo-output/training_run"), metavar="DIR")
+    parser.add_argument(
+        "--output", type=Path, default=Path("demo-output/training_run"), metavar="DIR", help="default: %(default)s"
+    )
     parser.add_argument("--train", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--kill-at", type=int, default=0, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
