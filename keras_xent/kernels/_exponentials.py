@@ -73,41 +73,48 @@ def of_labels(
 
     `statistics` are names among those of `_row_statistics.py`.
     """
-    columns: dict[str, Tensor] = {}
-    if "rank" in statistics:
-        columns["rank"] = row.rank_of_label(logits, labels)
-    label = ops.maximum(labels, 0)
-    label_logit = upcast(take_at_columns(logits, label))
-    # The label apart, by index: to compare each class with it takes longer than the exponentials.
-    least = ops.full_like(label_logit, -float("inf"))
-    others = set_at_columns(logits, label, add_dependency(least, label_logit, *columns.values()))
+    # What compares logits comes before their memory is taken.
+    compared = {"rank": row.rank_of_label(logits, labels)} if "rank" in statistics else {}
+    others, label_logit = _label_apart(logits, labels, read_before=tuple(compared.values()))
     max_of_others = ops.max(others, axis=1, keepdims=True)
     max_logit = ops.maximum(max_of_others, label_logit)
     if "hit" in statistics:
-        columns["hit"] = _is_first_of_largest(others, labels, label_logit, max_of_others)
+        compared["hit"] = _is_first_of_largest(others, labels, label_logit, max_of_others)
     label_exp = _exp_shifted(label_logit, max_logit, scale)
-    exp_shifted = in_place(others, max_logit, scale=scale, read_before=tuple(columns.values()))
+    exp_shifted = in_place(others, max_logit, scale=scale, read_before=tuple(compared.values()))
     max_logit, label_logit = max_logit * scale, label_logit * scale
     # Of what is in memory, XLA:CPU has a fast sum.
     sum_of_others = ops.sum(exp_shifted, axis=1, keepdims=True)
     if "hit" in statistics:
-        # NaN is ahead, of which XLA:CPU may have found a maximum all the same; of only -inf the sum is NaN too.
-        has_nan = ops.logical_and(ops.isnan(sum_of_others), max_logit >= -largest(max_logit))
-        is_hit = where_or_zero(columns["hit"], ops.logical_not(has_nan))
-        columns["hit"] = nan_unless(labels >= 0, is_hit)
+        compared["hit"] = _nan_without_label(compared["hit"], labels, sum_of_others, max_logit)
     sum_exp_minus_one = row.with_infinite_logits(sum_of_others + (label_exp - 1.0), max_logit, None)
     sum_exp_minus_one = nan_unless(labels >= 0, sum_exp_minus_one)
-    nll = row.nll(label_logit, max_logit, sum_exp_minus_one, None)
+    columns = {
+        **compared,
+        "logsumexp": row.log_sum_exp(max_logit, sum_exp_minus_one, None),
+        "confidence": 1.0 / (1.0 + sum_exp_minus_one),
+    }
     if "entropy" in statistics:
-        sum_below = row_sum(lambda e: e * _below_max(e), exp_shifted)
-        # The gradient is written over what this sum reads.
-        sum_of_others = add_dependency(sum_of_others, sum_below)
-        mean_below = (sum_below + label_exp * _below_max(label_exp)) / (1.0 + sum_exp_minus_one)
-        columns["entropy"] = mean_below + log1p(sum_exp_minus_one)
-    columns["logsumexp"] = row.log_sum_exp(max_logit, sum_exp_minus_one, None)
-    columns["confidence"] = 1.0 / (1.0 + sum_exp_minus_one)
+        columns["entropy"] = _entropy(exp_shifted, label_exp, sum_exp_minus_one)
+        # The gradient is written over what the entropy reads.
+        sum_of_others = add_dependency(sum_of_others, columns["entropy"])
+    nll = row.nll(label_logit, max_logit, sum_exp_minus_one, None)
     found = tuple(columns[name] for name in statistics)
     return LabelExponentials(exp_shifted, label_exp, sum_of_others, sum_exp_minus_one, nll, found)
+
+
+def _label_apart(logits, labels, *, read_before):
+    """The logits with -inf for the label, in their memory once `read_before` are there, and the label's logits."""
+    # By index: to compare each class with the label takes longer than the exponentials.
+    label = ops.maximum(labels, 0)
+    label_logit = upcast(take_at_columns(logits, label))
+    least = add_dependency(ops.full_like(label_logit, -float("inf")), label_logit, *read_before)
+    return set_at_columns(logits, label, least), label_logit
+
+
+def _entropy(exp_shifted, label_exp, sum_exp_minus_one):
+    sum_below = row_sum(lambda e: e * _below_max(e), exp_shifted) + label_exp * _below_max(label_exp)
+    return sum_below / (1.0 + sum_exp_minus_one) + log1p(sum_exp_minus_one)
 
 
 def _below_max(exp_shifted):
@@ -149,6 +156,13 @@ def _is_first_of_largest(others, labels, label_logit, max_of_others):
     )
     is_first = ops.logical_and(is_equal, ops.equal(num_before, 0.0))
     return ops.cast(ops.logical_or(label_logit > max_of_others, is_first), label_logit.dtype)
+
+
+def _nan_without_label(hit, labels, sum_of_others, max_logit):
+    """`hit`, NaN for labels out of range, and 0 beside a NaN: of a row that has one, XLA:CPU may find a maximum."""
+    # Of only -inf the sum is NaN too.
+    has_nan = ops.logical_and(ops.isnan(sum_of_others), max_logit >= -largest(max_logit))
+    return nan_unless(labels >= 0, where_or_zero(hit, ops.logical_not(has_nan)))
 
 
 def add_dependency(value: Tensor, *others: Any) -> Tensor:
