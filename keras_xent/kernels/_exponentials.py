@@ -12,6 +12,7 @@ from keras import ops
 
 from keras_xent._backend import add_at_columns, fori_loop, opaque, set_at_columns, take_at_columns, uses_xla_cpu
 from keras_xent._types import Tensor
+from keras_xent.kernels import _row_statistics as row_statistics
 from keras_xent.kernels import _softmax_row as row
 from keras_xent.kernels._dtypes import largest, upcast
 from keras_xent.kernels._logarithms import finite_log, log1p
@@ -113,8 +114,12 @@ def _label_apart(logits, labels, *, read_before):
 
 
 def _entropy(exp_shifted, label_exp, sum_exp_minus_one):
-    sum_below = row_sum(lambda e: e * _below_max(e), exp_shifted) + label_exp * _below_max(label_exp)
-    return sum_below / (1.0 + sum_exp_minus_one) + log1p(sum_exp_minus_one)
+    def term(e, share):
+        return e * (_below_max(e) + where_or_zero(share, e < row_statistics.OF_LARGEST))
+
+    return row_statistics.entropy(
+        lambda share: row_sum(term, exp_shifted, share) + term(label_exp, share), sum_exp_minus_one
+    )
 
 
 def _below_max(exp_shifted):

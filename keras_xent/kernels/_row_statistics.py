@@ -1,5 +1,6 @@
 """Statistics of the predicted distributions, computed where the logits of a chunk are at hand."""
 
+from collections.abc import Callable
 from typing import Any
 
 from keras import ops
@@ -11,12 +12,15 @@ from keras_xent.kernels import sparse_softmax
 from keras_xent.kernels._compiled import CompiledKernel
 from keras_xent.kernels._dtypes import accumulator_dtype, upcast
 from keras_xent.kernels._logarithms import log1p
-from keras_xent.kernels._masking import multiply_no_nan
+from keras_xent.kernels._masking import multiply_no_nan, where_or_zero
 from keras_xent.kernels._options import SoftmaxOptions
 from keras_xent.kernels._shapes import as_rows, broadcast_to_rows
 from keras_xent.kernels._xla_cpu import map_row_blocks, row_sum
 
 NAMES = ("rank", "hit", "entropy", "logsumexp", "confidence")
+# Of a sure row, the largest logit's exponential is above, and all others' below. It is 1, unless the logits that the
+# maximum was taken of were rounded in another way: XLA computes quotients again where it reads them (JAX 0.10).
+OF_LARGEST = 0.75
 
 
 def statistics(
@@ -27,7 +31,7 @@ def statistics(
     columns: dict[str, Any] = {
         "rank": lambda: row.rank_of_label(logits, labels),
         "hit": lambda: is_hit(row.rank_of_label(logits, labels)),
-        "entropy": lambda: mean_below_max(logits, labels, *residuals, softcap) + log1p(sum_exp_minus_one),
+        "entropy": lambda: entropy_of_logits(logits, labels, *residuals, softcap),
         "logsumexp": lambda: row.log_sum_exp(max_logit, sum_exp_minus_one, softcap),
         "confidence": lambda: 1.0 / (1.0 + sum_exp_minus_one),
     }
@@ -39,24 +43,50 @@ def is_hit(rank: Tensor, top_k: int = 1) -> Tensor:
     return ops.where(ops.isnan(rank), rank, ops.cast(rank < top_k, rank.dtype))
 
 
-def mean_below_max(
+def entropy(sum_of: Callable[[Tensor], Tensor], sum_exp_minus_one: Tensor) -> Tensor:
+    """`sum_c p_c (max_logit - x_c) + log(1 + sum_exp_minus_one)`, both at least 0.
+
+    With `exp_c = exp(x_c - max_logit)`, `sum_of(share)` is to give
+    `sum_c exp_c (max_logit - x_c + share [exp_c < OF_LARGEST])`.
+
+    Of a row that is sure of another class than the label, `s = sum_exp_minus_one` has lost its digits: the 1 was
+    subtracted after the sum. There `log(1 + s)` is `share s / (1 + s)`, of which the share, about 1, has its digits,
+    and `s` is summed without the 1 beside the rest.
+    """
+    # Below 1/2 one exponential alone is above `OF_LARGEST`.
+    is_sure = sum_exp_minus_one < 0.5
+    log_sum = log1p(sum_exp_minus_one)
+    is_positive = sum_exp_minus_one > 0
+    one = ops.ones((), sum_exp_minus_one.dtype)
+    ratio = ops.where(is_positive, log_sum / ops.where(is_positive, sum_exp_minus_one, one), one)
+    sum_exp = 1.0 + sum_exp_minus_one
+    total = sum_of(where_or_zero(sum_exp * ratio, is_sure))
+    return total / sum_exp + where_or_zero(log_sum, ops.logical_not(is_sure))
+
+
+def entropy_of_logits(
     logits: Tensor, labels: Tensor, max_logit: Tensor, sum_exp_minus_one: Tensor, softcap: float | None
 ) -> Tensor:
-    """`sum_c p_c (max_logit - x_c)`: the entropy is that and `log(1 + sum_exp_minus_one)`, both at least 0.
+    """The entropy of rows `[n, C]`.
 
     The label's term is added apart, so that the exponentials are those that the cross-entropy has summed.
     """
     label = ops.maximum(labels, 0)
     label_logit = ops.take_along_axis(logits, label, axis=1)
 
-    def term(logits, ids):
+    def term(exp_shifted, logits, share):
         below = row.max_minus_logit(upcast(logits), max_logit, softcap)
-        return multiply_no_nan(sparse_softmax.exp_shifted_except_label(logits, ids, label, max_logit, softcap), below)
+        return multiply_no_nan(exp_shifted, below + where_or_zero(share, exp_shifted < OF_LARGEST))
 
-    below = row.max_minus_logit(upcast(label_logit), max_logit, softcap)
-    at_label = multiply_no_nan(row.exp_shifted(label_logit, max_logit, softcap), below)
+    def of_others(logits, ids, share):
+        return term(sparse_softmax.exp_shifted_except_label(logits, ids, label, max_logit, softcap), logits, share)
+
+    def sum_of(share):
+        at_label = term(row.exp_shifted(label_logit, max_logit, softcap), label_logit, share)
+        return row_sum(of_others, logits, row.class_ids(logits), share) + at_label
+
     # Of a row without a distribution the sum is NaN.
-    return (row_sum(term, logits, row.class_ids(logits)) + at_label) / (1.0 + sum_exp_minus_one)
+    return entropy(sum_of, sum_exp_minus_one)
 
 
 def dense_statistics(

@@ -159,12 +159,11 @@ class StatisticsRule(Rule):
         if not self.everything:
             return columns, (*residuals, None)
         max_logit, sum_exp_minus_one = residuals
-        mean_below = row_statistics.mean_below_max(x, labels, max_logit, sum_exp_minus_one, self.softcap)
-        entropy = mean_below + ops.log1p(sum_exp_minus_one)
+        entropy = row_statistics.entropy_of_logits(x, labels, max_logit, sum_exp_minus_one, self.softcap)
         columns += (entropy, row.log_sum_exp(max_logit, sum_exp_minus_one, self.softcap))
         if self.has_rank:
             columns += (row.rank_of_label(logits, labels),)
-        return columns, (*residuals, mean_below)
+        return columns, (*residuals, entropy - ops.log1p(sum_exp_minus_one))
 
     def backward(self, upstream: Tensor, residuals: Any, logits: Tensor, arrays: Any, constants: Any) -> Tensor:
         """The gradient for the logits: `u (1 - p)` at the label, and `p (w - u - v (log p + H))` elsewhere."""
