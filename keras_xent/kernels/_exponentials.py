@@ -140,6 +140,14 @@ def in_place(logits: Tensor, max_logit: Tensor, *, scale: float = 1.0, read_befo
     return fori_loop(opaque(1), lambda _, array: _exp_shifted(array, max_logit, scale), logits)
 
 
+def zero_unused(matrix: Tensor, factors: Tensor, columns: tuple[Tensor, ...]) -> Tensor:
+    """The matrix of `RowScaled`, in its memory: 0 in rows of NaN whose factor is 0, times which they would be NaN."""
+    is_dead = row.is_dead_row(factors, *columns)
+    # Almost always without an iteration: a selection would read and write the matrix once more.
+    iterations = ops.cast(ops.any(is_dead), "int32")
+    return fori_loop(iterations, lambda _, array: where_or_zero(array, ops.logical_not(is_dead)), matrix)
+
+
 def _exp_shifted(logits, max_logit, scale):
     # Of large logits the difference is exact, and their multiples are rounded.
     shifted = row.shifted_logits(upcast(logits), max_logit, None)

@@ -17,7 +17,7 @@ from keras_xent._backend import fori_loop, matmul, on_accelerator, update_rows, 
 from keras_xent._types import Tensor
 from keras_xent.kernels._compiled import CompiledKernel
 from keras_xent.kernels._dtypes import accumulator_dtype, is_float
-from keras_xent.kernels._exponentials import add_dependency
+from keras_xent.kernels._exponentials import add_dependency, zero_unused
 from keras_xent.kernels._masking import where_or_zero
 from keras_xent.kernels._token_chunks import active_first, chunk_sizes, gather_rows, in_order, restored, slice_rows
 from keras_xent.kernels._xla_cpu import accumulate_matmul, map_row_blocks, matmul_over_classes
@@ -152,6 +152,9 @@ def _run_on_device(rows, replicated, *, mesh, needs_grad, transpose, rule, chunk
         )
         if upstream is None:
             return carry
+        if is_single and is_active is not None and factors is not None:
+            # Several chunks are left out where no token is active; a single one is computed, from a kernel of NaN too.
+            d_logits = zero_unused(d_logits, factors, columns)
         d_logits = ops.cast(d_logits, kernel.dtype)
         if needs_hidden:
             d_chunk = _times(matmul_over_classes(d_logits, kernel, transpose=not transpose), factors)  # [size, D]

@@ -222,7 +222,7 @@ class CrossEntropyRule(Rule):
             loss = nan_unless(labels >= 0, multiply_no_nan(weight, loss))
             # Out of range the sum of the exponentials is NaN, whatever class 0 weighs.
             slope = slope * ops.where(labels >= 0, weight, 1.0)
-        matrix, factors = found.gradient(labels, None if upstream is None else upstream * slope)
+        matrix, factors = found.gradient(labels, None if upstream is None else multiply_no_nan(upstream, slope))
         return RowScaled((loss, found.nll, *found.statistics), matrix, factors)
 
     def values_only(self) -> "CrossEntropyRule":
