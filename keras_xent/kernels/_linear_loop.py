@@ -24,16 +24,18 @@ from keras_xent.kernels._xla_cpu import accumulate_matmul, map_row_blocks, matmu
 
 
 class Result(NamedTuple):
-    """The results of one pass: arrays `[N, 1]`, and a gradient of each input, None where not needed."""
+    """The results of one pass: the columns `[N, K]`, and a gradient of each input, None where not needed."""
 
-    columns: tuple[Tensor, ...]
+    columns: Tensor
     gradients: tuple[Tensor, ...]
 
 
 class Carry(NamedTuple):
     """The state that the loop carries from chunk to chunk; None for results that are not needed."""
 
-    columns: tuple[Tensor, ...]
+    # One array, so that there is one kernel that writes it, and one that restores its order: each takes memory and time
+    # to compile.
+    columns: Tensor
     d_hidden: Tensor = None
     d_kernel: Tensor = None
     d_bias: Tensor = None
@@ -126,8 +128,6 @@ def _run_on_device(rows, replicated, *, mesh, needs_grad, transpose, rule, chunk
     hidden, projected, upstream = (in_order(a, order, size * num_chunks) for a in (hidden, projected, upstream))
     if not rule.leaves_rows:
         arrays = [in_order(a, order, size * num_chunks) for a in arrays]
-    # A product whose left factor is transposed is slow on XLA:CPU: transposed once, for all chunks.
-    hidden_t = ops.transpose(hidden) if needs_kernel and not transpose and uses_xla_cpu() else None  # [D, tokens]
 
     def rows_of_chunk(start):
         if not rule.leaves_rows:
@@ -147,9 +147,7 @@ def _run_on_device(rows, replicated, *, mesh, needs_grad, transpose, rule, chunk
         d_logits, factors, columns = _apply(
             rule, logits, rule.arrays(rows_of_chunk(start), constants), constants, d_columns
         )
-        carry = carry._replace(
-            columns=tuple(update_rows(c, start, new) for c, new in zip(carry.columns, columns, strict=True))
-        )
+        carry = carry._replace(columns=update_rows(carry.columns, start, ops.concatenate(columns, axis=1)))
         if upstream is None:
             return carry
         if is_single and is_active is not None and factors is not None:
@@ -163,12 +161,11 @@ def _run_on_device(rows, replicated, *, mesh, needs_grad, transpose, rule, chunk
             d_low = _times(matmul(d_logits, factor, transpose_b=not transpose), factors)  # [size, R]
             carry = carry._replace(d_projected=update_rows(carry.d_projected, start, d_low))
         if needs_kernel:
-            columns_t = None
-            if hidden_t is not None:
-                columns_t = ops.slice(hidden_t, (0, start), (features, size))  # [D, size]
-                columns_t = _times(columns_t, None if factors is None else ops.transpose(factors))
             rows = _times(chunk, factors)
-            carry = carry._replace(d_kernel=_add_product(carry.d_kernel, rows, d_logits, transpose, columns_t))
+            # A product whose left factor is transposed is slow on XLA:CPU.
+            is_slow = not transpose and uses_xla_cpu()
+            rows_t = _backend.opaque(ops.transpose(rows)) if is_slow else None  # [D, size]
+            carry = carry._replace(d_kernel=_add_product(carry.d_kernel, rows, d_logits, transpose, rows_t))
         if needs_factor:
             carry = carry._replace(d_factor=_add_product(carry.d_factor, _times(low, factors), d_logits, transpose))
         if needs_bias:
@@ -181,7 +178,7 @@ def _run_on_device(rows, replicated, *, mesh, needs_grad, transpose, rule, chunk
 
     rows_of_loop = size * num_chunks
     carry = Carry(
-        columns=tuple(ops.zeros((rows_of_loop, 1), dtype) for _ in range(rule.num_columns)),
+        columns=ops.zeros((rows_of_loop, rule.num_columns), dtype),
         d_hidden=zeros(needs_hidden, rows_of_loop, features),
         # With one chunk the product is the gradient.
         d_kernel=zeros(needs_kernel and not is_single, *kernel.shape),
@@ -202,7 +199,7 @@ def _run_on_device(rows, replicated, *, mesh, needs_grad, transpose, rule, chunk
         restore(carry.d_projected),
         _backend.psum(mesh, carry.d_factor),
     )
-    return tuple(map(restore, carry.columns)), gradients
+    return restore(carry.columns), gradients
 
 
 def _add_product(total, rows, d_logits, transpose, rows_t=None):

@@ -216,9 +216,7 @@ def _data(nondiff_args, rule):
 def _forward_values(inputs, nondiff_args, needs_grad, *, rule, **static):
     data = _data(nondiff_args, rule)
     columns = _linear_loop.run(inputs, None, data, needs_grad=(False,) * len(inputs), rule=rule, **static).columns
-    number = rule.num_values
-    value = columns[0] if number == 1 else ops.concatenate(columns[:number], axis=1)
-    return value, tuple(columns[number:]), None
+    return columns[:, : rule.num_values], _others(columns, rule), None
 
 
 def _backward_values(upstream, residuals, inputs, nondiff_args, needs_grad, *, rule, **static):
@@ -235,8 +233,8 @@ def _forward_total(inputs, nondiff_args, needs_grad, *, rule, **static):
     upstream = weights if any(needs_grad[:-1]) else None
     data = _data(nondiff_args, rule)
     result = _linear_loop.run(matrices, upstream, data, needs_grad=needs_grad[:-1], rule=rule, **static)
-    losses, *others = result.columns
-    return _reduction.total(weighted(losses, weights)), tuple(others), (result.gradients, losses)
+    losses = result.columns[:, :1]
+    return _reduction.total(weighted(losses, weights)), _others(result.columns, rule), (result.gradients, losses)
 
 
 def _backward_total(upstream, residuals, inputs, nondiff_args, needs_grad, *, rule, **static):
@@ -255,6 +253,11 @@ def _backward_total(upstream, residuals, inputs, nondiff_args, needs_grad, *, ru
 def _scaled(upstream, gradient, dtype):
     # With an upstream gradient of 0, a gradient of NaN leaves no trace.
     return ops.cast(_backend.scale_or_zero(gradient, upstream), dtype)
+
+
+def _others(columns, rule):
+    """The columns that have no gradient, `[N, 1]` each."""
+    return tuple(columns[:, i : i + 1] for i in range(rule.num_values, rule.num_columns))
 
 
 _values = fused_gradient(_forward_values, _backward_values)
