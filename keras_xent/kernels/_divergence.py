@@ -28,14 +28,14 @@ class Softmax:
     temperature: float
     softcap: float | None
 
-    def normalize(self, logits: Tensor) -> "Normalizer":
+    def normalize(self, logits: Tensor, max_logit: Tensor = None) -> "Normalizer":
         """Returns the numbers by which single logits of these rows become probabilities."""
-        max_logit = row.max_of_logits(logits)
+        max_logit = row.max_of_logits(logits) if max_logit is None else max_logit
         return Normalizer(max_logit, ops.sum(self._exp_shifted(logits, max_logit), axis=1, keepdims=True))
 
     def log_prob(self, logits: Tensor, normalizer: "Normalizer") -> Tensor:
         """The log-probabilities of these logits."""
-        return -(self._below(logits, normalizer.max_logit) + ops.log(normalizer.sum_exp))
+        return -(self.below(logits, normalizer.max_logit) + ops.log(normalizer.sum_exp))
 
     def prob(self, logits: Tensor, normalizer: "Normalizer") -> Tensor:
         """The probabilities of these logits, from the exponentials that `normalize` has summed."""
@@ -48,9 +48,10 @@ class Softmax:
         )
 
     def _exp_shifted(self, logits, max_logit):
-        return ops.exp(-self._below(logits, max_logit))
+        return ops.exp(-self.below(logits, max_logit))
 
-    def _below(self, logits, max_logit):
+    def below(self, logits: Tensor, max_logit: Tensor) -> Tensor:
+        """How far these logits, capped and divided, are below the largest of their row."""
         # Divided after the subtraction: divided logits XLA:CPU would write to memory.
         below = row.max_minus_logit(upcast(logits), max_logit, self.softcap)
         return below if self.temperature == 1.0 else below * (1.0 / self.temperature)
@@ -64,10 +65,11 @@ class Normalizer(NamedTuple):
 
 
 class Pair(NamedTuple):
-    """The teacher's distributions `p` and the student's `q`, and their logarithms."""
+    """The teacher's distributions `p` and the student's `q`, their logarithms, and `log p - log q`."""
 
     log_p: Tensor
     log_q: Tensor
+    log_ratio: Tensor
     p: Tensor
     q: Tensor
 
@@ -75,7 +77,11 @@ class Pair(NamedTuple):
     def of(cls, teacher: Tensor, logits: Tensor, softmaxes: Any, normalizers: Any) -> "Pair":
         """The distributions of the teacher's and the student's logits."""
         both = tuple(zip(softmaxes, (teacher, logits), normalizers, strict=True))
-        return cls(*(s.log_prob(x, n) for s, x, n in both), *(s.prob(x, n) for s, x, n in both))
+        of_teacher, of_student = normalizers
+        below_p, below_q = (s.below(x, n.max_logit) for s, x, n in both)
+        # Not of the logarithms, which are rounded as numbers of the size of `log C`.
+        log_ratio = below_q - below_p + ops.log(of_student.sum_exp / of_teacher.sum_exp)
+        return cls(*(s.log_prob(x, n) for s, x, n in both), log_ratio, *(s.prob(x, n) for s, x, n in both))
 
 
 @dataclass(frozen=True)
@@ -96,25 +102,25 @@ class Divergence:
 
     def of_rows(self, rows: Pair) -> tuple[Tensor, Tensor]:
         """The divergence of each row `[n, 1]`, and the mean of the log-ratio under `q`, for the gradient."""
-        log_p, log_q, p, q = rows
+        log_p, log_q, log_ratio, p, q = rows
         if self.name == "forward_kl":
-            return _kl(log_p, log_q, p, q), ops.zeros_like(log_q[:, :1])
+            return _kl(log_ratio, p, q), ops.zeros_like(log_q[:, :1])
         if self.name == "reverse_kl":
-            mean = _kl(log_q, log_p, q, p)
+            mean = _kl(-log_ratio, q, p)
             return mean, mean
         log_m = self._log_mixture(log_p, log_q)
         m = ops.exp(log_m)
-        mean = _kl(log_q, log_m, q, m)
-        return self.beta * _kl(log_p, log_m, p, m) + (1.0 - self.beta) * mean, mean
+        mean = _kl(log_q - log_m, q, m)
+        return self.beta * _kl(log_p - log_m, p, m) + (1.0 - self.beta) * mean, mean
 
     def gradient(self, rows: Pair, mean: Tensor) -> Tensor:
         """The gradient for the logits of `q`."""
-        log_p, log_q, p, q = rows
+        log_p, log_q, log_ratio, p, q = rows
         if self.name == "forward_kl":
             # Exactly 0 where they agree, also where the compiler rounds only one of the products behind `q - p`.
             return where_or_zero(q - p, ops.not_equal(q, p))
         if self.name == "reverse_kl":
-            return _less_mean(q, log_q - log_p, mean)
+            return _less_mean(q, -log_ratio, mean)
         limit = math.log(1.0 - self.beta)
         return (1.0 - self.beta) * _less_mean(q, self._log_ratio_over(limit, log_p, log_q), mean + limit)
 
@@ -145,25 +151,37 @@ def _less_mean(q, log_ratio, mean):
     return multiply_no_nan(q, from_mean - rest)
 
 
-# Terms of the series of `(exp(-x) - 1 + x) / x^2`, from the first left out 1e-9 (1e-17) of it for `|x| < 1`.
-_SERIES = {"float32": 10, "float64": 17}
+# Coefficients of `(exp(-x) - 1 + x) / x^2` for `|x| < 1`, from the highest power down: of the Chebyshev approximation,
+# 1.3e-8 of it off, and of the series, 1e-17.
+_EXP_REMAINDER = {
+    "float32": (
+        -2.8126546e-06,
+        2.5358645e-05,
+        -0.00019836987,
+        0.0013885395,
+        -0.0083333453,
+        0.041666737,
+        -0.16666667,
+        0.5,
+    ),
+    "float64": tuple((-1.0) ** n / math.factorial(n + 2) for n in reversed(range(17))),
+}
 
 
 def _exp_remainder(x):
     """`exp(-x) - 1 + x` for `|x| < 1`, exact to rounding. As a polynomial it takes less time than an exponential."""
     total = 0.0
-    for n in reversed(range(_SERIES[dtype_of(x)])):
-        total = total * -x + 1.0 / math.factorial(n + 2)
+    for coefficient in _EXP_REMAINDER[dtype_of(x)]:
+        total = total * x + coefficient
     return x * x * total
 
 
-def _kl(log_p, log_q, p, q):
-    """`sum_c p_c (log p_c - log q_c)`, as the sum of `p (log p - log q) - p + q`.
+def _kl(difference, p, q):
+    """`sum_c p_c (log p_c - log q_c)` of these differences, as the sum of `p (log p - log q) - p + q`.
 
     No term of that is below 0. Where the distributions are nearly the same, the terms of the other sum cancel, and what
     is left of it is rounding.
     """
-    difference = log_p - log_q
     is_near = ops.abs(difference) < 1.0
     near = p * _exp_remainder(ops.where(is_near, difference, 0.0))
     terms = ops.where(is_near, near, q - p + multiply_no_nan(p, difference))

@@ -119,6 +119,7 @@ def _run_on_device(rows, replicated, *, mesh, needs_grad, transpose, rule, chunk
         chunk_bytes=chunk_bytes,
         needs_kernel=needs_kernel,
         features=features,
+        has_large_blocks=rule.has_large_blocks,
     )
     is_single = isinstance(num_chunks, int) and num_chunks == 1
     order = active_first(None if is_single else is_active, size, num_chunks)
@@ -224,6 +225,7 @@ def _apply(rule, logits, arrays, constants, upstream):
     if found is not None:
         return found.matrix, found.factors, found.columns
     has_upstream = upstream is not None
+    arrays = (*arrays, *rule.row_maxima(logits, arrays))
 
     def on_block(logits, *arrays):
         upstream, arrays = (arrays[0], arrays[1:]) if has_upstream else (None, arrays)
@@ -238,7 +240,7 @@ def _apply(rule, logits, arrays, constants, upstream):
     arrays = (logits, upstream, *arrays) if has_upstream else (logits, *arrays)
     if uses_xla_cpu():
         columns = (ops.zeros_like(logits[:, :1]),) * (rule.num_columns + has_upstream)
-        results = map_row_blocks(on_block, arrays, columns, in_place=has_upstream)
+        results = map_row_blocks(on_block, arrays, columns, in_place=has_upstream, is_large=rule.has_large_blocks)
     else:
         results = on_block(*arrays)
     return (results[0], None, tuple(results[1:])) if has_upstream else (None, None, tuple(results))

@@ -20,6 +20,8 @@ class Rule(abc.ABC):
     num_logits = 1
     # How many of the arrays that a rule needs have a row for each token; all tokens share the others, the constants.
     num_rows = 1
+    # Whether blocks of rows should be large, as for many operations.
+    has_large_blocks = False
     # Whether rows stay in the order of the tokens, and are gathered for one chunk after the other: for those that take
     # as much memory as the logits.
     leaves_rows = False
@@ -47,6 +49,13 @@ class Rule(abc.ABC):
     def arrays(self, rows: Any, constants: Any) -> tuple[Tensor, ...]:
         """The arrays that `forward` takes, from the rows of one chunk."""
         return tuple(rows)
+
+    def row_maxima(self, logits: Tensor, arrays: Any) -> tuple[Tensor, ...]:
+        """Maxima `[n, 1]` that `forward` and `backward` get after the arrays.
+
+        On a CPU these are of a whole chunk: there XLA is fast at maxima of what is in memory, as blocks are not.
+        """
+        return ()
 
     def values_only(self) -> "Rule":
         """The rule without the columns that have no gradient."""

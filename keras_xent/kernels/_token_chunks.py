@@ -26,6 +26,8 @@ ACCELERATOR_MIN_CHUNK_TOKENS = 1024, 2048
 FEW_TOKENS = 4096
 MIN_CHUNKS, MIN_CHUNKS_OF_FEW = 8, 32
 SMALL_SHARE = 4
+# Chunks of fewer large blocks are not made larger to hold a whole number of these.
+MIN_LARGE_BLOCKS = 16
 # Tokens that are not active are left out by whole chunks: where there may be some, there should be a few chunks.
 MIN_CHUNKS_IF_MASKED = 4
 # On an accelerator no more are made of any tokens.
@@ -41,6 +43,7 @@ def chunk_sizes(
     chunk_bytes: int | None = None,
     needs_kernel: bool = True,
     features: int = 1,
+    has_large_blocks: bool = False,
 ) -> tuple[Any, Any]:
     """Tokens of a chunk, and the number of chunks: as even as they can be, and a whole number of blocks each.
 
@@ -61,16 +64,28 @@ def chunk_sizes(
         if not chunk_bytes:
             share = _share(tokens, features if needs_kernel else SMALL_SHARE * half, least)
             most = min(most, max(share, budget // SMALL_SHARE // bytes_of_token))
+    large = block_size((1, num_classes), is_large=True)
+
+    def in_blocks(size):
+        size = _rounded_up(size, block, block)
+        return _rounded_up(size, large, MIN_LARGE_BLOCKS * large) if has_large_blocks else size
+
     num_chunks = -(-tokens // most)
     if isinstance(tokens, int):
         size = -(-tokens // max(num_chunks, 1))
-        return (size if size <= block else -(-size // block) * block), num_chunks
+        return in_blocks(size), num_chunks
     if not ops.is_tensor(tokens):
         # A symbolic size, as `jax.export` has it: chunks are slices of a fixed size.
         size = most // block * block
         return size, -(-tokens // size)
     size = -(-tokens // ops.maximum(num_chunks, 1))
-    return ops.where(size <= block, size, -(-size // block) * block), num_chunks
+    return in_blocks(size), num_chunks
+
+
+def _rounded_up(size, multiple, least):
+    """The size, rounded up to a multiple if it is larger than `least`."""
+    rounded = -(-size // multiple) * multiple
+    return ops.where(size > least, rounded, size) if ops.is_tensor(size) else rounded if size > least else size
 
 
 def _fewest_tokens(features, needs_kernel):

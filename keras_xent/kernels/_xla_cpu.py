@@ -35,6 +35,8 @@ from keras_xent.kernels._dtypes import accumulator_dtype, dtype_of, narrow_float
 # A block of rows of this size, in float32, stays in the caches with the arrays that are computed from it: 256 KB for
 # each core. A smaller block XLA gives to one thread: dense [2048, 32000] on two cores, 146 -> 241 ms.
 _BLOCK_BYTES = 2**18 * min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, 8)
+# A function of many operations takes less time on larger blocks: XLA starts and ends each on all threads.
+_LARGE_BLOCK = 4
 # The sum over one slice has few accumulators, of several rows only one; longer slices would lose digits, and each slice
 # is summed in parts.
 _MAX_SLICE = 8192
@@ -66,24 +68,34 @@ _FEW_TO_COMPILE = 2**17
 _inside_block = contextvars.ContextVar("_inside_block", default=False)
 
 
-def block_size(shape: Shape) -> int:
-    """Returns the number of rows of an array of this shape that fit into the cache."""
-    return max(1, _BLOCK_BYTES // max(1, 4 * math.prod(d or 1 for d in shape[1:])))
+def block_size(shape: Shape, *, is_large: bool = False) -> int:
+    """Returns the number of rows of an array of this shape that fit into the cache, or of a large block."""
+    rows = max(1, _BLOCK_BYTES // max(1, 4 * math.prod(d or 1 for d in shape[1:])))
+    return _LARGE_BLOCK * rows if is_large else rows
 
 
 def map_row_blocks(
-    function: Callable, arrays: tuple[Tensor, ...], results: tuple[Tensor, ...], *, in_place: bool = False
+    function: Callable,
+    arrays: tuple[Tensor, ...],
+    results: tuple[Tensor, ...],
+    *,
+    in_place: bool = False,
+    is_large: bool = False,
 ) -> tuple[Tensor, ...]:
     """`results`, overwritten by what `function` returns for one block of rows of `arrays` after the other.
 
     Arrays with one row are passed whole. With `in_place` the first result takes the memory of the first array; then the
-    rows of a block have to divide the number of rows.
+    rows of a block have to divide the number of rows. Blocks are large with `is_large`, if these divide it.
     """
     num_rows = ops.shape(arrays[0])[0]
     size: Any = block_size(arrays[0].shape)
     is_symbolic = not (isinstance(num_rows, int) or ops.is_tensor(num_rows))  # as `jax.export` has it
     if is_symbolic or rows_of(arrays[0]) != arrays[0].shape[0] or (isinstance(num_rows, int) and num_rows <= size):
         return _run_block(function, arrays)
+    if is_large:
+        large = block_size(arrays[0].shape, is_large=True)
+        is_divisor = num_rows % large == 0
+        size = (large if is_divisor else size) if isinstance(num_rows, int) else ops.where(is_divisor, large, size)
     if isinstance(num_rows, int):
         # As even as they can be: the last block computes again what is missing to a whole one.
         size = -(-num_rows // -(-num_rows // size))

@@ -14,6 +14,7 @@ from keras_xent.kernels._dtypes import accumulator_dtype
 from keras_xent.kernels._linear_pass import GRADIENTS, OverTokens, checked_matrices, reduced_over_tokens
 from keras_xent.kernels._rule import Rule
 from keras_xent.kernels._shapes import same_shape
+from keras_xent.kernels._softmax_row import max_of_logits
 
 
 @no_autograph
@@ -126,6 +127,7 @@ class DistillationRule(Rule):
 
     num_columns = 1
     num_logits = 2
+    has_large_blocks = True
 
     def prepare(self, rows: Any, constants: Any) -> tuple[Any, Any]:
         """Teacher hidden states and kernel in the dtype that they are multiplied in."""
@@ -140,16 +142,20 @@ class DistillationRule(Rule):
         logits = matmul(hidden, kernel, transpose_b=self.transpose)  # [n, V]
         return (logits if bias is None else logits + ops.cast(bias, logits.dtype),)
 
+    def row_maxima(self, logits: Tensor, arrays: Any) -> tuple[Tensor, ...]:
+        """The largest logits of the teacher and the student."""
+        return max_of_logits(*arrays), max_of_logits(logits)
+
     def forward(self, logits: Tensor, arrays: Any, constants: Any) -> tuple[tuple[Tensor, ...], Any]:
         """The divergence of each token, and what the gradient needs of the rows."""
-        (teacher,) = arrays
-        normalizers = self.teacher_softmax.normalize(teacher), self.softmax.normalize(logits)
+        teacher, teacher_max, max_logit = arrays
+        normalizers = self.teacher_softmax.normalize(teacher, teacher_max), self.softmax.normalize(logits, max_logit)
         loss, mean = self.divergence.of_rows(self._pair(logits, teacher, normalizers))
         return (self.softmax.temperature**2 * loss,), (normalizers, mean)
 
     def backward(self, upstream: Tensor, residuals: Any, logits: Tensor, arrays: Any, constants: Any) -> Tensor:
         """The gradient for the student's logits."""
-        (teacher,) = arrays
+        teacher, *_ = arrays
         normalizers, mean = residuals
         gradient = self.divergence.gradient(self._pair(logits, teacher, normalizers), mean)
         return self.softmax.gradient(gradient, self.softmax.temperature**2 * upstream, logits)
