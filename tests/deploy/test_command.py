@@ -247,7 +247,8 @@ def test_the_page_shows_the_whole_text_and_runs_none_of_it(model, tmp_path, caps
     assert page.shown.replace("\u23ce\n", "\n").strip() == TEXT.replace("\r", "").strip()
     assert "script" not in page.tags and "link" not in page.tags and "http" not in text
     nll = -load_scorer(model).score_document(tokenizer().encode(TEXT).ids)
-    assert sum(float(title.split()[0]) for title in page.titles) == pytest.approx(nll.sum(), abs=1e-3 * len(nll))
+    # A title has three decimals.
+    assert sum(float(title.split()[0]) for title in page.titles) == pytest.approx(nll.sum(), abs=5e-4 * len(nll))
 
 
 @pytest.mark.parametrize("option", ["--context", "--stride", "--batch-size"])

@@ -71,11 +71,11 @@ def test_scores_are_those_of_evaluate(exported, name, shape):
     _, _, results, scored, _ = exported
     likelihood, counts, perplexity = scored[shape]
     result = results[name, "score", str(shape)]
-    np.testing.assert_allclose(result["token_log_likelihood"], likelihood, rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(result["log_likelihood"], likelihood.sum(-1), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(result["token_log_likelihood"], likelihood, rtol=1e-6)
+    np.testing.assert_allclose(result["log_likelihood"], likelihood.sum(-1), rtol=1e-6)
     np.testing.assert_array_equal(result["num_tokens"], counts.sum(-1))
     total = result["log_likelihood"].sum() / result["num_tokens"].sum() if counts.any() else np.nan
-    np.testing.assert_allclose(np.exp(-total), perplexity, rtol=1e-5)
+    np.testing.assert_allclose(np.exp(-total), perplexity, rtol=1e-6)
 
 
 @whole
@@ -104,13 +104,13 @@ def test_the_perplexity_of_nothing_is_nan(exported, name):
         assert nothing.any()
         np.testing.assert_array_equal(np.isnan(result["perplexity"]), nothing)
         mean = result["log_likelihood"][~nothing] / result["num_tokens"][~nothing]
-        np.testing.assert_allclose(result["perplexity"][~nothing], np.exp(-mean), rtol=1e-5)
+        np.testing.assert_allclose(result["perplexity"][~nothing], np.exp(-mean), rtol=1e-6)
 
 
 @whole
 @pytest.mark.parametrize("name", ["operations", "xla"])
 def test_serve_gives_the_logits_of_the_model(exported, name):
-    np.testing.assert_allclose(exported[2][name, "serve", "0"]["logits"], exported[4], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(exported[2][name, "serve", "0"]["logits"], exported[4], rtol=1e-6)
 
 
 @whole
@@ -121,7 +121,7 @@ def test_train_step_follows_fit(exported):
         # Dropout goes by the place of a row.
         loss = model.fit(x, y, sample_weight=weights, shuffle=False, verbose=0).history["loss"][0]
         for name in ("operations", "xla"):
-            np.testing.assert_allclose(results[name, "train_step", str(i)]["loss"], loss, rtol=1e-5)
+            np.testing.assert_allclose(results[name, "train_step", str(i)]["loss"], loss, rtol=1e-6)
 
 
 def functions_of(folder):
@@ -173,7 +173,7 @@ def test_a_softmax_at_the_end_is_seen_through(tmp_path):
         by_activation.append(load_scorer(tmp_path).score(tokens)["log_likelihood"])
         name = "logits" if activation is None else "probabilities"
         assert list(tf.saved_model.load(str(tmp_path)).signatures["serve"].structured_outputs) == [name]
-    np.testing.assert_allclose(*by_activation, rtol=1e-5)
+    np.testing.assert_allclose(*by_activation, rtol=1e-6)
 
 
 def test_the_soft_cap_of_the_loss_is_part_of_the_model(tmp_path):
@@ -183,7 +183,7 @@ def test_the_soft_cap_of_the_loss_is_part_of_the_model(tmp_path):
     logits = 0.05 * np.tanh(model.predict(x, verbose=0).astype("float64") / 0.05)
     log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
     expected = np.where((y != 0) & (x != 0), np.take_along_axis(log_p, y[..., None], -1)[..., 0], 0.0)
-    np.testing.assert_allclose(load_scorer(tmp_path).score(tokens)["log_likelihood"], expected.sum(-1), rtol=1e-5)
+    np.testing.assert_allclose(load_scorer(tmp_path).score(tokens)["log_likelihood"], expected.sum(-1), rtol=1e-6)
 
 
 def test_padding_that_is_no_token_never_reaches_the_model(tmp_path):
@@ -228,7 +228,7 @@ def test_litert_gives_the_same_numbers(exported, name):
         tokens = sequences(*shape)
         result = runner(token_ids=tokens, mask=tokens != 3)
         for output, expected in results[name, "score", str(shape)].items():
-            np.testing.assert_allclose(result[output], expected, rtol=1e-5, atol=1e-5, err_msg=output)
+            np.testing.assert_allclose(result[output], expected, rtol=2e-6, err_msg=output)
 
 
 # Models with labels
@@ -244,12 +244,12 @@ def test_a_classifier_is_scored_with_its_own_loss(compiled, tmp_path):
     loss = model.evaluate(x, y, verbose=0)
     export_scorer(model, tmp_path, endpoints=ALL, compiled=compiled)
     scored = load_scorer(tmp_path).score(x, y)
-    np.testing.assert_allclose(scored["per_example_loss"], each, rtol=1e-5)
-    np.testing.assert_allclose(scored["loss"], loss, rtol=1e-5)
+    np.testing.assert_allclose(scored["per_example_loss"], each, rtol=1e-6)
+    np.testing.assert_allclose(scored["loss"], loss, rtol=1e-6)
     history = model.fit(x, y, epochs=STEPS, batch_size=10, verbose=0).history["loss"]
     train = tf.saved_model.load(str(tmp_path)).signatures["train_step"]
     steps = [train(inputs=x, labels=y, sample_weight=np.ones(10, "float32"))["loss"] for _ in range(STEPS)]
-    np.testing.assert_allclose(steps, history, rtol=1e-5)
+    np.testing.assert_allclose(steps, history, rtol=1e-6)
 
 
 @pytest.mark.whole
@@ -270,8 +270,8 @@ def test_any_loss_that_keras_knows_scores(loss, labels, tmp_path):
     x, y = np.random.default_rng(0).standard_normal((2, 5)).astype("float32"), np.array(labels)
     export_scorer(model, tmp_path)
     scored = load_scorer(tmp_path).score(x, y)
-    np.testing.assert_allclose(scored["loss"], model.evaluate(x, y, verbose=0), rtol=1e-5)
-    np.testing.assert_allclose(scored["per_example_loss"].mean(), scored["loss"], rtol=1e-5)
+    np.testing.assert_allclose(scored["loss"], model.evaluate(x, y, verbose=0), rtol=1e-6)
+    np.testing.assert_allclose(scored["per_example_loss"].mean(), scored["loss"], rtol=1e-6)
 
 
 @pytest.mark.whole
@@ -279,7 +279,7 @@ def test_a_tagger_is_told_by_causal(tmp_path):
     model, tokens = language_model(rate=0.0), sequences(4, 9)
     export_scorer(model, tmp_path, causal=False)
     loss = load_scorer(tmp_path).score(tokens, tokens)["loss"]
-    np.testing.assert_allclose(loss, model.evaluate(tokens, tokens, verbose=0, return_dict=True)["loss"], rtol=1e-5)
+    np.testing.assert_allclose(loss, model.evaluate(tokens, tokens, verbose=0, return_dict=True)["loss"], rtol=1e-6)
 
 
 # What lies beside the model

@@ -104,7 +104,7 @@ def test_log_likelihoods_are_those_of_the_model(model, tokenizer, batch_size):
     found = HarnessModel(model, batch_size=batch_size).loglikelihood(requests(*PAIRS))
     for pair, (value, greedy) in zip(PAIRS, found, strict=True):
         right, right_greedy = expected(model, *tokens_of(tokenizer, *pair))
-        assert value == pytest.approx(right, rel=1e-5, abs=1e-5)
+        assert value == pytest.approx(right, rel=1e-6)
         assert greedy == right_greedy
     assert found[-1] == (0.0, True)
 
@@ -126,7 +126,7 @@ def test_the_greedy_continuation_is_known(model, tokenizer):
 def test_rolling_log_likelihoods_score_each_token_once(model, tokenizer, batch_size):
     found = HarnessModel(model, batch_size=batch_size).loglikelihood_rolling(requests(*((text,) for text in TEXTS)))
     right = [expected(model, [0], tokenizer.encode(text).ids)[0] for text in TEXTS]
-    assert found == pytest.approx(right, rel=1e-5, abs=1e-5)
+    assert found == pytest.approx(right, rel=1e-6)
 
 
 @pytest.mark.whole
@@ -134,9 +134,9 @@ def test_each_window_may_begin_with_the_start_token(model, tokenizer):
     lm = HarnessModel(model, start_in_every_window=True)
     [found] = lm.loglikelihood_rolling(requests((TEXTS[1],)))
     right = expected(model, [0], tokenizer.encode(TEXTS[1]).ids, start=[0])[0]
-    assert found == pytest.approx(right, rel=1e-5)
+    assert found == pytest.approx(right, rel=1e-6)
     [(found, _)] = lm.loglikelihood(requests(PAIRS[4]))
-    assert found == pytest.approx(expected(model, *tokens_of(tokenizer, *PAIRS[4]), start=[0])[0], rel=1e-5)
+    assert found == pytest.approx(expected(model, *tokens_of(tokenizer, *PAIRS[4]), start=[0])[0], rel=1e-6)
 
 
 @pytest.mark.whole
@@ -211,7 +211,7 @@ def test_any_model_from_tokens_to_logits_is_served(tokenizer, length):
     lm = HarnessModel(model, tokenizer, context=CONTEXT, start_token=0, add_start_token=True)
     found = lm.loglikelihood(requests(*PAIRS))
     right = [expected(free, *tokens_of(tokenizer, *pair)) for pair in PAIRS]
-    np.testing.assert_allclose([value for value, _ in found], [value for value, _ in right], rtol=1e-5)
+    np.testing.assert_allclose([value for value, _ in found], [value for value, _ in right], rtol=1e-6)
     assert lm.generate_until(requests(("a cat", {"max_gen_toks": 5, "until": "\n"}))) == [
         greedy_text(free, tokenizer, "a cat", 5, "\n")
     ]
@@ -372,11 +372,11 @@ def test_the_harness_itself_reports_the_numbers_of_the_model(model, tokenizer, t
     for sample, document in zip(results["samples"]["choice"], documents, strict=True):
         pairs = [tokens_of(tokenizer, document["context"], choice) for choice in document["choices"]]
         right = [expected(model, *pair)[0] for pair in pairs]
-        np.testing.assert_allclose([value for [(value, _)] in sample["resps"]], right, rtol=1e-5)
+        np.testing.assert_allclose([value for [(value, _)] in sample["resps"]], right, rtol=1e-6)
         assert sample["acc"] == float(right[0] > right[1])
     targets = [document["target"] for document in documents]
     total = sum(expected(model, [0], tokenizer.encode(text).ids)[0] for text in targets)
     bits = -total / np.log(2) / sum(len(text.encode()) for text in targets)
-    assert results["results"]["rolling"]["bits_per_byte,none"] == pytest.approx(bits, rel=1e-5)
+    assert results["results"]["rolling"]["bits_per_byte,none"] == pytest.approx(bits, rel=1e-6)
     generated = [sample["resps"][0][0] for sample in results["samples"]["generated"]]
     assert generated == [greedy_text(model, tokenizer, d["context"], 4, ["\n"]) for d in documents]

@@ -76,4 +76,4 @@ def test_the_whole_step_of_two_outputs_is_that_of_the_batch(case, weighted):
     _, accumulated, loss = after(3)
     assert distance(expected, before) > 1e-2
     assert distance(accumulated, expected) < 1e-6
-    np.testing.assert_allclose(loss, expected_loss, rtol=1e-5)
+    np.testing.assert_allclose(loss, expected_loss, rtol=1e-6)

@@ -49,7 +49,7 @@ def assert_same(accumulated, expected):
     assert distance(accumulated[0], expected[0]) < 1e-6
     assert accumulated[1].keys() == expected[1].keys()
     for name, value in expected[1].items():
-        np.testing.assert_allclose(accumulated[1][name], value, rtol=1e-5)
+        np.testing.assert_allclose(accumulated[1][name], value, rtol=2e-6)
 
 
 CASES = [(o, h) for o in (SGD, ADAM) for h in (kx.layers.LogitsDense, keras.layers.Dense)]
