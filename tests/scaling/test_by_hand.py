@@ -62,4 +62,4 @@ def differences():
 @pytest.mark.parametrize("how", ["at once", "at once, on one of the devices", "compiled, spread", "by each device"])
 def test_a_kernel_gives_what_it_gives_on_one_device(differences, how):
     """Value and gradients, for token weights too; the axis of the batch is not the first of the mesh."""
-    assert differences[how] < 1e-5
+    assert differences[how] < 1e-6
