@@ -81,7 +81,9 @@ class Pair(NamedTuple):
         below_p, below_q = (s.below(x, n.max_logit) for s, x, n in both)
         # Not of the logarithms, which are rounded as numbers of the size of `log C`.
         log_ratio = below_q - below_p + ops.log(of_student.sum_exp / of_teacher.sum_exp)
-        return cls(*(s.log_prob(x, n) for s, x, n in both), log_ratio, *(s.prob(x, n) for s, x, n in both))
+        log_p, log_q = (s.log_prob(x, n) for s, x, n in both)
+        p, q = (s.prob(x, n) for s, x, n in both)
+        return cls(log_p, log_q, log_ratio, p, q)
 
 
 @dataclass(frozen=True)
