@@ -161,28 +161,32 @@ class TokenMean(NamedArguments, keras.metrics.Metric):
             # Two caps, one after the other, are not one cap.
             head = None
         labels = squeeze_class_axis(labels, y_pred, axis, hidden=head and head.hidden)
-        valid, mask = valid_mask(labels, None, self.ignore_class), _keras.mask_of(y_pred)
-        if mask is not None:
-            mask = align_weights(ops.cast(mask, "bool"), labels.shape, "mask", like=labels)
-            valid = both(valid, mask)
-        weights = _weights(labels, valid, sample_weight)
+        weights = self._weights_of(labels, y_pred, sample_weight)
         is_active = ops.not_equal(weights, 0)
         if head is None:
             return TokenValues(self._values_from_predictions(labels, y_pred, is_active), weights, labels)
         statistics = head.statistics(labels, is_active, self.logit_softcap, self.needs_statistics)
         return TokenValues(self._values_from_statistics(statistics), weights, labels)
 
+    def _weights_of(self, labels: Tensor, y_pred: Tensor, sample_weight: Tensor) -> Tensor:
+        """The weight of each label, float32: 0 for those of `ignore_class` or left out by the Keras mask."""
+        valid, mask = valid_mask(labels, None, self.ignore_class), _keras.mask_of(y_pred)
+        if mask is not None:
+            mask = align_weights(ops.cast(mask, "bool"), labels.shape, "mask", like=labels)
+            valid = both(valid, mask)
+        return _weights(labels, valid, sample_weight)
+
     def _settings(self, y_pred: Tensor) -> _loss_statistics.Settings:
         reading = provenance.reading(y_pred, axis=self.axis, from_logits=self.from_logits)
         axis = checked_axis(self.axis, len(y_pred.shape), "predictions")
         return _loss_statistics.Settings(type(self).__name__, reading, axis, self.ignore_class, self.logit_softcap)
 
-    def _fits(self, record: _loss_statistics.LossRecord) -> bool:
-        """Returns whether the record's statistics are of the same quantity."""
-        own, other = self._settings(record.y_pred), record.settings
-        return other is not None and other._replace(owner="", ignore_class=None) == own._replace(
-            owner="", ignore_class=None
-        )
+    def _fits(self, settings: _loss_statistics.Settings, y_pred: Tensor) -> bool:
+        """Returns whether statistics that a loss has computed under these settings are of the same quantity."""
+        own = self._settings(y_pred)
+        if not self._depends_on_logits:
+            return settings.axis == own.axis
+        return settings._replace(owner="", ignore_class=None) == own._replace(owner="", ignore_class=None)
 
     def _disagreement(self, record: _loss_statistics.LossRecord, y_pred: Tensor, sample_weight: Tensor) -> str | None:
         """The sentence that a user should read if the loss of these predictions means something else; else None."""
@@ -221,12 +225,14 @@ class TokenMean(NamedArguments, keras.metrics.Metric):
 
     def _from_record(self, record: _loss_statistics.LossRecord, sample_weight: Tensor) -> TokenValues | None:
         """The values of the tokens from the record of a loss, or None where it does not fit."""
-        statistics = record.statistics
+        statistics, settings = record.statistics, record.settings
+        if statistics is None or settings is None or not self._fits(settings, record.y_pred):
+            return None
+        if any(getattr(statistics, name) is None for name in self.needs_statistics):
+            return None
         # A loss may not have computed the tokens that have weight 0 in it, and has not computed those that it ignores.
         covers_weights = record.sample_weight is None or record.sample_weight is sample_weight
-        if statistics is None or record.settings is None or not covers_weights or not self._fits(record):
-            return None
-        if record.settings.ignore_class not in (None, self.ignore_class):
+        if not covers_weights or settings.ignore_class not in (None, self.ignore_class):
             return None
         labels = ops.reshape(to_tensor(record.y_true), ops.shape(statistics.nll))
         valid = valid_mask(labels, statistics.valid, self.ignore_class)
@@ -245,8 +251,13 @@ class TokenMean(NamedArguments, keras.metrics.Metric):
         """Returns each token's contribution to the denominator."""
         return weights
 
-    def _mean(self) -> Tensor:
+    @no_autograph
+    def result(self) -> Tensor:
         """The mean over all tokens; nan without a valid token."""
+        return ops.cast(self._mean(), self.dtype)
+
+    def _mean(self) -> Tensor:
+        """The same in float32, as the sums are."""
         sums = Totals(*ops.unstack(self._sums.values()[: len(Totals._fields)]))
         # 0 / 0 without a token: a constant NaN would alarm those who look for NaN.
         return ops.where(ops.not_equal(sums.denominator, 0), sums.total, 0.0) / sums.denominator

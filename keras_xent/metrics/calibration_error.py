@@ -5,14 +5,14 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_xent import _keras, _loss_statistics, _words, arguments, provenance
+from keras_xent import _keras, _words, arguments, provenance
 from keras_xent._backend import no_autograph
 from keras_xent._types import DType, Tensor
 from keras_xent.kernels._dtypes import to_tensor
-from keras_xent.kernels._labels import are_not_binary, check_binary, class_indices, valid_mask
-from keras_xent.kernels._masking import both, nan_unless
+from keras_xent.kernels._labels import are_not_binary, check_binary, class_indices
+from keras_xent.kernels._masking import nan_unless
 from keras_xent.kernels._row_statistics import dense_statistics
-from keras_xent.kernels._shapes import align_weights, same_shape
+from keras_xent.kernels._shapes import same_shape
 from keras_xent.kernels.linear import LossStatistics
 from keras_xent.metrics._token_mean import TokenMean, TokenValues
 
@@ -101,11 +101,6 @@ class CalibrationError(TokenMean):
         safe = weight.clip(min=1e-300)
         return (hits + excess) / safe, hits / safe, weight
 
-    def _fits(self, record: _loss_statistics.LossRecord) -> bool:
-        statistics = record.statistics
-        has_both = statistics is not None and statistics.hit is not None and statistics.confidence is not None
-        return has_both and super()._fits(record)
-
     # The value of a token is its confidence, below 0 where the label is not the predicted class.
 
     def _values_from_statistics(self, statistics: LossStatistics) -> Tensor:
@@ -124,21 +119,13 @@ class CalibrationError(TokenMean):
     def _sums_of_binary(self, y_true, y_pred, sample_weight):
         logits = provenance.as_logits(y_pred, from_logits=self.from_logits, activation="sigmoid", dtype="float32")
         labels = _labels_like(logits, to_tensor(arguments.tensor("y_true", y_true)))
-        valid, mask = valid_mask(labels, None, self.ignore_class), _keras.mask_of(y_pred)
-        if mask is not None:
-            valid = both(valid, align_weights(ops.cast(mask, "bool"), labels.shape, "mask"))
-        weights = ops.ones_like(labels, dtype="float32")
-        if valid is not None:
-            weights = weights * ops.cast(valid, "float32")
-        if sample_weight is not None:
-            sample_weight = ops.cast(to_tensor(sample_weight), "float32")
-            weights = weights * align_weights(sample_weight, weights.shape)
+        weights = self._weights_of(labels, y_pred, sample_weight)
         is_active = ops.not_equal(weights, 0)
         with _words.named("y_true", "y_pred"):
             check_binary(labels, is_active)
         probability = ops.reshape(ops.sigmoid(logits), ops.shape(weights))
         # Where no error could be raised, NaN says that a label was out of range.
-        bad = ops.cast(are_not_binary(labels, is_active), "bool")
+        bad = are_not_binary(labels, is_active)
         return self._bins(probability, nan_unless(ops.logical_not(bad), ops.cast(labels, "float32")), weights)
 
     def _bins(self, confidence, hits, weights):

@@ -3,7 +3,7 @@
 import keras
 from keras import ops
 
-from keras_xent import _loss_statistics, arguments, provenance
+from keras_xent import arguments, provenance
 from keras_xent._types import DType, Tensor
 from keras_xent.kernels._row_statistics import dense_statistics
 from keras_xent.kernels.linear import LossStatistics
@@ -59,13 +59,6 @@ class Entropy(TokenMean):
         super().__init__(ignore_class, axis, name, dtype)
         self.from_logits = arguments.boolean("from_logits", from_logits)
         self.logit_softcap = arguments.positive("logit_softcap", logit_softcap)
-
-    def result(self) -> Tensor:
-        """The mean in nats; nan without a valid token."""
-        return ops.cast(self._mean(), self.dtype)
-
-    def _fits(self, record: _loss_statistics.LossRecord) -> bool:
-        return record.statistics is not None and record.statistics.entropy is not None and super()._fits(record)
 
     def _values_from_statistics(self, statistics: LossStatistics) -> Tensor:
         return statistics.entropy

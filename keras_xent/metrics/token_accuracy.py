@@ -1,9 +1,8 @@
 """Accuracy of the most probable token."""
 
 import keras
-from keras import ops
 
-from keras_xent import _keras, _loss_statistics, arguments
+from keras_xent import _keras, arguments
 from keras_xent._types import DType, Tensor
 from keras_xent.kernels import sparse_softmax
 from keras_xent.kernels._labels import class_indices
@@ -47,6 +46,7 @@ class TokenAccuracy(TokenMean):
     References: `return_token_accuracy` of the Liger Kernel, which counts in the same place.
     """
 
+    # A cap keeps the order of the logits, and so does a softmax.
     _depends_on_logits = False
 
     def __init__(
@@ -62,19 +62,8 @@ class TokenAccuracy(TokenMean):
         name = name or ("token_accuracy" if top_k == 1 else f"top_{top_k}_token_accuracy")
         super().__init__(ignore_class, axis, name, dtype)
         self.top_k = top_k
-        self._statistic = "hit" if top_k == 1 else "rank"
-        self.needs_statistics = frozenset({self._statistic})
+        self.needs_statistics = frozenset({"hit" if top_k == 1 else "rank"})
         _keras.set_direction(self, "up")
-
-    def result(self) -> Tensor:
-        """The accuracy; nan without a valid token."""
-        return ops.cast(self._mean(), self.dtype)
-
-    def _fits(self, record: _loss_statistics.LossRecord) -> bool:
-        # A cap keeps the order of the logits, and so does a softmax.
-        settings, axis = record.settings, self._settings(record.y_pred).axis
-        is_there = record.statistics is not None and getattr(record.statistics, self._statistic) is not None
-        return is_there and settings is not None and settings.axis == axis
 
     def _values_from_predictions(self, labels: Tensor, y_pred: Tensor, mask: Tensor) -> Tensor:
         labels = class_indices(labels, y_pred.shape[self.axis], mask)

@@ -4,7 +4,7 @@ import keras
 from keras import ops
 
 from keras_xent import _endings, _keras, arguments, provenance
-from keras_xent._backend import is_eager, no_autograph
+from keras_xent._backend import is_eager
 from keras_xent._types import DType, Tensor
 from keras_xent.kernels import sparse_softmax_cross_entropy
 from keras_xent.kernels.linear import LossStatistics
@@ -67,11 +67,6 @@ class TokenCrossentropy(TokenMean):
         self.logit_softcap = arguments.positive("logit_softcap", logit_softcap)
         # Lets EarlyStopping and ModelCheckpoint know that less is better.
         _keras.set_direction(self, "down")
-
-    @no_autograph
-    def result(self) -> Tensor:
-        """The mean in nats; nan without a valid token."""
-        return ops.cast(self._mean(), self.dtype)
 
     def _values_from_statistics(self, statistics: LossStatistics) -> Tensor:
         return statistics.nll

@@ -253,10 +253,10 @@ def test_binary_labels_that_are_none_are_refused_and_masks_count():
         metric.update_state([0, 5], [0.3, 0.4])
     with pytest.raises(ValueError, match=r"one number from 0 to 1 for each number of `y_pred`.*\(3,\).*\(2, 1\)"):
         metric.update_state([0, 1, 1], [[0.3], [0.4]])
-    # What has weight 0, or lies under the mask, may be anything.
+    # What has weight 0, or lies under the mask, may be anything, and so may the weight under the mask.
     logits = ops.convert_to_tensor(np.array([[[0.0], [1.0]], [[2.0], [9.0]]], "float32"))
     set_keras_mask(logits, ops.convert_to_tensor(np.array([[True, True], [True, False]])))
-    metric.update_state([[1, 5], [0, 7]], logits, [[1.0, 0.0], [2.0, 1.0]])
+    metric.update_state([[1, 5], [0, 7]], logits, [[1.0, 0.0], [2.0, float("nan")]])
     expected = (0.5 + 2 / (1 + np.exp(-2.0))) / 3
     assert float(metric.result()) == pytest.approx(expected, rel=1e-6)
 
