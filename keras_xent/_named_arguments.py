@@ -83,9 +83,10 @@ def named_arguments(function: Function) -> Function:
 
 
 class NamedArguments:
-    """Mixin of losses and metrics: `_given_arguments`, `repr`, and sentences about wrong arguments."""
+    """Mixin of losses and metrics: `_given_arguments`, `repr`, sentences about wrong arguments, warnings given once."""
 
     _given_dtype: str | None
+    _warned: set[str]
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
         """Refuses, with a sentence, tensors and arguments that the class does not have."""
@@ -111,6 +112,12 @@ class NamedArguments:
         known = _parameters(type(self))
         given = {name: getattr(self, name) for name in known if hasattr(self, name)}
         return {**given, **({"dtype": self._given_dtype} if "dtype" in known else {})}
+
+    def _warn_once(self, about: str, message: str | None) -> None:
+        """Warns, if there is a message and none about this was given before."""
+        if message is not None and about not in self._warned:
+            self._warned.add(about)
+            arguments.warn(message)
 
     def __repr__(self) -> str:
         """The class with its arguments, those left at their defaults left out."""

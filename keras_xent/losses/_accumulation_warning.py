@@ -3,7 +3,7 @@
 import inspect
 from typing import Any
 
-from keras_xent import _keras, arguments
+from keras_xent import _keras
 from keras_xent._types import Tensor
 
 # Means whose denominator is the number of valid labels, and those in which it is the sum of their weights.
@@ -20,17 +20,17 @@ def warn_of_accumulation(loss: Any, y_pred: Tensor, sample_weight: Tensor) -> No
     optimizer = getattr(_keras.model_of_step(), "optimizer", None)
     if not getattr(getattr(optimizer, "inner_optimizer", optimizer), "gradient_accumulation_steps", None):
         return
-    loss._warned.add("accumulation")
     or_normalizer = (
         ", or give the loss `normalizer`" if "normalizer" in inspect.signature(type(loss)).parameters else ""
     )
     what, weighs = "the valid labels", "tokens of short micro-batches weigh"
     if loss.reduction == "sequence_mean":
         what, weighs = "the sequences with a valid label", "if some have none, the others of their micro-batch weigh"
-    arguments.warn(
+    loss._warn_once(
+        "accumulation",
         f"{type(loss).__name__} is a mean over {what} of each micro-batch, and the optimizer's "
         f"`gradient_accumulation_steps` takes the mean of these means: {weighs} more. Use "
-        f"keras_xent.accumulate_gradients(model, steps) on whole batches{or_normalizer}."
+        f"keras_xent.accumulate_gradients(model, steps) on whole batches{or_normalizer}.",
     )
 
 

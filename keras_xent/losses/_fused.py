@@ -36,6 +36,14 @@ def head_for(loss: Any, y_pred: Tensor) -> provenance.Head | None:
     return None if head is not None and head.logit_softcap and loss.logit_softcap else head
 
 
+def call_reads_logits(loss: Any, head: provenance.Head) -> str:
+    """What a user should know whose subclass of a loss has a `call` of its own."""
+    return (
+        f"{type(loss).__name__} overrides `call`, which gets the logits of layer '{head.layer}': they are "
+        "materialized, and the fused computation of the loss is not used."
+    )
+
+
 def options_of(loss: Any, head: provenance.Head) -> dict[str, Any]:
     """The arguments of a linear kernel that a loss and a head decide, without the options of that loss alone."""
     return {

@@ -17,6 +17,7 @@ from keras_xent.kernels._masking import both
 from keras_xent.kernels._shapes import align_weights, checked_axis, ensure_shape, same_shape
 from keras_xent.kernels.reduction import checked_reduction
 from keras_xent.losses import _accumulation_warning, _one_program
+from keras_xent.losses._fused import call_reads_logits
 from keras_xent.losses._swapped import refuse_swapped
 
 
@@ -87,7 +88,7 @@ class Crossentropy(NamedArguments, _one_program.HasProgram, keras.losses.Loss):
         super().__init__(name=name, reduction=None, dtype=self._given_dtype)
         self.reduction = checked_reduction(reduction)
         self.from_logits = arguments.boolean("from_logits", from_logits)
-        self._warned: set[str] = set()
+        self._warned = set()
 
     @no_autograph
     def __call__(self, y_true: Tensor, y_pred: Tensor, sample_weight: Tensor = None) -> Tensor:
@@ -152,11 +153,7 @@ class Crossentropy(NamedArguments, _one_program.HasProgram, keras.losses.Loss):
         arguments.tensor("y_pred", y_pred)
         head = provenance.head_of(y_pred)
         if head is not None and not is_eager(y_pred):
-            self._warn_once(
-                "call",
-                f"{type(self).__name__} overrides `call`, which gets the logits of layer '{head.layer}': they are "
-                "materialized, and the fused computation of the loss is not used.",
-            )
+            self._warn_once("call", call_reads_logits(self, head))
         mask, y_pred = _keras.mask_of(y_pred), provenance.read_variable(y_pred)
         cast = tuple(ops.convert_to_tensor(tensor, dtype=self.dtype) for tensor in (y_true, y_pred))
         token = _given.set(_Given(y_true, y_pred, cast, mask, sample_weight))
@@ -279,11 +276,6 @@ class Crossentropy(NamedArguments, _one_program.HasProgram, keras.losses.Loss):
                 f"{type(self).__name__} has from_logits=False, but the output of {_endings.layer_of(y_pred)} {why}. "
                 "The loss takes it for probabilities. If these are logits, set from_logits=True.",
             )
-
-    def _warn_once(self, about: str, message: str) -> None:
-        if about not in self._warned:
-            self._warned.add(about)
-            arguments.warn(message)
 
     def get_config(self) -> dict[str, Any]:
         """Every argument of the constructor, at the value given."""

@@ -16,6 +16,7 @@ from keras_xent.kernels._dtypes import to_float_tensor, to_tensor
 from keras_xent.kernels._masking import both, where_or_zero
 from keras_xent.kernels._shapes import align_weights, same_shape
 from keras_xent.losses._accumulation_warning import warn_of_accumulation
+from keras_xent.losses._fused import call_reads_logits
 
 
 @keras.saving.register_keras_serializable(package="keras_xent")
@@ -23,8 +24,8 @@ class Distillation(NamedArguments, keras.losses.Loss):
     """Distillation: the student learns the teacher's predicted distributions.
 
     `y_true` holds the teacher's logits and `y_pred` the student's, of which a softmax is undone where it is known. In a
-    compiled step, where both come from heads
-    (`LogitsDense`, `TiedLogits`, `fuse_head`), neither model's logits are stored. The teacher gets no gradient.
+    compiled step, where both come from heads (`LogitsDense`, `TiedLogits`, `fuse_head`), neither model's logits are
+    stored. The teacher gets no gradient.
 
     Formula, with `p = softmax(y_true / T)`, `q = softmax(y_pred / T)` and `m = beta p + (1 - beta) q`: `"forward_kl"`
     is `T^2 KL(p || q)`, `"reverse_kl"` is `T^2 KL(q || p)`, `"jensen_shannon"` is
@@ -82,7 +83,7 @@ class Distillation(NamedArguments, keras.losses.Loss):
         self.temperature = arguments.above_zero("temperature", temperature)
         self._divergence = Divergence(divergence, beta)
         self.divergence, self.beta = divergence, beta
-        self._warned: set[str] = set()
+        self._warned = set()
 
     @no_autograph
     def __call__(self, y_true: Tensor, y_pred: Tensor, sample_weight: Tensor = None) -> Tensor:
@@ -130,24 +131,19 @@ class Distillation(NamedArguments, keras.losses.Loss):
         if activation not in ("softmax", "sigmoid", "other"):
             return predictions
         is_undone = activation == "softmax" and logits is not None
-        if "activation" not in self._warned:
-            self._warned.add("activation")
-            use = "uses the logits before it" if is_undone else "takes its output as logits"
-            kind = "softmax over another axis" if activation == "other" else activation
-            arguments.warn(
-                f"{type(self).__name__} compares logits, but {_endings.layer_of(predictions)} ends in a {kind}. "
-                f"The loss {use}. Remove the activation."
-            )
+        use = "uses the logits before it" if is_undone else "takes its output as logits"
+        kind = "softmax over another axis" if activation == "other" else activation
+        self._warn_once(
+            "activation",
+            f"{type(self).__name__} compares logits, but {_endings.layer_of(predictions)} ends in a {kind}. "
+            f"The loss {use}. Remove the activation.",
+        )
         return logits if is_undone else predictions
 
     def _overridden(self, teacher, student, valid, weights, head):
         """Applies masks, weights and reduction to the losses that a user's `call` returns."""
-        if head is not None and "call" not in self._warned:
-            self._warned.add("call")
-            arguments.warn(
-                f"{type(self).__name__} overrides `call`, which gets the logits of layer '{head.layer}': they are "
-                "materialized, and the fused computation of the loss is not used."
-            )
+        if head is not None:
+            self._warn_once("call", call_reads_logits(self, head))
         logits = (ops.convert_to_tensor(one, dtype=self.dtype) for one in self._selected(teacher, student, valid))
         losses = ops.convert_to_tensor(self.call(*logits))
         losses = ops.cast(losses, "float64" if self.dtype == "float64" else "float32")

@@ -73,7 +73,7 @@ class TokenMean(NamedArguments, keras.metrics.Metric):
         self._is_weighted: bool | None = None
         # On JAX: labels of a loss that means something else, and what it means.
         self._disagreements: list[tuple[Any, str | None]] = []
-        self._warned: set[str] = set()
+        self._warned = set()
         _loss_statistics.register(self)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -217,11 +217,6 @@ class TokenMean(NamedArguments, keras.metrics.Metric):
                 "model only where its loss is of keras_xent, and given to `compile` by itself. Use such a loss, or "
                 "mark padding with `ignore_class` or sample weights.",
             )
-
-    def _warn_once(self, about: str, message: str | None) -> None:
-        if message is not None and about not in self._warned:
-            self._warned.add(about)
-            arguments.warn(message)
 
     def _from_record(self, record: _loss_statistics.LossRecord, sample_weight: Tensor) -> TokenValues | None:
         """The values of the tokens from the record of a loss, or None where it does not fit."""
