@@ -10,9 +10,12 @@ from typing import Any, NamedTuple
 import keras
 from keras import ops
 
-from keras_xent import _keras, provenance
+from keras_xent import _keras, arguments, provenance
 from keras_xent._backend import is_eager, replace_own, restore_own
 from keras_xent._types import Tensor
+from keras_xent.kernels._dtypes import to_tensor
+from keras_xent.kernels._masking import both
+from keras_xent.kernels._shapes import align_weights, squeeze_class_axis
 from keras_xent.layers.fuse_head import output_layer
 from keras_xent.layers.logits_dense import dense_head
 from keras_xent.layers.tied_logits import embedding_head
@@ -29,6 +32,23 @@ class Output(NamedTuple):
     logits: Tensor
     # The Keras mask of the output, or None.
     mask: Tensor
+
+    @property
+    def num_classes(self) -> int:
+        """The number of classes."""
+        return self.logits.shape[-1] if self.head is None else self.head.num_classes
+
+    def aligned(self, labels: Tensor, mask: Tensor = None) -> tuple[Tensor, Tensor]:
+        """The labels, one for each distribution, and which of them this mask and the output's allow; None: all."""
+        like = self.logits if self.head is None else self.head.hidden
+        labels = to_tensor(arguments.tensor("labels", labels))
+        labels = squeeze_class_axis(labels, like, -1, num_classes=self.num_classes)
+        valid = None
+        for one in (mask, self.mask):
+            if one is not None:
+                one = ops.cast(align_weights(to_tensor(one), labels.shape, "mask", like=labels), "bool")
+                valid = both(valid, ops.broadcast_to(one, ops.shape(labels)))
+        return labels, valid
 
 
 def call_without_logits(model: Any, x: Any, training: bool | None = None) -> Output:

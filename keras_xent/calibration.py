@@ -12,14 +12,13 @@ import numpy as np
 from keras import ops
 
 from keras_xent import _words, arguments
-from keras_xent._backend import matmul
 from keras_xent._types import Tensor
 from keras_xent._without_logits import Output, call_without_logits
 from keras_xent.kernels._dtypes import accumulator_dtype, to_float_tensor, to_tensor
 from keras_xent.kernels._labels import class_indices, valid_mask
 from keras_xent.kernels._masking import both
 from keras_xent.kernels._row_statistics import dense_statistics
-from keras_xent.kernels._shapes import align_weights, squeeze_class_axis
+from keras_xent.kernels._shapes import align_weights
 from keras_xent.kernels._softmax_row import apply_softcap
 from keras_xent.kernels.token_statistics import StatisticsRule, token_columns
 
@@ -74,7 +73,7 @@ def calibrate(
     tolerance = arguments.above_zero("tolerance", tolerance)
     batch_size = arguments.count("batch_size", batch_size)
     outputs = [
-        (call_without_logits(model, x, False), y, weight) for x, y, weight in _batches(data, batch_size)
+        (_of_classes(call_without_logits(model, x, False)), y, weight) for x, y, weight in _batches(data, batch_size)
     ]  # Hidden states where there is a head, logits elsewhere; the model is not called again.
 
     def slope(log_temperature):
@@ -176,45 +175,41 @@ class _DividedLogits(StatisticsRule):
         raise NotImplementedError("The statistics of calibrate have no gradient.")
 
 
+def _of_classes(output: Output) -> Output:
+    """The output, that of a binary classifier as logits of two classes: 0 for the other one."""
+    head, logits = output.head, output.logits
+    if head is not None and head.num_classes > 1:
+        return output
+    if head is not None:
+        rows = ops.reshape(head.hidden, (-1, head.hidden.shape[-1]))
+        logits = ops.reshape(head.logits_of(rows), (*ops.shape(head.hidden)[:-1], 1))
+    logits = to_float_tensor(logits)
+    logits = ops.expand_dims(logits, -1) if len(logits.shape) == 1 else logits
+    if logits.shape[-1] == 1:
+        logits = ops.concatenate([ops.zeros_like(logits), logits], axis=-1)
+    return Output(None, logits, output.mask)
+
+
 def _difference_and_weight(
     output: Output, labels: Tensor, weight: Tensor, temperature: float, ignore_class: Any
 ) -> tuple[float, float]:
     """Sums over the valid labels of a batch: of cross-entropy less entropy, and of the weights."""
-    head, logits = output.head, output.logits
-    if head is not None and head.num_classes == 1:
-        rows = ops.reshape(head.hidden, (-1, head.hidden.shape[-1]))
-        logits = matmul(rows, head.merged_kernel(), transpose_b=head.transpose_kernel)
-        logits = logits if head.bias is None else logits + head.bias
-        logits, head = ops.reshape(logits, (*ops.shape(head.hidden)[:-1], 1)), None
-    labels = to_tensor(arguments.tensor("labels", labels))
-    if head is None:
-        logits = to_float_tensor(logits)
-        logits = ops.expand_dims(logits, -1) if len(logits.shape) == 1 else logits
-        if logits.shape[-1] == 1:
-            # A binary classifier is one of two classes, the logit of the other being 0.
-            logits = ops.concatenate([ops.zeros_like(logits), logits], axis=-1)
-    like = logits if head is None else head.hidden
-    labels = squeeze_class_axis(
-        labels, like, len(like.shape) - 1, num_classes=None if head is None else head.num_classes
-    )
-    valid = valid_mask(labels, None, ignore_class)
-    if output.mask is not None:
-        mask = ops.cast(align_weights(output.mask, labels.shape, "mask"), "bool")
-        valid = both(valid, mask)
-    if head is None:
-        indices = class_indices(labels, logits.shape[-1], valid)
-        nll, entropy = dense_statistics(indices, logits / temperature, ("nll", "entropy"))
+    labels, valid = output.aligned(labels)
+    valid = both(valid, valid_mask(labels, None, ignore_class))
+    if output.head is None:
+        indices = class_indices(labels, output.num_classes, valid)
+        nll, entropy = dense_statistics(indices, output.logits / temperature, ("nll", "entropy"))
     else:
         log_prob, entropy, _ = token_columns(
             labels=labels,
-            rule=_DividedLogits(has_rank=False, cap=head.logit_softcap),
+            rule=_DividedLogits(has_rank=False, cap=output.head.logit_softcap),
             mask=valid,
             gradients=(),
-            **head.arguments(),
-            constants=(ops.full((1, 1), temperature, accumulator_dtype(head.hidden)),),
+            **output.head.arguments(),
+            constants=(ops.full((1, 1), temperature, accumulator_dtype(output.head.hidden)),),
         )
         nll = -log_prob
-    weights = ops.ones_like(nll) if valid is None else ops.cast(ops.broadcast_to(valid, nll.shape), nll.dtype)
+    weights = ops.ones_like(nll) if valid is None else ops.cast(valid, nll.dtype)
     if weight is not None:
         weights = weights * align_weights(ops.cast(to_tensor(weight), nll.dtype), nll.shape)
     difference = ops.where(ops.equal(weights, 0), 0.0, (nll - entropy) * weights)

@@ -9,9 +9,7 @@ from keras_xent._backend import no_autograph
 from keras_xent._types import Tensor
 from keras_xent._without_logits import call_without_logits
 from keras_xent.kernels import sparse_softmax_cross_entropy
-from keras_xent.kernels._dtypes import to_tensor
-from keras_xent.kernels._masking import both, where_or_zero
-from keras_xent.kernels._shapes import align_weights, squeeze_class_axis
+from keras_xent.kernels._masking import where_or_zero
 from keras_xent.kernels.token_statistics import StatisticsRule, token_columns
 
 
@@ -117,36 +115,22 @@ def sequence_log_probs(
 def _log_probs_and_valid(model, x, labels, mask, temperature, training):
     temperature = arguments.above_zero("temperature", temperature)
     output = call_without_logits(model, x, training)
-    with _words.named(padding="leave it out with `mask`", one_hot=_words.GIVE_INDICES):
-        return _of_output(output, labels, mask, temperature)
-
-
-def _of_output(output, labels, mask, temperature):
-    like = output.logits if output.head is None else output.head.hidden
-    num_classes = like.shape[-1] if output.head is None else output.head.num_classes
-    if num_classes == 1:
+    if output.num_classes == 1:
         raise ValueError(
             "`model` must return a number for each class. Received: one unit, of a yes-or-no answer. Give a model with "
             "two units, or use the binary loss."
         )
-    labels = to_tensor(arguments.tensor("labels", labels))
-    labels = squeeze_class_axis(labels, like, len(like.shape) - 1, num_classes=num_classes)
-    valid = None
-    for one in (mask, output.mask):
-        if one is not None:
-            one = ops.cast(align_weights(to_tensor(one), labels.shape, "mask", like=labels), "bool")
-            one = ops.broadcast_to(one, ops.shape(labels))
-            valid = both(valid, one)
-    if output.head is None:
-        logits = output.logits if temperature == 1.0 else output.logits / temperature
-        losses = sparse_softmax_cross_entropy(labels, logits, mask=valid)
-        return where_or_zero(-losses, ops.not_equal(losses, 0)), valid
-    head = output.head
-    (log_probs,) = token_columns(
-        labels=labels,
-        rule=StatisticsRule.of(temperature, head.logit_softcap, everything=False),
-        mask=valid,
-        gradients=head.gradients,
-        **head.arguments(),
-    )
-    return log_probs, valid
+    with _words.named(padding="leave it out with `mask`", one_hot=_words.GIVE_INDICES):
+        labels, valid = output.aligned(labels, mask)
+        if output.head is None:
+            logits = output.logits if temperature == 1.0 else output.logits / temperature
+            losses = sparse_softmax_cross_entropy(labels, logits, mask=valid)
+            return where_or_zero(-losses, ops.not_equal(losses, 0)), valid
+        (log_probs,) = token_columns(
+            labels=labels,
+            rule=StatisticsRule.of(temperature, output.head.logit_softcap, everything=False),
+            mask=valid,
+            gradients=output.head.gradients,
+            **output.head.arguments(),
+        )
+        return log_probs, valid

@@ -13,7 +13,7 @@ import keras
 from keras import ops
 
 from keras_xent import _keras
-from keras_xent._backend import constant_of, get_attribute, is_eager, operation_of, program_of, set_attribute
+from keras_xent._backend import constant_of, get_attribute, is_eager, matmul, operation_of, program_of, set_attribute
 from keras_xent._types import Tensor
 from keras_xent.kernels import linear
 from keras_xent.kernels._dtypes import dtype_of, is_float, to_tensor
@@ -57,6 +57,11 @@ class Head(NamedTuple):
             return self.kernel
         first, second = self.low_rank
         return ops.cast(ops.cast(self.kernel, first.dtype) + ops.matmul(first, second), self.kernel.dtype)
+
+    def logits_of(self, rows: Tensor) -> Tensor:
+        """The logits of some hidden states `[n, D]`, before the soft cap."""
+        logits = matmul(rows, self.merged_kernel(), transpose_b=self.transpose_kernel)  # [n, V]
+        return logits if self.bias is None else logits + self.bias
 
     def statistics(self, labels: Tensor, mask: Tensor, logit_softcap: float | None, names: Collection[str] = ()) -> Any:
         """The loss statistics of these names of the valid tokens; `logit_softcap` where the head has none."""

@@ -8,7 +8,6 @@ import numpy as np
 from keras import ops
 
 from keras_xent import provenance
-from keras_xent._backend import matmul
 from keras_xent.deploy._scorer import Scorer
 from keras_xent.deploy._signatures import token_statistics
 
@@ -194,5 +193,4 @@ class NextToken(OverTokens):
             return ops.argmax(ops.take_along_axis(predictions, last, axis=1)[:, 0], axis=-1)
         # Only the logits of the last token [B, V], from its hidden state [B, D].
         hidden = ops.take_along_axis(head.hidden, last, axis=1)[:, 0]
-        logits = matmul(hidden, head.merged_kernel(), transpose_b=head.transpose_kernel)
-        return ops.argmax(logits if head.bias is None else logits + head.bias, axis=-1)
+        return ops.argmax(head.logits_of(hidden), axis=-1)
