@@ -10,6 +10,7 @@ from keras import ops
 
 from keras_xent import _accumulation, _backend, _keras, _loss_statistics
 from keras_xent._types import Batches, Tensor
+from keras_xent.callbacks._unlogged_metric import UnloggedMetric, is_replicated
 from keras_xent.callbacks._verdict import Verdict, judge
 from keras_xent.metrics import Perplexity
 
@@ -43,15 +44,13 @@ class Seen(NamedTuple):
     num_skipped: int
 
 
-class BatchLoss(keras.metrics.Metric):
+class BatchLoss(UnloggedMetric):
     """Loss, mean nll in nats and the `worst` tokens with the largest nll of the last batch that was trained.
 
-    Keras shows labels and predictions of a step to its loss, and a step can leave numbers only in variables of the
-    model, the optimizer or the metrics. So this stands around the loss and is a metric that has no place in the logs.
-    The step is judged where it is computed, since only there its update can still be left out.
+    Keras shows labels and predictions of a step to its loss, around which this stands. The step is judged where it is
+    computed, since only there its update can still be left out.
     """
 
-    is_in_logs = False
     # As a consumer of loss statistics: see `_loss_statistics`.
     needs_statistics: frozenset[str] = frozenset()
 
@@ -87,7 +86,7 @@ class BatchLoss(keras.metrics.Metric):
 
     def watch(self, model: Any) -> None:
         """Watches the batches of a model, from the next call of `fit` on until `unwatch`."""
-        if getattr(getattr(model, "distribute_strategy", None), "num_replicas_in_sync", 1) > 1:
+        if is_replicated(model):
             raise ValueError("SpikeDetector does not work under tf.distribute: each replica has a loss of its own.")
         before = getattr(model, "_keras_xent_batch_loss", None)
         if before is not self:
@@ -217,22 +216,6 @@ class BatchLoss(keras.metrics.Metric):
             for one, label, sequence, position, *context in rows[: int(sums[3])]
         ]
         return Seen(Verdict(value, mean, spread, *map(bool, flags)), worst, int(counts[1]))
-
-    def update_state(self, *arguments: Any, **named: Any) -> None:
-        """Does nothing: the loss passes the batch to `receive`."""
-
-    def result(self) -> dict[str, Any]:
-        """No entries for the logs."""
-        return {}
-
-    def reset_state(self) -> None:
-        """Keeps the last batch."""
-
-    def save_own_variables(self, store: Any) -> None:
-        """Saves nothing: a model is saved as if it were not watched."""
-
-    def load_own_variables(self, store: Any) -> None:
-        """Loads nothing."""
 
 
 def _largest(values, number):

@@ -4,22 +4,18 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
-import keras
 from keras import ops
 
 from keras_xent import _backend
 from keras_xent._keras import training_state
+from keras_xent.callbacks._unlogged_metric import UnloggedMetric, is_replicated
 
 
-class GradientNorm(keras.metrics.Metric):
+class GradientNorm(UnloggedMetric):
     """Euclidean norm of the gradient of the last step, over all trainable weights, before any clipping.
 
-    Keras shows the gradient to the optimizer only, and on JAX a step can leave a number in the variables of the model,
-    the optimizer or the metrics only. So this watches the one and is the other: a metric that has no place in the logs.
+    Keras shows the gradient to the optimizer only, which this watches.
     """
-
-    # Tells the readers of metrics that Keras' logs have no entry of it.
-    is_in_logs = False
 
     def __init__(self, name: str = "gradient_norm", dtype: Any = None) -> None:
         super().__init__(name=name, dtype=dtype)
@@ -30,7 +26,7 @@ class GradientNorm(keras.metrics.Metric):
     @classmethod
     def watching(cls, model: Any) -> "GradientNorm":
         """The norm for the optimizer of a compiled model, of its steps from the next call of `fit` on."""
-        if getattr(getattr(model, "distribute_strategy", None), "num_replicas_in_sync", 1) > 1:
+        if is_replicated(model):
             raise ValueError(
                 "`gradient_norm` must be False under tf.distribute, where each replica has a gradient of its own. "
                 "Received: gradient_norm=True."
@@ -86,24 +82,12 @@ class GradientNorm(keras.metrics.Metric):
         watched.watch, watched.unwatched = take, apply  # type: ignore[attr-defined]
         optimizer.stateless_apply = watched
 
-    def update_state(self, *arguments: Any, **named: Any) -> None:
-        """Does nothing: the optimizer passes the gradient."""
-
     def result(self) -> dict[str, Any]:
         """No entries for the logs. On JAX the norm is kept here, which is asked for after the optimizer."""
         if self._of_this_step is not None:
             self._norm.assign(self._of_this_step)
             self._of_this_step = None
         return {}
-
-    def reset_state(self) -> None:
-        """Keeps the norm of the last step."""
-
-    def save_own_variables(self, store: Any) -> None:
-        """Saves nothing: a model is saved as if it were not watched."""
-
-    def load_own_variables(self, store: Any) -> None:
-        """Loads nothing."""
 
     def value(self, model: Any) -> float:
         """The norm, for the model that is watched. Waits for the device."""
