@@ -117,12 +117,10 @@ def variables_of_loading() -> dict[str, Any]:
 
 def is_training_step() -> bool:
     """Returns whether the nearest loop of Keras that calls this trains, for layers whose `call` has no `training`."""
-    frame: types.FrameType | None = sys._getframe()
-    while frame is not None:
+    for frame in _frames():
         module = str(frame.f_globals.get("__name__")).removeprefix("keras.src.")
         if module in _TRAINERS and frame.f_code.co_name in _LOOPS:
             return _LOOPS[frame.f_code.co_name]
-        frame = frame.f_back
     return False
 
 
@@ -194,8 +192,7 @@ def data_of_step() -> Step | None:
 
 def inputs_of_step() -> Any:
     """The `x` of the step whose loss or metrics are computed, of Keras or a model's own; None outside of steps."""
-    frame: types.FrameType | None = sys._getframe()
-    while frame is not None:
+    for frame in _frames():
         code = frame.f_code
         if code.co_name in _STEPS:
             if str(frame.f_globals.get("__name__")).startswith("keras.src."):
@@ -204,7 +201,6 @@ def inputs_of_step() -> Any:
             # `self`, on JAX the state, and the data last.
             if len(given) > 1 and isinstance(given[0], keras.Model):
                 return keras.utils.unpack_x_y_sample_weight(given[-1])[0]
-        frame = frame.f_back
     return None
 
 
@@ -245,14 +241,20 @@ def is_given_as_loss(metric: Any) -> bool:
     return frame is not None and getattr(frame.f_locals.get("self"), "fn", None) is metric
 
 
+def _frames() -> Iterator[types.FrameType]:
+    """The frames of the functions that call this, innermost first."""
+    frame: types.FrameType | None = sys._getframe(1)
+    while frame is not None:
+        yield frame
+        frame = frame.f_back
+
+
 def _frame_of(module: str, function: str = "", *, variable: str = "") -> types.FrameType | None:
     """The innermost frame of a function of Keras that calls this, or of any that has a variable of this name."""
-    frame: types.FrameType | None = sys._getframe()
-    while frame is not None:
+    for frame in _frames():
         named = variable in frame.f_code.co_varnames if variable else frame.f_code.co_name == function
         if named and frame.f_globals.get("__name__") == f"keras.src.{module}":
             return frame
-        frame = frame.f_back
     return None
 
 
@@ -261,13 +263,11 @@ def model_of_step() -> Any:
 
     Only frames of Keras' trainers are looked into: reading the variables of a user's frame would keep them alive.
     """
-    frame: types.FrameType | None = sys._getframe()
-    while frame is not None:
+    for frame in _frames():
         if str(frame.f_globals.get("__name__")).startswith("keras.src.") and "self" in frame.f_code.co_varnames:
             model = frame.f_locals.get("self")
             if isinstance(model, keras.Model):
                 return model
-        frame = frame.f_back
     return None
 
 

@@ -155,7 +155,7 @@ def _before(tokens, stop):
     return tokens[: next((i for i, token in enumerate(tokens) if token in stop), len(tokens))]
 
 
-class OverTokens(keras.Model):
+class FunctionOfOutput(keras.Model):
     """A function of a language model's output, which Keras compiles on either backend without the model's state."""
 
     def __init__(self, model: Any, names: set[str]) -> None:
@@ -169,7 +169,7 @@ class OverTokens(keras.Model):
         return self.language_model(given, training=False)
 
 
-class TokenStatistics(OverTokens):
+class TokenStatistics(FunctionOfOutput):
     """Log-likelihoods of tokens, and whether each is the most likely one."""
 
     def call(self, inputs: Any) -> Any:
@@ -180,7 +180,7 @@ class TokenStatistics(OverTokens):
         return -nll, ops.equal(rank, 0)
 
 
-class NextToken(OverTokens):
+class NextToken(FunctionOfOutput):
     """The most likely token after each text."""
 
     def call(self, inputs: Any) -> Any:

@@ -45,7 +45,7 @@ def fuse_head(model: Any, layer: Any = None) -> Any:
     >>> model = kx.fuse_head(model)
     >>> model.compile("adam", loss=kx.losses.SparseCategoricalCrossentropy(from_logits=True))
     """
-    head = _named(model, layer) if layer is not None else _last(model)
+    head = _named(model, layer) if layer is not None else output_layer(model)
     if isinstance(head, (LogitsDense, TiedLogits)) or is_fused(head):
         return model
     # KerasHub's embedding is a subclass that adds nothing; others may have a `call` of their own.
@@ -88,8 +88,8 @@ def _named(model, layer):
     return found[0]
 
 
-def _last(model):
-    """The layer that makes the model's one output, or None."""
+def output_layer(model: Any) -> Any:
+    """The layer that makes the one output of a Functional or Sequential model, or None where it is not known."""
     if isinstance(model, keras.Sequential):
         layers = [layer for layer in model.layers if not _is_linear(layer)]
         return _inside(layers[-1]) if layers else None
@@ -102,13 +102,8 @@ def _last(model):
     return _inside(made.layer)
 
 
-def output_layer(model: Any) -> Any:
-    """The layer that makes the one output of a Functional or Sequential model, or None where it is not known."""
-    return _last(model)
-
-
 def _inside(layer):
-    return _last(layer) if isinstance(layer, keras.Model) else layer
+    return output_layer(layer) if isinstance(layer, keras.Model) else layer
 
 
 def _is_linear(layer):

@@ -28,7 +28,7 @@ class LogitsDense(keras.layers.Dense):
     Args:
         units: number of classes.
         chunk_bytes: the most memory that a chunk of logits may take in a loss or metric that goes without the rest of
-            them; None: 64 MB on a CPU and 512 MB on an accelerator, or 512 tokens, or an eighth of fewer.
+            them; None: chosen, as `kernels.linear_cross_entropy` says.
         **kwargs: the other arguments of `keras.layers.Dense`.
 
     Call arguments: `inputs` `[..., D]`. Returns logits `[..., units]` of the layer's compute dtype.
@@ -93,7 +93,7 @@ def rematerialized(wrap: Any, layer_call: Any, *args: Any, **kwargs: Any) -> Any
 
 
 def call_dense(layer: Any, inputs: Any, training: bool | None = None) -> Any:
-    """Call a `Dense` layer, and attach the provenance of its logits."""
+    """Calls a `Dense` layer, and attaches the provenance of its logits."""
     head = dense_head(layer, inputs, training)
     # A compiled step that computes the loss from the head drops all of this.
     logits = ops.matmul(inputs, head.kernel if head.low_rank is None else snapshot(layer.kernel))
@@ -104,7 +104,7 @@ def call_dense(layer: Any, inputs: Any, training: bool | None = None) -> Any:
 
 
 def dense_head(layer: Any, inputs: Any, training: Any = None) -> provenance.Head:
-    """Return the provenance of the logits of a `Dense` layer."""
+    """Returns the inputs of the logits of a `Dense` layer."""
     kernel, low_rank, trained = layer.kernel, None, {"hidden": True}
     if getattr(layer, "lora_enabled", False):
         kernel, factors = weights_without_lora(layer, "kernel"), (layer.lora_kernel_a, layer.lora_kernel_b)

@@ -29,7 +29,7 @@ class TiedLogits(keras.layers.ReversibleEmbedding):
         input_dim: number of classes (the vocabulary).
         output_dim: number of features.
         chunk_bytes: the most memory that a chunk of logits may take in a loss or metric that goes without the rest of
-            them; None: 64 MB on a CPU and 512 MB on an accelerator, or 512 tokens, or an eighth of fewer.
+            them; None: chosen, as `kernels.linear_cross_entropy` says.
         **kwargs: the other arguments of `keras.layers.ReversibleEmbedding`.
 
     Call arguments: `inputs` `[...]` integers, or `[..., D]` with `reverse=True`. Returns embeddings, or logits
