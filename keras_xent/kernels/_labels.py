@@ -17,14 +17,14 @@ from keras_xent._backend import (
     widest_int,
 )
 from keras_xent._types import Tensor
-from keras_xent.kernels._dtypes import dtype_of, is_float
+from keras_xent.kernels._dtypes import accumulator_dtype, dtype_of, is_float, to_tensor
 from keras_xent.kernels._masking import both
 from keras_xent.kernels._shapes import same_shape
 
 
 def valid_mask(labels: Tensor, mask: Tensor, ignore_class: float | None) -> Tensor:
     """True where a label is valid: the mask allows it and it is not `ignore_class`. None where all are."""
-    valid = None if mask is None else ops.cast(mask, "bool")
+    valid = None if mask is None else ops.cast(to_tensor(mask), "bool")
     if ignore_class is not None:
         valid = both(valid, ops.logical_not(equals_ignored(labels, ignore_class)))
     return valid
@@ -131,8 +131,7 @@ def _describe_bad_label(labels, bad, num_classes, valid):
 
 def are_out_of_range(labels: Tensor, num_classes: Any, valid: Tensor) -> Tensor:
     """True for valid labels that are no index of a class."""
-    bad = ops.logical_not(in_range(labels, num_classes))
-    return both(bad, valid)
+    return both(ops.logical_not(in_range(labels, num_classes)), valid)
 
 
 def _assert_in_range(labels, bad, num_classes):
@@ -177,9 +176,8 @@ def check_binary(labels: Tensor, valid: Tensor) -> None:
     if valid is not None:
         labels = ops.where(valid, labels, ops.zeros_like(labels))
     name, _ = _words.names()
-    low, high = SOFT_LABELS if is_float(labels) else (0, 1)
     if is_eager(labels):
-        bad = ops.logical_not(ops.logical_and(labels >= low, labels <= high))
+        bad = are_not_binary(labels, None)
         if bool(ops.any(bad)):
             label, received = _first_bad(labels, bad)
             marker = 'float("nan")' if math.isnan(label) else label
@@ -190,6 +188,7 @@ def check_binary(labels: Tensor, valid: Tensor) -> None:
         return
     # Two numbers, which cost one reading of the labels each; the position would cost far more.
     lowest, highest = ops.min(labels), ops.max(labels)
+    low, high = _limits(labels)
     assert_in_graph(
         ops.logical_and(lowest >= low, highest <= high),
         lambda: [
@@ -206,9 +205,12 @@ def are_not_binary(labels: Tensor, valid: Tensor) -> Tensor:
     """True for valid labels that `check_binary` refuses."""
     if dtype_of(labels) == "bool":
         return ops.zeros_like(labels)
-    low, high = SOFT_LABELS if is_float(labels) else (0, 1)
-    bad = ops.logical_not(ops.logical_and(labels >= low, labels <= high))
-    return both(bad, valid)
+    low, high = _limits(labels)
+    return both(ops.logical_not(ops.logical_and(labels >= low, labels <= high)), valid)
+
+
+def _limits(labels):
+    return SOFT_LABELS if is_float(labels) else (0, 1)
 
 
 def class_weights(class_weight: Any, num_classes: Any, dtype: str, rank: int) -> Tensor:
@@ -233,6 +235,13 @@ def class_weights(class_weight: Any, num_classes: Any, dtype: str, rank: int) ->
     return ops.reshape(weights, (1, -1) + (1,) * (rank - 2))
 
 
+def optional_class_weights(class_weight: Any, num_classes: Any, logits: Tensor, rank: int) -> tuple[Tensor, ...]:
+    """The class weights as a tuple of one tensor, or of none."""
+    if class_weight is None:
+        return ()
+    return (class_weights(class_weight, num_classes, accumulator_dtype(logits), rank),)
+
+
 def weights_tensor(name: str, weights: Any, dtype: str) -> Tensor:
     """Weights of classes as a tensor; of a variable its present value, which gets no gradient."""
     if not arguments.is_variable(weights):
@@ -249,5 +258,5 @@ def weights_tensor(name: str, weights: Any, dtype: str) -> Tensor:
 
 
 def gather_class_weights(class_weight: Tensor, labels: Tensor) -> Tensor:
-    """The weight of each label's class; `labels` are indices, of which those below 0 take class 0's."""
-    return ops.take(ops.reshape(class_weight, (-1,)), ops.maximum(labels, 0))
+    """The weight of each label's class; `labels` are indices, of which those below 0 take class 0's. None of None."""
+    return None if class_weight is None else ops.take(ops.reshape(class_weight, (-1,)), ops.maximum(labels, 0))

@@ -26,7 +26,7 @@ OF_LARGEST = 0.75
 def statistics(
     names: tuple[str, ...], logits: Tensor, labels: Tensor, residuals: tuple[Tensor, Tensor], softcap: float | None
 ) -> tuple[Tensor, ...]:
-    """The columns of these names: rank of the label, entropy, log-sum-exp, largest probability (confidence)."""
+    """The columns of these `NAMES`, which `LossStatistics` explains."""
     max_logit, sum_exp_minus_one = residuals
     columns: dict[str, Any] = {
         "rank": lambda: row.rank_of_label(logits, labels),
@@ -97,7 +97,7 @@ def dense_statistics(
     Labels are indices of classes, and -1 where there is none; the entropy and the confidence do not need them.
     """
     rank = len(logits.shape)
-    columns = _rows(
+    columns = _statistics_of_rows(
         as_rows(ops.stop_gradient(logits), rank - 1 if axis == -1 else axis),
         broadcast_to_rows(ops.cast(labels, "int32"), axis, rank),
         names=names,
@@ -107,7 +107,7 @@ def dense_statistics(
 
 
 @CompiledKernel
-def _rows(logits, labels, *, names, softcap):
+def _statistics_of_rows(logits, labels, *, names, softcap):
     def on_block(logits, labels):
         nll, residuals = sparse_softmax.forward(
             logits, ops.maximum(labels, 0), options=SoftmaxOptions(logit_softcap=softcap)

@@ -25,6 +25,11 @@ def as_rows(tensor: Tensor, axis: int) -> Tensor:
     return ops.reshape(tensor, (math.prod(shape[:axis]), shape[axis], math.prod(shape[axis + 1 :])))
 
 
+def size_of(tensor: Tensor, axis: int) -> Any:
+    """The size of an axis: a number, or a tensor where it is known when the program runs."""
+    return tensor.shape[axis] or ops.shape(tensor)[axis]
+
+
 def broadcast_to_rows(tensor: Tensor, axis: int, rank: int) -> Tensor:
     """A tensor without the class axis, shaped so that it broadcasts against `as_rows(logits, axis)`."""
     axis = axis % rank

@@ -19,18 +19,10 @@ from keras import ops
 from keras_xent._backend import take_at_columns, tanh
 from keras_xent._types import Tensor
 from keras_xent.kernels._dtypes import accumulator_dtype, is_finite, largest, upcast
-from keras_xent.kernels._labels import class_weights
 from keras_xent.kernels._logarithms import log1p
 from keras_xent.kernels._masking import multiply_no_nan, nan_unless, where_or_zero
 from keras_xent.kernels._options import SoftmaxOptions
 from keras_xent.kernels._xla_cpu import cast_to_nearest_even, row_max, row_sum, sums_short_rows
-
-
-def optional_class_weights(class_weight: Any, num_classes: Any, logits: Tensor, rank: int) -> tuple[Tensor, ...]:
-    """The class weights as a tuple of one tensor, or of none."""
-    if class_weight is None:
-        return ()
-    return (class_weights(class_weight, num_classes, accumulator_dtype(logits), rank),)
 
 
 def apply_softcap(logits: Tensor, softcap: float | None) -> Tensor:

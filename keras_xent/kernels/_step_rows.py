@@ -111,7 +111,7 @@ def _sparse_forward(logits, labels, class_weight=None, *, options):
         mean_below_max = _vector(row_sum(lambda x: (_column(max_logit) - upcast(x)) * (1.0 / num_classes), logits))
         mean_of_losses = label_row.mean_of_losses(mean_below_max, num_classes, max_logit, sum_exp_minus_one)
         sum_of_losses = options.label_smoothing * mean_of_losses
-    weight = None if class_weight is None else gather_class_weights(class_weight, label)
+    weight = gather_class_weights(class_weight, label)
     loss = label_row.loss(label_logit, weight, sum_of_losses, max_logit, sum_exp_minus_one, options)
     if class_weight is not None:
         loss = nan_unless(_vector(labels) >= 0, loss)
@@ -129,7 +129,7 @@ def _sparse_backward(upstream, residuals, logits, labels, class_weight=None, *, 
     max_logit, sum_exp_minus_one = _clean_columns(dead, *columns)
     label, num_classes = _label(labels), row.num_classes_of(logits)
     (label_logit,) = row.zero_rows(dead, _vector(take_at_columns(logits, _column(label))))
-    weight = None if class_weight is None else gather_class_weights(class_weight, label)
+    weight = gather_class_weights(class_weight, label)
     at_label, factor = label_row.gradient(label_logit, weight, 1.0, num_classes, max_logit, sum_exp_minus_one, options)
     (exp_off_label,) = row.zero_rows(_column(dead), exp_off_label)
     scale = upstream / (1.0 + sum_exp_minus_one)

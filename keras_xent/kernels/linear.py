@@ -218,7 +218,7 @@ class CrossEntropyRule(Rule):
             factor, slope = row.focal(found.nll, self.options.focal_gamma)
             loss = loss * factor
         if class_weights is not None:
-            weight = gather_class_weights(class_weights, ops.maximum(labels, 0))
+            weight = gather_class_weights(class_weights, labels)
             loss = nan_unless(labels >= 0, multiply_no_nan(weight, loss))
             # Out of range the sum of the exponentials is NaN, whatever class 0 weighs.
             slope = slope * ops.where(labels >= 0, weight, 1.0)
@@ -254,7 +254,7 @@ def with_statistics(
     """The loss of `linear_cross_entropy`, and the statistics of each token: the nll, and those of these names."""
     matrices = checked_matrices(hidden, kernel, bias, transpose_kernel, low_rank=low_rank)
     labels = checked_labels(labels, matrices.hidden)
-    valid = valid_mask(labels, None if mask is None else to_tensor(mask), ignore_class)
+    valid = valid_mask(labels, mask, ignore_class)
     dtype = accumulator_dtype(matrices.hidden)
     weights, counted = None, valid
     if token_weights is not None:

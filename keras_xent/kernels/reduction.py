@@ -226,14 +226,14 @@ def _pairwise_sum(values):
         return ops.sum(values)
     is_product = _sums_as_product(values)
     while is_product and values.shape[0] > _FEW:
-        # Sums of parts keep the rounding of long sums small.
+        # The sums of parts have little rounding.
         values = ops.reshape(_padded(values, values.shape[0]), (-1, _LANES))
         values = ops.matmul(values, ops.ones((_LANES,), values.dtype))
     if is_product:
         return ops.matmul(values, ops.ones_like(values))
     if size is not None and size <= _FEW:
         return ops.sum(values)
-    # As do additions of halves first.
+    # So has a sum to which halves are added one to the other first.
     lanes = _LANES
     values = ops.reshape(_padded(values, ops.shape(values)[0]), (lanes, -1))
     while lanes > 1:

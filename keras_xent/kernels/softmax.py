@@ -11,9 +11,10 @@ from keras_xent.kernels import _small_steps, _step_rows
 from keras_xent.kernels import _softmax_row as row
 from keras_xent.kernels._compiled import CompiledKernel, RowKernel
 from keras_xent.kernels._dtypes import accumulator_dtype, is_float, to_float_tensor, to_tensor
+from keras_xent.kernels._labels import optional_class_weights
 from keras_xent.kernels._masking import multiply_no_nan, where_or_zero
 from keras_xent.kernels._options import SoftmaxOptions
-from keras_xent.kernels._shapes import as_rows, checked_axis, ensure_shape, reshape_to, same_shape
+from keras_xent.kernels._shapes import as_rows, checked_axis, ensure_shape, reshape_to, same_shape, size_of
 from keras_xent.kernels._xla_cpu import (
     SUM_COMPUTES_TERMS,
     has_few_classes,
@@ -94,9 +95,7 @@ def softmax_cross_entropy(
     if not differentiable_targets:
         targets = ops.cast(targets, accumulator_dtype(logits))
     rows, target_rows = as_rows(logits, axis), as_rows(targets, axis)  # [rows, C] or [outer, C, inner]
-    weights = row.optional_class_weights(
-        class_weight, logits.shape[axis] or ops.shape(logits)[axis], logits, len(rows.shape)
-    )
+    weights = optional_class_weights(class_weight, size_of(logits, axis), logits, len(rows.shape))
     options = SoftmaxOptions(label_smoothing, focal_gamma, z_loss, logit_softcap)
     loss = _losses(rows, target_rows, *weights, options=options, differentiable_targets=differentiable_targets)
     valid = None if mask is None else ops.cast(to_tensor(mask), "bool")

@@ -13,10 +13,10 @@ from keras_xent.kernels import _small_steps, _step_rows
 from keras_xent.kernels import _softmax_row as row
 from keras_xent.kernels._compiled import CompiledKernel, RowKernel, row_kernel
 from keras_xent.kernels._dtypes import to_float_tensor, to_tensor, upcast
-from keras_xent.kernels._labels import class_indices, gather_class_weights, in_range, valid_mask
+from keras_xent.kernels._labels import class_indices, gather_class_weights, in_range, optional_class_weights, valid_mask
 from keras_xent.kernels._masking import nan_unless, where_or_zero
 from keras_xent.kernels._options import SoftmaxOptions
-from keras_xent.kernels._shapes import as_rows, broadcast_to_rows, checked_axis, reshape_to, squeeze_class_axis
+from keras_xent.kernels._shapes import as_rows, broadcast_to_rows, checked_axis, reshape_to, size_of, squeeze_class_axis
 from keras_xent.kernels._xla_cpu import SUM_COMPUTES_TERMS, is_compiled_fast, keeps_exponentials, row_sum
 
 
@@ -85,15 +85,14 @@ def sparse_softmax_cross_entropy(
     rank = len(logits.shape)
     axis = checked_axis(axis, rank)
     labels = squeeze_class_axis(labels, logits, axis)
-    mask = None if mask is None else to_tensor(mask)
     valid = valid_mask(labels, mask, ignore_class)
-    num_classes = logits.shape[axis] or ops.shape(logits)[axis]
+    num_classes = size_of(logits, axis)
     indices = class_indices(labels, num_classes, valid)
     rows = as_rows(logits, axis)  # [rows, C] or [outer, C, inner]
     loss = _sparse(
         rows,
         broadcast_to_rows(indices, axis, rank),
-        *row.optional_class_weights(class_weight, num_classes, logits, len(rows.shape)),
+        *optional_class_weights(class_weight, num_classes, logits, len(rows.shape)),
         options=SoftmaxOptions(label_smoothing, focal_gamma, z_loss, logit_softcap),
     )
     return where_or_zero(reshape_to(loss, labels), valid)
@@ -105,7 +104,7 @@ def label_ranks(labels: Tensor, logits: Tensor, *, axis: int = -1) -> Tensor:
     NaN for labels out of range.
     """
     labels, logits = to_tensor(labels), to_float_tensor(logits)
-    indices = ops.where(in_range(labels, logits.shape[axis] or ops.shape(logits)[axis]), ops.cast(labels, "int32"), -1)
+    indices = ops.where(in_range(labels, size_of(logits, axis)), ops.cast(labels, "int32"), -1)
     rows, rank = as_rows(ops.stop_gradient(logits), axis), len(logits.shape)
     ranks, _ = _backend.with_rounded_rows(_ranks, (True, True))(rows, broadcast_to_rows(indices, axis % rank, rank))
     return reshape_to(ranks, labels)
@@ -142,7 +141,7 @@ def forward(
     sum_exp_minus_one = row.with_infinite_logits(sum_exp_minus_one, max_logit, softcap)
     sum_exp_minus_one = nan_unless(has_label, sum_exp_minus_one)
 
-    label_weight = None if class_weight is None else gather_class_weights(class_weight, label)
+    label_weight = gather_class_weights(class_weight, label)
     sum_of_losses = _smoothing_loss(logits, class_weight, max_logit, sum_exp_minus_one, options) if smoothing else None
     loss = label_row.loss(label_logit, label_weight, sum_of_losses, max_logit, sum_exp_minus_one, options)
     if class_weight is not None or smoothing == 1.0:
@@ -194,7 +193,7 @@ def backward(
     is_label = ops.equal(row.class_ids(logits), labels)
     off_value = smoothing / num_classes * (1.0 if class_weight is None else class_weight)
     label = ops.maximum(labels, 0)
-    label_weight = None if class_weight is None else gather_class_weights(class_weight, label)
+    label_weight = gather_class_weights(class_weight, label)
     mean_weight = 1.0 if class_weight is None else ops.sum(class_weight) / num_classes
     if options.focal_gamma and smoothing:
         weights = 1.0 if class_weight is None else class_weight

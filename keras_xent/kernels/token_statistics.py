@@ -12,7 +12,7 @@ from keras_xent._types import Tensor
 from keras_xent.kernels import _exponentials, sparse_softmax
 from keras_xent.kernels import _row_statistics as row_statistics
 from keras_xent.kernels import _softmax_row as row
-from keras_xent.kernels._dtypes import to_tensor, upcast
+from keras_xent.kernels._dtypes import upcast
 from keras_xent.kernels._exponentials import RowScaled
 from keras_xent.kernels._labels import class_indices, valid_mask
 from keras_xent.kernels._linear_loop import Data
@@ -233,7 +233,7 @@ def token_columns(
     """The columns of the rule, of the shape of the labels."""
     matrices = checked_matrices(hidden, kernel, bias, transpose_kernel, low_rank=low_rank)
     labels = checked_labels(labels, matrices.hidden)
-    valid = valid_mask(labels, None if mask is None else to_tensor(mask), ignore_class)
+    valid = valid_mask(labels, mask, ignore_class)
     if valid is not None:
         valid = ops.broadcast_to(valid, ops.shape(labels))
     indices = ops.reshape(class_indices(labels, matrices.num_classes, valid), (-1, 1))  # [N, 1]
