@@ -1,6 +1,6 @@
 """Formulas of one row of logits whose target is a label: the numbers that a row has one of.
 
-They hold for arrays of any one shape, `[n, 1]` in the kernel and `[n]` in `_step_rows.py`. With label `k`, smoothing
+They hold for arrays of any one shape, `[n, 1]` in the kernel and `[n]` in `_fast_steps.py`. With label `k`, smoothing
 `s` and class weights `w` the target is `a_k = (1 - s) w_k + s / C w_k`, and `a_c = s / C w_c` for the other classes.
 """
 

@@ -14,7 +14,7 @@
 | a product whose left factor is transposed takes half as long again   | `_linear_loop.py`      |
 | what is updated in place later gets memory of its own                | `_exponentials.py`     |
 | a sum that compares is 4 times as slow as one of an array in memory: | `row_sum`,             |
-| 0.5 to 0.9 of a step's time (TensorFlow 2.21, JAX 0.10)              | `_step_rows.py`        |
+| 0.5 to 0.9 of a step's time (TensorFlow 2.21, JAX 0.10)              | `_fast_steps.py`       |
 
 `python -m tools.bench.workarounds` measures what each gains. Accelerators need none of them.
 """

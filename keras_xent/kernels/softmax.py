@@ -7,7 +7,7 @@ from keras import ops
 from keras_xent._backend import custom_gradient, no_autograph, on_any_mesh, with_rounded_rows
 from keras_xent._named_arguments import named_arguments
 from keras_xent._types import Tensor
-from keras_xent.kernels import _small_steps, _step_rows
+from keras_xent.kernels import _fast_steps, _first_steps
 from keras_xent.kernels import _softmax_row as row
 from keras_xent.kernels._compiled import CompiledKernel, RowKernel
 from keras_xent.kernels._dtypes import accumulator_dtype, is_float, to_float_tensor, to_tensor
@@ -173,19 +173,20 @@ def _keeps_exponentials(logits, *others, options):
     if SUM_COMPUTES_TERMS or not (is_small(logits) and keeps_exponentials(logits)):
         return False
     # Of many classes blocks are faster than the kernel without them.
-    return has_few_classes(logits) or _step_rows.DENSE.fits(logits, *others, options=options)
+    return has_few_classes(logits) or _fast_steps.DENSE.fits(logits, *others, options=options)
 
 
 _dense_forward = RowKernel(forward, num_outputs=5, is_blocked=lambda rows, options: not sums_short_rows(rows))
 _dense_backward = CompiledKernel(backward)
+# A step that is one program has other forms of the two, for losses without options.
 _dense = custom_gradient(
     _dense_forward,
     _dense_backward,
     has_rows=(True, True, False),
     keep=_exp_shifted,
     keeps=_keeps_exponentials,
-    step=_step_rows.DENSE,
-    small_step=_small_steps.DENSE,
+    step=_fast_steps.DENSE,
+    small_step=_first_steps.DENSE,
 )
 
 

@@ -8,8 +8,8 @@ from keras_xent import _backend
 from keras_xent._backend import custom_gradient, no_autograph, on_any_mesh, take_at_columns
 from keras_xent._named_arguments import named_arguments
 from keras_xent._types import Tensor
+from keras_xent.kernels import _fast_steps, _first_steps
 from keras_xent.kernels import _label_row as label_row
-from keras_xent.kernels import _small_steps, _step_rows
 from keras_xent.kernels import _softmax_row as row
 from keras_xent.kernels._compiled import CompiledKernel, RowKernel, row_kernel
 from keras_xent.kernels._dtypes import to_float_tensor, to_tensor, upcast
@@ -227,12 +227,13 @@ def _exp_except_label(residuals, logits, labels, class_weight=None, *, options):
     return exp_shifted_except_label(logits, ids, label, residuals[0], options.logit_softcap)
 
 
+# A step that is one program has other forms of the two, for losses without most options.
 _sparse = custom_gradient(
     _sparse_forward,
     _sparse_backward,
     has_rows=(True, True, False),
     keep=_exp_except_label,
     keeps=lambda logits, *_, options: keeps_exponentials(logits),
-    step=_step_rows.SPARSE,
-    small_step=_small_steps.SPARSE,
+    step=_fast_steps.SPARSE,
+    small_step=_first_steps.SPARSE,
 )

@@ -201,7 +201,7 @@ def test_the_derivative_for_the_upstream_gradient_is_the_gradient_even_at_0(kern
 @fast_for("dense-*")
 @pytest.mark.parametrize("kernel, shape", [("sparse", (1000, 10)), ("dense", (14_000, 10)), ("sparse", (80, 128))])
 def test_second_derivatives_of_compiled_steps_with_masked_rows(kernel, shape):
-    """Of so many numbers a program of both passes has formulas of its own, `_step_rows.py`."""
+    """Of so many numbers a program of both passes has formulas of its own, `_fast_steps.py`."""
     rng, (rows, classes) = np.random.default_rng(0), shape
     x, v = rng.standard_normal((2, rows, classes)).astype("float32")
     x[1], x[2, 3] = NAN, INF

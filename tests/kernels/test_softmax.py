@@ -254,7 +254,7 @@ def test_variables_and_lists_are_read():
 @pytest.mark.parametrize("classes", [16, 128])
 @pytest.mark.parametrize("kernel", ["sparse", "dense"])
 def test_compiled_steps_of_larger_batches_have_the_same_edge_rows(kernel, classes):
-    """Confident and infinite rows among many others: what is not tiny has formulas of its own, `_step_rows.py`."""
+    """Confident and infinite rows among many others: what is not tiny has formulas of its own, `_fast_steps.py`."""
     rng, rows = np.random.default_rng(0), (2**17 if (kernel, classes) == ("dense", 16) else 8192) // classes + 8
     logits = rng.standard_normal((rows, classes)).astype("float32")
     labels = rng.integers(0, classes, rows)

@@ -73,7 +73,7 @@ MANY_ROWS = [(name, 19_000, 7) for name in OPTIONS] + [("smoothing", 1100, 128),
 @fast_for("smoothing-1100-*", "weights-*")
 @pytest.mark.parametrize("options, rows, classes", MANY_ROWS)
 def test_many_rows_in_a_program_of_both_passes_agree_with_the_oracle(options, rows, classes):
-    """Their sums and gradients have formulas of their own, `_step_rows.py` and `sums_short_rows`."""
+    """Their sums and gradients have formulas of their own, `_fast_steps.py` and `sums_short_rows`."""
     options = OPTIONS[options]
     labels, logits, upstream = example(rows=rows, classes=classes)
     targets = soft_targets(1, logits.shape)

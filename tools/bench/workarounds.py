@@ -18,7 +18,7 @@ import numpy as np
 from keras import ops
 
 from keras_xent import kernels
-from keras_xent.kernels import _compiled, _sigmoid_terms, _softmax_row, _step_rows, _xla_cpu
+from keras_xent.kernels import _compiled, _fast_steps, _sigmoid_terms, _softmax_row, _xla_cpu
 
 ROUNDS = 5
 ROWS, CLASSES, FEATURES = 1024, 32_000, 256
@@ -43,8 +43,8 @@ CASES = (
     Case("cast_to_nearest_even", "sparse, bfloat16", (_softmax_row, "cast_to_nearest_even", ops.cast)),
     Case("log1p_polynomial", "binary", (_sigmoid_terms, "log1p_polynomial", ops.log1p)),
     Case("accumulate_matmul", "head", (_xla_cpu, "_STRIP_BYTES", 2**50)),
-    Case("_step_rows.py", "sparse, few classes", (_step_rows, "FEW_NUMBERS", 2**50)),
-    Case("_step_rows.py", "dense, few classes", (_step_rows, "FEW_NUMBERS", 2**50)),
+    Case("_fast_steps.py", "sparse, few classes", (_fast_steps, "FEW_NUMBERS", 2**50)),
+    Case("_fast_steps.py", "dense, few classes", (_fast_steps, "FEW_NUMBERS", 2**50)),
 )
 
 
@@ -97,7 +97,7 @@ def _milliseconds(case: Case, *, off: bool) -> float:
     _compiled.clear_cache()
     function, tensor = _work(case.work)
     with mock.patch.object(*case.off) if off else contextlib.nullcontext():
-        step, times = _step(function, in_xla=case.off[0] is _step_rows), []
+        step, times = _step(function, in_xla=case.off[0] is _fast_steps), []
         for _ in range(ROUNDS + 1):
             begin = time.perf_counter()
             step(tensor)

@@ -1,8 +1,8 @@
-"""The plain softmax losses of few numbers in a program of XLA, written for what it compiles fastest.
+"""Plain softmax losses of few numbers in a step that is compiled as one program, written for what XLA compiles fastest.
 
 A small array takes less time to run than its program takes to compile: each loop of it takes 15 ms (TensorFlow 2.21),
-and so does a division of rows, of which XLA makes a loop of its own. So there is no branch for infinite logits, nothing
-is written to single places of an array, and what is divided are the gradients.
+and so does a division of rows, of which XLA makes a loop of its own. So, unlike in `_fast_steps.py`, there is no branch
+for infinite logits, nothing is written to single places of an array, and what is divided are the gradients.
 
 Formulas and residuals are those of `_softmax_row.py`, for logits `[n, C]` without options. What `keep` computes is one
 more residual.
@@ -13,10 +13,10 @@ from keras import ops
 from keras_xent._backend import rows_of, take_at_columns
 from keras_xent.kernels import _softmax_row as row
 from keras_xent.kernels._dtypes import upcast
+from keras_xent.kernels._fast_steps import FEW_NUMBERS, Step
 from keras_xent.kernels._logarithms import log1p
 from keras_xent.kernels._masking import multiply_no_nan, nan_unless
 from keras_xent.kernels._options import SoftmaxOptions
-from keras_xent.kernels._step_rows import FEW_NUMBERS, Step
 from keras_xent.kernels._xla_cpu import has_few_classes
 
 

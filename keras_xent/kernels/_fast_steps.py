@@ -1,7 +1,7 @@
-"""The plain softmax losses of rows in one program of both passes on a CPU, written for what XLA fuses.
+"""Plain softmax losses in a step that is compiled as one program on a CPU, written for what XLA runs fastest.
 
 That is a step of JAX (0.10), or one of TensorFlow under XLA (2.21) for rows that are too long for `row_sum` to be a
-product: it keeps the exponentials in memory. What is fast:
+product. It keeps the exponentials in memory. What is fast:
 
 - Sums of an array in memory, of the product of two, of a difference or a floor, and for few classes a product with a
   vector of ones. A comparison inside a sum makes it four times as slow, so that the label's term is taken out of an
