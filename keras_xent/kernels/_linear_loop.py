@@ -17,10 +17,10 @@ from keras_xent._backend import fori_loop, matmul, on_accelerator, update_rows, 
 from keras_xent._types import Tensor
 from keras_xent.kernels._compiled import CompiledKernel
 from keras_xent.kernels._dtypes import accumulator_dtype, is_float
-from keras_xent.kernels._exponentials import add_dependency, zero_unused
+from keras_xent.kernels._exponentials import zero_unused
 from keras_xent.kernels._masking import where_or_zero
 from keras_xent.kernels._token_chunks import active_first, chunk_sizes, gather_rows, in_order, restored, slice_rows
-from keras_xent.kernels._xla_cpu import accumulate_matmul, map_row_blocks, matmul_over_classes
+from keras_xent.kernels._xla_cpu import accumulate_matmul, matmul_over_classes
 
 
 class Result(NamedTuple):
@@ -45,6 +45,16 @@ class Carry(NamedTuple):
     def present(self) -> dict[str, Any]:
         """The needed results, by name."""
         return {name: value for name, value in self._asdict().items() if value is not None}
+
+
+class Needs(NamedTuple):
+    """Which of the gradients are needed."""
+
+    hidden: bool
+    kernel: bool
+    bias: bool
+    projected: bool
+    factor: bool
 
 
 class Data(NamedTuple):
@@ -90,24 +100,13 @@ def _run(rows, replicated, *, mesh, **static):
 
 
 def _run_on_device(rows, replicated, *, mesh, needs_grad, transpose, rule, chunk_bytes):
-    hidden, projected, upstream, is_active, *arrays = rows
-    kernel, bias, factor, *constants = replicated
+    (hidden, projected, upstream, is_active, arrays), (kernel, bias, factor, constants) = _prepared(
+        rows, replicated, rule
+    )
     dtype = accumulator_dtype(hidden)
-    if not on_accelerator():
-        # A CPU multiplies 16-bit floats by way of float32 in any case.
-        hidden = ops.cast(hidden, dtype)
-    kernel = ops.cast(kernel, hidden.dtype)
-    arrays, constants = rule.prepare(arrays, constants)
-    # Inactive tokens may hold NaN, and 0 * NaN would make the kernel's gradient NaN.
-    hidden = where_or_zero(hidden, is_active)
-    if factor is not None:
-        projected, factor = where_or_zero(ops.cast(projected, hidden.dtype), is_active), ops.cast(factor, hidden.dtype)
-    upstream = None if upstream is None else where_or_zero(upstream, is_active)
-    if not rule.leaves_rows:
-        arrays = [where_or_zero(a, is_active) if is_float(a) else a for a in arrays]
-    needs_hidden, needs_kernel, needs_bias, needs_projected, needs_factor = (
-        need and x is not None and upstream is not None
-        for need, x in zip(needs_grad, (hidden, kernel, bias, projected, factor), strict=True)
+    inputs = (hidden, kernel, bias, projected, factor)
+    needs = Needs(
+        *(need and x is not None and upstream is not None for need, x in zip(needs_grad, inputs, strict=True))
     )
     tokens, features = ops.shape(hidden)
     num_classes = kernel.shape[0 if transpose else 1]
@@ -117,7 +116,7 @@ def _run_on_device(rows, replicated, *, mesh, needs_grad, transpose, rule, chunk
         is_masked=is_active is not None,
         copies=rule.num_logits + (factor is not None),
         chunk_bytes=chunk_bytes,
-        needs_kernel=needs_kernel,
+        needs_kernel=needs.kernel,
         features=features,
         has_large_blocks=rule.has_large_blocks,
     )
@@ -145,9 +144,8 @@ def _run_on_device(rows, replicated, *, mesh, needs_grad, transpose, rule, chunk
             logits = logits + matmul(low, factor, transpose_b=transpose)
         if bias is not None:
             logits = logits + ops.cast(bias, dtype)
-        d_logits, factors, columns = _apply(
-            rule, logits, rule.arrays(rows_of_chunk(start), constants), constants, d_columns
-        )
+        arrays_of_chunk = rule.arrays(rows_of_chunk(start), constants)
+        d_logits, factors, columns = rule.of_chunk(logits, arrays_of_chunk, constants, d_columns)
         carry = carry._replace(columns=update_rows(carry.columns, start, ops.concatenate(columns, axis=1)))
         if upstream is None:
             return carry
@@ -155,23 +153,7 @@ def _run_on_device(rows, replicated, *, mesh, needs_grad, transpose, rule, chunk
             # Several chunks are left out where no token is active; a single one is computed, from a kernel of NaN too.
             d_logits = zero_unused(d_logits, factors, columns)
         d_logits = ops.cast(d_logits, kernel.dtype)
-        if needs_hidden:
-            d_chunk = _times(matmul_over_classes(d_logits, kernel, transpose=not transpose), factors)  # [size, D]
-            carry = carry._replace(d_hidden=update_rows(carry.d_hidden, start, d_chunk))
-        if needs_projected:
-            d_low = _times(matmul(d_logits, factor, transpose_b=not transpose), factors)  # [size, R]
-            carry = carry._replace(d_projected=update_rows(carry.d_projected, start, d_low))
-        if needs_kernel:
-            rows = _times(chunk, factors)
-            # A product whose left factor is transposed is slow on XLA:CPU.
-            is_slow = not transpose and uses_xla_cpu()
-            rows_t = _backend.opaque(ops.transpose(rows)) if is_slow else None  # [D, size]
-            carry = carry._replace(d_kernel=_add_product(carry.d_kernel, rows, d_logits, transpose, rows_t))
-        if needs_factor:
-            carry = carry._replace(d_factor=_add_product(carry.d_factor, _times(low, factors), d_logits, transpose))
-        if needs_bias:
-            carry = carry._replace(d_bias=carry.d_bias + ops.sum(_times(ops.cast(d_logits, dtype), factors), axis=0))
-        return carry
+        return _add_gradients(carry, start, d_logits, factors, (chunk, kernel, low, factor), needs, transpose)
 
     def zeros(needed, *shape):
         # TensorFlow would make a constant of them, and copies of that while it compiles: 6 of 2 MB.
@@ -180,12 +162,12 @@ def _run_on_device(rows, replicated, *, mesh, needs_grad, transpose, rule, chunk
     rows_of_loop = size * num_chunks
     carry = Carry(
         columns=ops.zeros((rows_of_loop, rule.num_columns), dtype),
-        d_hidden=zeros(needs_hidden, rows_of_loop, features),
+        d_hidden=zeros(needs.hidden, rows_of_loop, features),
         # With one chunk the product is the gradient.
-        d_kernel=zeros(needs_kernel and not is_single, *kernel.shape),
-        d_bias=zeros(needs_bias, num_classes),
-        d_projected=zeros(needs_projected, rows_of_loop, None if factor is None else projected.shape[1]),
-        d_factor=None if not needs_factor or is_single else ops.zeros(factor.shape, dtype),
+        d_kernel=zeros(needs.kernel and not is_single, *kernel.shape),
+        d_bias=zeros(needs.bias, num_classes),
+        d_projected=zeros(needs.projected, rows_of_loop, None if factor is None else projected.shape[1]),
+        d_factor=None if not needs.factor or is_single else ops.zeros(factor.shape, dtype),
     )
     if is_single:
         carry = body(0, carry)
@@ -203,6 +185,52 @@ def _run_on_device(rows, replicated, *, mesh, needs_grad, transpose, rule, chunk
     return restore(carry.columns), gradients
 
 
+def _prepared(rows, replicated, rule):
+    """The arrays in the dtypes that they are multiplied in, 0 for inactive tokens."""
+    hidden, projected, upstream, is_active, *arrays = rows
+    kernel, bias, factor, *constants = replicated
+    if not on_accelerator():
+        # A CPU multiplies 16-bit floats by way of float32 in any case.
+        hidden = ops.cast(hidden, accumulator_dtype(hidden))
+    kernel = ops.cast(kernel, hidden.dtype)
+    arrays, constants = rule.prepare(arrays, constants)
+    # Inactive tokens may hold NaN, and 0 * NaN would make the kernel's gradient NaN.
+    hidden = where_or_zero(hidden, is_active)
+    if factor is not None:
+        projected, factor = where_or_zero(ops.cast(projected, hidden.dtype), is_active), ops.cast(factor, hidden.dtype)
+    upstream = None if upstream is None else where_or_zero(upstream, is_active)
+    if not rule.leaves_rows:
+        arrays = [where_or_zero(a, is_active) if is_float(a) else a for a in arrays]
+    return (hidden, projected, upstream, is_active, arrays), (kernel, bias, factor, constants)
+
+
+def _add_gradients(carry, start, d_logits, factors, factors_of_logits, needs, transpose):
+    """The state with the gradients of a chunk that begins at `start`; `d_logits` times `factors` is that of its logits.
+
+    `factors_of_logits` are what the logits are products of: hidden states `[size, D]` and kernel, and of low rank
+    projected ones `[size, R]` and the other factor.
+    """
+    chunk, kernel, low, factor = factors_of_logits
+    if needs.hidden:
+        d_chunk = _times(matmul_over_classes(d_logits, kernel, transpose=not transpose), factors)  # [size, D]
+        carry = carry._replace(d_hidden=update_rows(carry.d_hidden, start, d_chunk))
+    if needs.projected:
+        d_low = _times(matmul(d_logits, factor, transpose_b=not transpose), factors)  # [size, R]
+        carry = carry._replace(d_projected=update_rows(carry.d_projected, start, d_low))
+    if needs.kernel:
+        rows = _times(chunk, factors)
+        # A product whose left factor is transposed is slow on XLA:CPU.
+        is_slow = not transpose and uses_xla_cpu()
+        rows_t = _backend.opaque(ops.transpose(rows)) if is_slow else None  # [D, size]
+        carry = carry._replace(d_kernel=_add_product(carry.d_kernel, rows, d_logits, transpose, rows_t))
+    if needs.factor:
+        carry = carry._replace(d_factor=_add_product(carry.d_factor, _times(low, factors), d_logits, transpose))
+    if needs.bias:
+        d_bias = ops.sum(_times(ops.cast(d_logits, carry.d_bias.dtype), factors), axis=0)
+        carry = carry._replace(d_bias=carry.d_bias + d_bias)
+    return carry
+
+
 def _add_product(total, rows, d_logits, transpose, rows_t=None):
     """`total + transpose(rows) @ d_logits` `[D, V]`, or the transpose of that; `rows_t` may hold `transpose(rows)`."""
 
@@ -214,36 +242,6 @@ def _add_product(total, rows, d_logits, transpose, rows_t=None):
         return matmul(rows_t, d_logits)  # [D, V]
 
     return accumulate_matmul(total, product, d_logits, classes_first=transpose)
-
-
-def _apply(rule, logits, arrays, constants, upstream):
-    """The gradient for the logits, in their memory, factors of its rows, and the columns of the rule.
-
-    Without `upstream` there is no gradient, and factors only of some rules: None.
-    """
-    found = rule.row_scaled(upstream, logits, arrays, constants) if uses_xla_cpu() else None
-    if found is not None:
-        return found.matrix, found.factors, found.columns
-    has_upstream = upstream is not None
-    arrays = (*arrays, *rule.row_maxima(logits, arrays))
-
-    def on_block(logits, *arrays):
-        upstream, arrays = (arrays[0], arrays[1:]) if has_upstream else (None, arrays)
-        columns, residuals = rule.forward(logits, arrays, constants)
-        if not has_upstream:
-            return columns
-        # The gradient takes the memory of the logits. XLA:CPU would copy them for a reader that it does not wait for.
-        for column in columns:
-            upstream = add_dependency(upstream, column)
-        return rule.backward(upstream, residuals, logits, arrays, constants), *columns
-
-    arrays = (logits, upstream, *arrays) if has_upstream else (logits, *arrays)
-    if uses_xla_cpu():
-        columns = (ops.zeros_like(logits[:, :1]),) * (rule.num_columns + has_upstream)
-        results = map_row_blocks(on_block, arrays, columns, in_place=has_upstream, is_large=rule.has_large_blocks)
-    else:
-        results = on_block(*arrays)
-    return (results[0], None, tuple(results[1:])) if has_upstream else (None, None, tuple(results))
 
 
 def _times(array, factors):

@@ -3,8 +3,12 @@
 import abc
 from typing import Any
 
+from keras import ops
+
+from keras_xent._backend import uses_xla_cpu
 from keras_xent._types import Tensor
-from keras_xent.kernels._exponentials import RowScaled
+from keras_xent.kernels._exponentials import RowScaled, add_dependency
+from keras_xent.kernels._xla_cpu import map_row_blocks
 
 
 class Rule(abc.ABC):
@@ -33,6 +37,38 @@ class Rule(abc.ABC):
     @abc.abstractmethod
     def backward(self, upstream: Tensor, residuals: Any, logits: Tensor, arrays: Any, constants: Any) -> Tensor:
         """The gradient for the logits of `sum(upstream * values)`; `upstream` has a column for each value."""
+
+    def of_chunk(
+        self, logits: Tensor, arrays: Any, constants: Any, upstream: Tensor
+    ) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
+        """The gradient for the logits, in their memory, factors of its rows, and the columns.
+
+        Without `upstream` there is no gradient, and factors only of some rules: None.
+        """
+        found = self.row_scaled(upstream, logits, arrays, constants) if uses_xla_cpu() else None
+        if found is not None:
+            return found.matrix, found.factors, found.columns
+        has_upstream = upstream is not None
+        arrays = (*arrays, *self.row_maxima(logits, arrays))
+
+        def on_block(logits, *arrays):
+            upstream, arrays = (arrays[0], arrays[1:]) if has_upstream else (None, arrays)
+            columns, residuals = self.forward(logits, arrays, constants)
+            if not has_upstream:
+                return columns
+            # The gradient takes the memory of the logits. XLA:CPU would copy them for a reader that it does not wait
+            # for.
+            for column in columns:
+                upstream = add_dependency(upstream, column)
+            return self.backward(upstream, residuals, logits, arrays, constants), *columns
+
+        arrays = (logits, upstream, *arrays) if has_upstream else (logits, *arrays)
+        if uses_xla_cpu():
+            columns = (ops.zeros_like(logits[:, :1]),) * (self.num_columns + has_upstream)
+            results = map_row_blocks(on_block, arrays, columns, in_place=has_upstream, is_large=self.has_large_blocks)
+        else:
+            results = on_block(*arrays)
+        return (results[0], None, tuple(results[1:])) if has_upstream else (None, None, tuple(results))
 
     def row_scaled(self, upstream: Tensor, logits: Tensor, arrays: Any, constants: Any) -> RowScaled | None:
         """The columns, and the gradient for the logits as a matrix and factors of its rows; None: not of this form.
