@@ -6,6 +6,7 @@ from keras import ops
 
 from keras_xent import provenance
 from keras_xent._backend import snapshot
+from keras_xent.layers._heads import head_of
 
 
 def has_matrix(layer: Any) -> bool:
@@ -39,23 +40,19 @@ def quantized_head(
     logit_softcap: float | None = None,
 ) -> provenance.Head:
     """The inputs of the logits of a quantized layer. The kernel is not trained."""
-    hidden, trained = ops.cast(inputs, "float32"), ["hidden"]
+    hidden = ops.cast(inputs, "float32")
     if rounds_inputs and layer.inputs_quantizer:
         rounded, scale = layer.inputs_quantizer(inputs, axis=-1)
         # As in Keras, the gradient passes the rounding of the inputs.
         hidden = hidden + ops.stop_gradient(ops.cast(rounded, "float32") / ops.cast(scale, "float32") - hidden)
-    if bias is not None and bias.trainable:
-        trained.append("bias")
-    return provenance.Head(
+    return head_of(
+        layer,
+        training,
         hidden=hidden,
         kernel=ops.stop_gradient(kernel),
-        bias=None if bias is None else snapshot(bias),
+        bias=bias,
         transpose_kernel=transpose_kernel,
         logit_softcap=logit_softcap,
-        training=provenance.is_training(training),
-        gradients=tuple(trained),
-        layer=layer.name,
-        chunk_bytes=getattr(layer, "chunk_bytes", None),
     )
 
 

@@ -1,6 +1,5 @@
 """A dense output layer whose logits carry their provenance."""
 
-import functools
 from typing import Any
 
 import keras
@@ -8,6 +7,7 @@ from keras import ops
 
 from keras_xent import arguments, provenance
 from keras_xent._backend import snapshot
+from keras_xent.layers._heads import head_of, rematerialized, weights_of
 from keras_xent.layers._plain_files import entry_of
 from keras_xent.layers._quantized import dequantized, has_matrix, quantized_head, with_projections
 from keras_xent.layers.vocabulary_layout import must_divide
@@ -85,13 +85,6 @@ class LogitsDense(keras.layers.Dense):
         return call_quantized_dense(self, inputs, training)
 
 
-def rematerialized(wrap: Any, layer_call: Any, *args: Any, **kwargs: Any) -> Any:
-    """The call that Keras wraps for `keras.RematScope`, whose flags are given before."""
-    flags = {name: kwargs.pop(name) for name in ("reverse", "training") if isinstance(kwargs.get(name), bool)}
-    call = wrap(functools.partial(layer_call, **flags), *args, **kwargs)
-    return lambda *args, **kwargs: call(*args, **{k: v for k, v in kwargs.items() if k not in flags})
-
-
 def call_dense(layer: Any, inputs: Any, training: bool | None = None) -> Any:
     """Calls a `Dense` layer, and attaches the provenance of its logits."""
     head = dense_head(layer, inputs, training)
@@ -105,33 +98,9 @@ def call_dense(layer: Any, inputs: Any, training: bool | None = None) -> Any:
 
 def dense_head(layer: Any, inputs: Any, training: Any = None) -> provenance.Head:
     """Returns the inputs of the logits of a `Dense` layer."""
-    kernel, low_rank, trained = layer.kernel, None, {"hidden": True}
-    if getattr(layer, "lora_enabled", False):
-        kernel, factors = weights_without_lora(layer, "kernel"), (layer.lora_kernel_a, layer.lora_kernel_b)
-        low_rank = scaled_factors(layer, factors)
-        trained["low_rank"] = any(factor.trainable for factor in factors)
-    trained |= {name: w is not None and w.trainable for name, w in (("kernel", kernel), ("bias", layer.bias))}
-    return provenance.Head(
-        hidden=inputs,
-        kernel=snapshot(kernel),
-        bias=None if layer.bias is None else snapshot(layer.bias),
-        training=provenance.is_training(training),
-        gradients=tuple(name for name, is_trained in trained.items() if is_trained),
-        layer=layer.name,
-        chunk_bytes=getattr(layer, "chunk_bytes", None),
-        low_rank=low_rank,
-    )
-
-
-def weights_without_lora(layer: Any, name: str) -> Any:
-    """The variable to which LoRA adds the product of its factors, and which the layer's attribute hides."""
-    return next(weights for weights in layer.weights if weights.name == name)
-
-
-def scaled_factors(layer: Any, factors: tuple[Any, Any]) -> tuple[Any, Any]:
-    """The factors of LoRA, whose product is what the layer adds to its weights."""
-    first, second = map(snapshot, factors)
-    return first * (layer.lora_alpha / layer.lora_rank), second
+    kernel, factors, trained = weights_of(layer, "kernel")
+    matrices = {"kernel": snapshot(kernel), "bias": layer.bias, "low_rank": factors}
+    return head_of(layer, training, trained, hidden=inputs, **matrices)
 
 
 def call_quantized_dense(layer: Any, inputs: Any, training: bool | None = None) -> Any:
@@ -145,12 +114,12 @@ def call_quantized_dense(layer: Any, inputs: Any, training: bool | None = None) 
 
 
 def _quantized_dense_head(layer, inputs, training):
-    zero, factors = getattr(layer, "kernel_zero", None), None
-    weights = layer.kernel if not layer.lora_enabled else _integers_without_lora(layer)
+    zero = getattr(layer, "kernel_zero", None)
+    weights, factors, _ = weights_of(layer, "kernel")
     # With groups of features Keras multiplies floats.
     rounds_inputs = zero is None
-    if layer.lora_enabled:
-        factors = scaled_factors(layer, (layer.lora_kernel_a, layer.lora_kernel_b))
+    if factors is not None:
+        weights = _unpacked(layer, weights)
         if rounds_inputs:
             weights = ops.pad(ops.convert_to_tensor(weights), ((0, layer.lora_rank), (0, 0)))
     kernel = dequantized(weights, layer.kernel_scale, zero, getattr(layer, "g_idx", None), axis=0)
@@ -162,10 +131,11 @@ def _quantized_dense_head(layer, inputs, training):
     return head._replace(low_rank=factors, gradients=(*head.gradients, "low_rank"))
 
 
-def _integers_without_lora(layer):
-    weights, features = weights_without_lora(layer, "kernel"), layer.lora_kernel_a.shape[0]
+def _unpacked(layer, weights):
+    """The integers of a layer with LoRA, one to a place."""
     if layer.quantization_mode == "int8":
         return weights
+    features = layer.lora_kernel_a.shape[0]
     # Two classes share a byte; before Keras 3.15 two features.
     length, axis = (layer.units, -1) if weights.shape[0] == features else (features, 0)
     return keras.quantizers.unpack_int4(ops.convert_to_tensor(weights), length, axis=axis)

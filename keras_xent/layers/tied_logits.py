@@ -8,9 +8,9 @@ from keras import ops
 from keras_xent import _keras, arguments, provenance
 from keras_xent._backend import snapshot
 from keras_xent.kernels._dtypes import is_float
+from keras_xent.layers._heads import head_of, rematerialized, weights_of
 from keras_xent.layers._plain_files import entry_of
 from keras_xent.layers._quantized import dequantized, has_matrix, quantized_head
-from keras_xent.layers.logits_dense import rematerialized, scaled_factors, weights_without_lora
 from keras_xent.layers.vocabulary_layout import must_divide
 
 
@@ -111,25 +111,19 @@ def _call(layer, inputs, reverse, training):
 
 def embedding_head(layer: Any, inputs: Any, training: Any = None) -> provenance.Head:
     """Returns the inputs of the logits of a `ReversibleEmbedding`."""
-    weights = layer.embeddings if layer.tie_weights else layer.reverse_embeddings
-    low_rank, trained = None, {"hidden": True}
-    if layer.tie_weights and getattr(layer, "lora_enabled", False):
-        weights, factors = weights_without_lora(layer, "embeddings"), (layer.lora_embeddings_a, layer.lora_embeddings_b)
-        low_rank = scaled_factors(layer, factors)
-        trained["low_rank"] = any(factor.trainable for factor in factors)
-    kernel, trained["kernel"] = snapshot(weights), weights.trainable
+    weights, factors, trained = weights_of(layer, "embeddings" if layer.tie_weights else "reverse_embeddings")
+    kernel = snapshot(weights)
     if layer.reverse_dtype is not None:
         inputs, kernel = ops.cast(inputs, layer.reverse_dtype), ops.cast(kernel, layer.reverse_dtype)
-    return provenance.Head(
+    return head_of(
+        layer,
+        training,
+        trained,
         hidden=inputs,
         kernel=kernel,
         transpose_kernel=layer.tie_weights,
         logit_softcap=layer.logit_soft_cap,
-        training=provenance.is_training(training),
-        gradients=tuple(name for name, is_trained in trained.items() if is_trained),
-        layer=layer.name,
-        chunk_bytes=getattr(layer, "chunk_bytes", None),
-        low_rank=low_rank,
+        low_rank=factors,
     )
 
 
@@ -157,12 +151,11 @@ def _dequantized_kernel(layer):
     """`[V, D]` of tied weights, `[D, V]` of others."""
     groups = getattr(layer, "g_idx", None)
     if layer.tie_weights:
-        zero, weights = getattr(layer, "embeddings_zero", None), layer.embeddings
-        if getattr(layer, "lora_enabled", False):
-            # Keras leaves LoRA out of the logits of quantized embeddings.
-            weights = weights_without_lora(layer, "embeddings")
-            if layer.quantization_mode == "int4":
-                weights = keras.quantizers.unpack_int4(ops.convert_to_tensor(weights), layer.output_dim, axis=-1)
+        zero = getattr(layer, "embeddings_zero", None)
+        # Keras leaves LoRA out of the logits of quantized embeddings.
+        weights, factors, _ = weights_of(layer, "embeddings")
+        if factors is not None and layer.quantization_mode == "int4":
+            weights = keras.quantizers.unpack_int4(ops.convert_to_tensor(weights), layer.output_dim, axis=-1)
         return dequantized(weights, layer.embeddings_scale, zero, groups, axis=1)
     weights = layer.reverse_embeddings
     if layer.quantization_mode == "int4":

@@ -1,0 +1,52 @@
+"""Heads of `Dense` and `ReversibleEmbedding` layers: their weights, also under LoRA, and how a head is made."""
+
+import functools
+from typing import Any, NamedTuple
+
+from keras_xent import provenance
+from keras_xent._backend import snapshot
+
+
+class Weights(NamedTuple):
+    """The weights of a layer, the factors whose product LoRA adds to them (None without), and which are trained."""
+
+    variable: Any
+    factors: tuple[Any, Any] | None
+    trained: tuple[str, ...]
+
+
+def weights_of(layer: Any, name: str) -> Weights:
+    """The weights that the layer has under this name."""
+    if not getattr(layer, "lora_enabled", False) or not hasattr(layer, f"lora_{name}_a"):
+        variable = getattr(layer, name)
+        return Weights(variable, None, ("kernel",) * variable.trainable)
+    # The layer's attribute has the product added.
+    variable = next(weights for weights in layer.weights if weights.name == name)
+    factors = getattr(layer, f"lora_{name}_a"), getattr(layer, f"lora_{name}_b")
+    trained = ("kernel",) * variable.trainable + ("low_rank",) * any(factor.trainable for factor in factors)
+    first, second = map(snapshot, factors)
+    return Weights(variable, (first * (layer.lora_alpha / layer.lora_rank), second), trained)
+
+
+def head_of(
+    layer: Any, training: Any, trained: tuple[str, ...] = (), *, bias: Any = None, **inputs: Any
+) -> provenance.Head:
+    """The head of a layer with these `inputs` of its logits, and the bias, a variable.
+
+    `trained` are the names of those that are trained beside hidden states and bias.
+    """
+    return provenance.Head(
+        **inputs,
+        bias=None if bias is None else snapshot(bias),
+        training=provenance.is_training(training),
+        gradients=("hidden", *trained, *["bias"] * (bias is not None and bias.trainable)),
+        layer=layer.name,
+        chunk_bytes=getattr(layer, "chunk_bytes", None),
+    )
+
+
+def rematerialized(wrap: Any, layer_call: Any, *args: Any, **kwargs: Any) -> Any:
+    """The call that Keras wraps for `keras.RematScope`, whose flags are given before."""
+    flags = {name: kwargs.pop(name) for name in ("reverse", "training") if isinstance(kwargs.get(name), bool)}
+    call = wrap(functools.partial(layer_call, **flags), *args, **kwargs)
+    return lambda *args, **kwargs: call(*args, **{k: v for k, v in kwargs.items() if k not in flags})
