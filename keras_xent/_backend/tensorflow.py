@@ -101,25 +101,28 @@ def update_rows(array: Tensor, start: Any, rows: Tensor) -> Tensor:
 def take_at_columns(array: Tensor, columns: Tensor) -> Tensor:
     """The numbers of `array` at the indices `columns` along axis 1; both have the same other axes."""
     # The gradient of `tf.gather` has a transposition that XLA cannot compile in the second derivative of a loop.
-    shape = tf.shape(columns)
-    others = [
-        tf.reshape(tf.range(shape[axis]), [-1 if i == axis else 1 for i in range(len(array.shape))])
-        for axis in range(len(array.shape))
-    ]
-    indices = [tf.cast(columns, "int32") if axis == 1 else tf.broadcast_to(r, shape) for axis, r in enumerate(others)]
-    return tf.gather_nd(array, tf.stack(indices, axis=-1))
+    return tf.reshape(tf.gather_nd(array, _places(columns)), tf.shape(columns))
 
 
 def add_at_columns(array: Tensor, columns: Tensor, values: Tensor) -> Tensor:
     """`[n, V]` with `values` `[n, K]` added at `columns` `[n, K]`; those that come twice are added twice."""
-    rows = tf.broadcast_to(tf.range(tf.shape(columns)[0])[:, None], tf.shape(columns))
-    return tf.tensor_scatter_nd_add(array, tf.stack([rows, columns], axis=-1), values)
+    return tf.tensor_scatter_nd_add(array, _places(columns), tf.reshape(values, (-1,)))
 
 
 def set_at_columns(array: Tensor, columns: Tensor, values: Tensor) -> Tensor:
     """`[n, V]` with `values` `[n, 1]` in place of the numbers at `columns` `[n, 1]`."""
-    rows = tf.range(tf.shape(columns)[0])[:, None]
-    return tf.tensor_scatter_nd_update(array, tf.concat([rows, columns], axis=1), values[:, 0])
+    return tf.tensor_scatter_nd_update(array, _places(columns), tf.reshape(values, (-1,)))
+
+
+def _places(columns):
+    """`[number of columns, axes]`: the indices of the numbers at the indices `columns` along axis 1.
+
+    Made in one way, so that XLA finds that those of equal columns are equal: each is a kernel to compile, of 1 to 2 MB.
+    """
+    shape, rank = tf.shape(columns), len(columns.shape)
+    ranges = [tf.reshape(tf.range(shape[i]), [-1 if i == axis else 1 for axis in range(rank)]) for i in range(rank)]
+    indices = [tf.cast(columns, "int32") if i == 1 else tf.broadcast_to(r, shape) for i, r in enumerate(ranges)]
+    return tf.stack([tf.reshape(one, (-1,)) for one in indices], axis=-1)
 
 
 def scale_or_zero(array: Tensor, factor: Tensor) -> Tensor:

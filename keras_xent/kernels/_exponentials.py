@@ -118,7 +118,7 @@ def _entropy(exp_shifted, label_exp, sum_exp_minus_one):
         return e * (_below_max(e) + where_or_zero(share, e < row_statistics.OF_LARGEST))
 
     return row_statistics.entropy(
-        lambda share: row_sum(term, exp_shifted, share) + term(label_exp, share), sum_exp_minus_one
+        lambda share: row_sum(term, exp_shifted, share, is_long_term=True) + term(label_exp, share), sum_exp_minus_one
     )
 
 

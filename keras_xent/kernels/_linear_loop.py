@@ -162,11 +162,12 @@ def _run_on_device(rows, replicated, *, mesh, needs_grad, transpose, rule, chunk
     rows_of_loop = size * num_chunks
     carry = Carry(
         columns=ops.zeros((rows_of_loop, rule.num_columns), dtype),
-        d_hidden=zeros(needs.hidden, rows_of_loop, features),
+        # Of each row that is kept the loop writes the gradient, whatever it begins with: zeros are a kernel to compile.
+        d_hidden=ops.cast(hidden, dtype) if needs.hidden else None,
         # With one chunk the product is the gradient.
         d_kernel=zeros(needs.kernel and not is_single, *kernel.shape),
         d_bias=zeros(needs.bias, num_classes),
-        d_projected=zeros(needs.projected, rows_of_loop, None if factor is None else projected.shape[1]),
+        d_projected=ops.cast(projected, dtype) if needs.projected else None,
         d_factor=None if not needs.factor or is_single else ops.zeros(factor.shape, dtype),
     )
     if is_single:

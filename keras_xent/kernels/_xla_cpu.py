@@ -54,6 +54,8 @@ COMPILES_SLOWLY = _backend.XLA_CPU_FUSES_SLICED_SUMS
 
 # The sum of the slices, which is smaller the more there are, is in memory where the sum of the row does not compute it.
 _MIN_SLICES = 8 if SUM_COMPUTES_TERMS else 16
+# Long terms take no longer in few slices. Each repeats them in the program: 8 of the entropy compile in 8 MB more.
+_MIN_SLICES_OF_LONG_TERMS = 2 if SUM_COMPUTES_TERMS else 16
 _MIN_SLICED_ROW = 2048
 # Each slice is a part of the program, and hundreds of them take long to compile.
 _MAX_SLICED_ROW = 64 * _MAX_SLICE
@@ -138,20 +140,21 @@ def from_bits(array: Tensor, dtype: str) -> Tensor:
     return _backend.bitcast(array, dtype) if dtype else array
 
 
-def row_sum(term: Callable, *arrays: Tensor) -> Tensor:
+def row_sum(term: Callable, *arrays: Tensor, is_long_term: bool = False) -> Tensor:
     """`sum(term(*arrays), axis=1, keepdims=True)`; of long rows without `term(*arrays)` in memory.
 
     The arrays have `C` columns, or one that is broadcast; the number of columns is that of the first. Only for terms
-    that XLA fuses whole: one that uses an expensive function twice is written to memory after all.
+    that XLA fuses whole: one that uses an expensive function twice is written to memory after all. `is_long_term` says
+    that a term has dozens of operations.
     """
-    return _reduce_slices(term, ops.add, ops.sum, arrays)
+    return _reduce_slices(term, ops.add, ops.sum, arrays, _MIN_SLICES_OF_LONG_TERMS if is_long_term else _MIN_SLICES)
 
 
 def row_max(values: Callable, array: Tensor) -> Tensor:
     """`max(values(array), axis=1, keepdims=True)`, as `row_sum`."""
     if not _MAXIMUM_COMPUTES_TERMS:
         return ops.max(values(array), axis=1, keepdims=True)
-    return _reduce_slices(values, ops.maximum, ops.max, (array,))
+    return _reduce_slices(values, ops.maximum, ops.max, (array,), _MIN_SLICES)
 
 
 def sums_in_slices(rows: Tensor) -> bool:
@@ -179,7 +182,7 @@ def is_compiled_fast(rows: Tensor) -> bool:
     return COMPILES_SLOWLY and uses_xla_cpu() and is_known and num_rows * columns < _FEW_TO_COMPILE
 
 
-def _reduce_slices(term, combine, reduce, arrays):
+def _reduce_slices(term, combine, reduce, arrays, fewest):
     if _inside_block.get() or not sums_in_slices(arrays[0]):
         terms = term(*arrays)
         if combine is ops.add and sums_short_rows(arrays[0]) and not is_compiled_fast(arrays[0]):
@@ -188,7 +191,7 @@ def _reduce_slices(term, combine, reduce, arrays):
     columns = arrays[0].shape[1]
     # Cast before they are sliced, 16-bit floats are cast inside the fused program; after, slice by slice.
     arrays = [ops.cast(a, "float32") if narrow_float(a) else a for a in arrays]
-    num_slices = max(_MIN_SLICES, columns // _MAX_SLICE)
+    num_slices = max(fewest, columns // _MAX_SLICE)
     width = columns // num_slices // _PARTS * _PARTS
     rest = columns - num_slices * width
     bounds = [(i * width, (i + 1) * width) for i in range(num_slices)]
