@@ -10,12 +10,13 @@ from typing import Any, NamedTuple
 import keras
 from keras import ops
 
-from keras_xent import _keras, arguments, provenance
-from keras_xent._backend import is_eager, replace_own, restore_own
+from keras_xent import _endings, _keras, arguments, provenance
+from keras_xent._backend import is_eager, replace_own, restore_own, traced_ending
 from keras_xent._types import Tensor
 from keras_xent.kernels._dtypes import to_tensor
 from keras_xent.kernels._masking import both
 from keras_xent.kernels._shapes import align_weights, squeeze_class_axis
+from keras_xent.kernels.probabilities import are_distributions, log_odds, log_probabilities
 from keras_xent.layers.fuse_head import output_layer
 from keras_xent.layers.logits_dense import dense_head
 from keras_xent.layers.tied_logits import embedding_head
@@ -60,32 +61,49 @@ def call_without_logits(model: Any, x: Any, training: bool | None = None) -> Out
     if not isinstance(model, keras.Layer):
         raise ValueError(f"`model` must be a Keras model. Received: {model!r}.")
     layer = output_layer(model)
-    if layer is not None and _is_head(layer):
-        with _heads_of([layer]) as found:
-            returned = _only_output(model, model(x, training=training))
-        # A model may call its output layer in a way of its own, and never come here.
-        if found:
-            return Output(found[-1][0], None, _keras.mask_of(returned))
-    elif layer is None and (layers := [one for one in _keras.all_layers(model) if _is_logits_layer(one)]):
+    layers = [one for one in _keras.all_layers(model) if _is_logits_layer(one)] if layer is None else [layer]
+    if layers and _is_head(layers[0]):
         try:
             with _heads_of(layers) as found:
                 returned = _only_output(model, model(x, training=training))
         except Exception:  # What comes after the head did not expect a stand-in; the call below tells the truth.
             found = []
-        heads = [head for head, stand_in in found if stand_in is returned]
-        if heads:
-            return Output(heads[-1], None, _keras.mask_of(returned))
+        # Of several calls the later ones may have got what was computed from the stand-in of an earlier one.
+        if len(found) == 1 and (layer is not None or found[0][1] is returned):
+            return Output(found[0][0], None, _keras.mask_of(returned))
     predictions = _only_output(model, model(x, training=training))
-    mask = _keras.mask_of(predictions)
+    logits = _logits_of(model, predictions)
+    return Output(None if is_eager(logits) else provenance.head_of(logits), logits, _keras.mask_of(predictions))
+
+
+def _logits_of(model, predictions):
+    """The predictions, or the logits before the softmax that has made them."""
     expected = "sigmoid" if len(predictions.shape) == 1 or predictions.shape[-1] == 1 else "softmax"
     activation, logits = provenance.activation_and_logits(predictions, expected)
+    if activation is None:
+        activation = _ending_without_provenance(model, predictions)
     if activation == "sigmoid" != expected:
         raise ValueError(
             "`model` must return logits, or a softmax of them. Received: a sigmoid of "
             f"{predictions.shape[-1]} units, whose probabilities are those of independent labels, not of classes."
         )
-    logits = logits if activation == expected else predictions
-    return Output(None if is_eager(logits) else provenance.head_of(logits), logits, mask)
+    if activation != expected:
+        return predictions
+    if logits is not None:
+        return logits
+    if activation == "sigmoid":
+        return log_odds(predictions)
+    return log_probabilities(predictions, is_clipped=False)
+
+
+def _ending_without_provenance(model, predictions):
+    """The activation that a model ends in, where its output does not tell: what JAX traces has no logits attached."""
+    if is_eager(predictions):
+        is_softmax = len(predictions.shape) > 1 and are_distributions(predictions)
+        return "softmax" if is_softmax else None
+    outputs = getattr(model, "outputs", None) or []
+    end = _endings.ending_of(outputs[0]) if len(outputs) == 1 else traced_ending(predictions)
+    return None if end is None else end[1]
 
 
 def _only_output(model, returned):

@@ -133,8 +133,9 @@ def _batches(data: Any, batch_size: int) -> Iterator[tuple[Any, Any, Any]]:
         x = x if any(hasattr(one, "shape") for one in keras.tree.flatten(x)) else np.asarray(x)
         arrays = (x, *(np.asarray(one) if isinstance(one, list) else one for one in others))
         examples = len(keras.tree.flatten(x)[0])
-        if len(arrays[1]) != examples:
-            raise ValueError(f"`data` must have as many labels as examples. Received: {examples} and {len(arrays[1])}.")
+        for name, one in zip(("labels", "weights"), arrays[1:], strict=False):
+            if one is not None and len(one) != examples:
+                raise ValueError(f"`data` must have as many {name} as examples. Received: {examples} and {len(one)}.")
         for start in range(0, len(arrays[1]), batch_size):
             piece = keras.tree.map_structure(lambda a: a[start : start + batch_size], arrays)  # noqa: B023
             yield (*piece, None)[:3]

@@ -236,11 +236,18 @@ def _distance(one, other):
 
 
 def as_logits(
-    predictions: Tensor, *, from_logits: bool, activation: str, axis: int = -1, dtype: str | None = None
+    predictions: Tensor,
+    *,
+    from_logits: bool,
+    activation: str,
+    axis: int = -1,
+    dtype: str | None = None,
+    is_clipped: bool = True,
 ) -> Any:
     """Logits of the given activation for `predictions`: themselves, those before it, or made from probabilities.
 
-    With a `dtype` they are cast to it, probabilities before their logarithm is taken.
+    With a `dtype` they are cast to it, probabilities before their logarithm is taken. `is_clipped` is that
+    of `log_probabilities`.
     """
     predictions = read_variable(predictions)
     made_by, pre_activation = activation_and_logits(predictions, activation, axis)
@@ -252,5 +259,7 @@ def as_logits(
         predictions = ops.cast(predictions, dtype or keras.config.floatx())
     if known:
         return predictions
-    log = log_probabilities if activation == "softmax" else log_odds
-    return log(predictions, is_loss_scaled=_keras.is_loss_scaled() if dtype_of(predictions) == "float16" else None)
+    is_loss_scaled = _keras.is_loss_scaled() if dtype_of(predictions) == "float16" else None
+    if activation == "sigmoid":
+        return log_odds(predictions, is_loss_scaled=is_loss_scaled)
+    return log_probabilities(predictions, is_clipped=is_clipped, is_loss_scaled=is_loss_scaled)

@@ -9,7 +9,7 @@ from keras import ops
 
 import keras_xent as kx
 from keras_xent import _without_logits
-from tests.backend import BACKEND, to_numpy
+from tests.backend import BACKEND, MODES, every_mode, tensor, to_numpy
 from tests.tiers import fast_for
 
 VOCABULARY, WIDTH, LENGTH = 31, 8, 5
@@ -96,6 +96,56 @@ def test_log_probabilities_are_those_from_the_predictions(name):
     np.testing.assert_allclose(mean, total / np.maximum(MASK.sum(1), 1), atol=1e-6)
     # The model is what it was.
     np.testing.assert_allclose(from_predictions(model, 1.7, "softmax" in name), expected)
+
+
+@every_mode
+@pytest.mark.parametrize("name", ["softmax layer", "subclass with a softmax", "subclass with a softmax in its head"])
+def test_a_softmax_is_undone_in_every_mode(name, mode):
+    """Of what JAX traces only the layers of the model and the program tell; of its eager tensors only the values."""
+    activation = "softmax" if name.endswith("head") else None
+    model = built(name) if name in MODELS else EndsInSoftmax(activation)
+    expected = from_predictions(model, 1.7, probabilities=True)
+    mine = MODES[mode](lambda tokens: kx.token_log_probs(model, tokens, LABELS, temperature=1.7))(tensor(TOKENS))
+    np.testing.assert_allclose(to_numpy(mine), expected, atol=2e-6)
+
+
+class EndsInSoftmax(keras.Model):
+    """A subclassed model that returns probabilities, of a layer or of an operation."""
+
+    def __init__(self, activation):
+        super().__init__()
+        self.embedding = keras.layers.Embedding(VOCABULARY, WIDTH)
+        self.dense = keras.layers.Dense(VOCABULARY, activation=activation)
+
+    def call(self, x):
+        output = self.dense(self.embedding(x))
+        return output if self.dense.activation is keras.activations.softmax else ops.softmax(output)
+
+
+@pytest.mark.parametrize(
+    "feed", [lambda x: x, lambda x: ops.max(x, axis=-1, keepdims=True)], ids=["all", "the largest"]
+)
+def test_a_head_that_is_called_again_with_its_own_logits_is_what_it_is(feed):
+    """What a later call gets would be computed from the stand-in for the logits of an earlier one."""
+    head = kx.layers.LogitsDense(WIDTH)
+
+    class Twice(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.embedding, self.head = keras.layers.Embedding(VOCABULARY, WIDTH), head
+
+        def call(self, x):
+            hidden = self.embedding(x)
+            return self.head(hidden + feed(self.head(hidden)))
+
+    tokens = keras.Input((None,), dtype="int32")
+    hidden = keras.layers.Embedding(VOCABULARY, WIDTH)(tokens)
+    labels = LABELS % WIDTH
+    for model in (Twice(), keras.Model(tokens, head(hidden + feed(head(hidden))))):
+        logits = to_numpy(model(TOKENS))
+        log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+        expected = np.take_along_axis(log_p, labels[..., None], -1)[..., 0]
+        np.testing.assert_allclose(to_numpy(kx.token_log_probs(model, TOKENS, labels)), expected, atol=2e-6)
 
 
 @fast_for("LogitsDense", "subclassed")

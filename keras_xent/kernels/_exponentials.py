@@ -83,7 +83,6 @@ def of_labels(
         compared["hit"] = _is_first_of_largest(others, labels, label_logit, max_of_others)
     label_exp = _exp_shifted(label_logit, max_logit, scale)
     exp_shifted = in_place(others, max_logit, scale=scale, read_before=tuple(compared.values()))
-    max_logit, label_logit = max_logit * scale, label_logit * scale
     # Of what is in memory, XLA:CPU has a fast sum.
     sum_of_others = ops.sum(exp_shifted, axis=1, keepdims=True)
     if "hit" in statistics:
@@ -92,14 +91,15 @@ def of_labels(
     sum_exp_minus_one = nan_unless(labels >= 0, sum_exp_minus_one)
     columns = {
         **compared,
-        "logsumexp": row.log_sum_exp(max_logit, sum_exp_minus_one, None),
+        "logsumexp": row.log_sum_exp(scale * max_logit, sum_exp_minus_one, None),
         "confidence": 1.0 / (1.0 + sum_exp_minus_one),
     }
     if "entropy" in statistics:
         columns["entropy"] = _entropy(exp_shifted, label_exp, sum_exp_minus_one)
         # The gradient is written over what the entropy reads.
         sum_of_others = add_dependency(sum_of_others, columns["entropy"])
-    nll = row.nll(label_logit, max_logit, sum_exp_minus_one, None)
+    # Of large logits the difference is exact, and their multiples are rounded.
+    nll = scale * row.max_minus_logit(label_logit, max_logit, None) + log1p(sum_exp_minus_one)
     found = tuple(columns[name] for name in statistics)
     return LabelExponentials(exp_shifted, label_exp, sum_of_others, sum_exp_minus_one, nll, found)
 
@@ -149,7 +149,7 @@ def zero_unused(matrix: Tensor, factors: Tensor, columns: tuple[Tensor, ...]) ->
 
 
 def _exp_shifted(logits, max_logit, scale):
-    # Of large logits the difference is exact, and their multiples are rounded.
+    # The difference first, as in the nll.
     shifted = row.shifted_logits(upcast(logits), max_logit, None)
     return ops.exp(shifted if scale == 1.0 else scale * shifted)
 

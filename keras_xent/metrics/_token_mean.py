@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import keras
 from keras import ops
 
-from keras_xent import _keras, _loss_statistics, _words, arguments, provenance
+from keras_xent import _endings, _keras, _loss_statistics, _words, arguments, provenance
 from keras_xent._backend import is_eager, no_autograph
 from keras_xent._named_arguments import NamedArguments
 from keras_xent._types import DType, Tensor
@@ -17,6 +17,7 @@ from keras_xent.kernels._labels import valid_mask
 from keras_xent.kernels._masking import both
 from keras_xent.kernels._shapes import align_weights, checked_axis, squeeze_class_axis
 from keras_xent.kernels.linear import LossStatistics
+from keras_xent.kernels.probabilities import are_distributions
 from keras_xent.metrics._exact_sums import ExactSums
 
 
@@ -216,6 +217,27 @@ class TokenMean(NamedArguments, keras.metrics.Metric):
                 f"{type(self).__name__} '{self.name}' counts masked tokens: on JAX a metric sees the Keras mask of a "
                 "model only where its loss is of keras_xent, and given to `compile` by itself. Use such a loss, or "
                 "mark padding with `ignore_class` or sample weights.",
+            )
+
+    def _logits(self, y_pred: Tensor, *, is_clipped: bool = True) -> Tensor:
+        """The logits, those of probabilities included; a warning where probabilities are taken for logits."""
+        if self.from_logits and provenance.activation_and_logits(y_pred, axis=self.axis)[1] is None:
+            self._warn_of_softmax(y_pred)
+        given = {"from_logits": self.from_logits, "axis": self.axis, "is_clipped": is_clipped}
+        return provenance.as_logits(y_pred, activation="softmax", **given)
+
+    def _warn_of_softmax(self, y_pred: Tensor) -> None:
+        if is_eager(y_pred):
+            are = "from_logits" not in self._warned and are_distributions(y_pred, self.axis)
+            reason = are and "the rows of `y_pred` are probabilities: none is below 0, and they sum to 1"
+        else:
+            layer = _keras.model_of_step() and _endings.softmax_layer_of(y_pred)
+            reason = layer and f"the layer '{layer}' makes probabilities of them by a softmax"
+        if reason:
+            self._warn_once(
+                "from_logits",
+                f"{type(self).__name__} has from_logits=True, but {reason}. Set from_logits=False, or end the model in "
+                "logits.",
             )
 
     def _from_record(self, record: _loss_statistics.LossRecord, sample_weight: Tensor) -> TokenValues | None:

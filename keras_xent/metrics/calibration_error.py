@@ -83,7 +83,8 @@ class CalibrationError(TokenMean):
     def update_state(self, y_true: Tensor, y_pred: Tensor, sample_weight: Tensor = None) -> None:
         """Adds the examples of a batch."""
         y_pred = provenance.read_variable(arguments.tensor("y_pred", y_pred))
-        if y_pred.shape[-1] == 1 or len(y_pred.shape) == 1:
+        rank = len(y_pred.shape)
+        if rank == 1 or (y_pred.shape[-1] == 1 and self.axis in (-1, rank - 1)):
             self._sums.add(self._sums_of_binary(y_true, y_pred, sample_weight))
         else:
             super().update_state(y_true, y_pred, sample_weight)
@@ -107,7 +108,7 @@ class CalibrationError(TokenMean):
         return _signed(statistics.confidence, statistics.hit)
 
     def _values_from_predictions(self, labels: Tensor, y_pred: Tensor, mask: Tensor) -> Tensor:
-        logits = provenance.as_logits(y_pred, from_logits=self.from_logits, activation="softmax", axis=self.axis)
+        logits = self._logits(y_pred, is_clipped=False)
         labels = class_indices(labels, y_pred.shape[self.axis], mask)
         names = ("confidence", "hit")
         return _signed(*dense_statistics(labels, logits, names, axis=self.axis, softcap=self.logit_softcap))

@@ -3,7 +3,7 @@
 import keras
 from keras import ops
 
-from keras_xent import arguments, provenance
+from keras_xent import arguments
 from keras_xent._types import DType, Tensor
 from keras_xent.kernels._row_statistics import dense_statistics
 from keras_xent.kernels.linear import LossStatistics
@@ -64,7 +64,7 @@ class Entropy(TokenMean):
         return statistics.entropy
 
     def _values_from_predictions(self, labels: Tensor, y_pred: Tensor, mask: Tensor) -> Tensor:
-        logits = provenance.as_logits(y_pred, from_logits=self.from_logits, activation="softmax", axis=self.axis)
+        logits = self._logits(y_pred, is_clipped=False)
         any_class = ops.zeros_like(labels, dtype="int32")
         (entropy,) = dense_statistics(any_class, logits, ("entropy",), axis=self.axis, softcap=self.logit_softcap)
         return entropy

@@ -1,10 +1,8 @@
 """Mean cross-entropy per token."""
 
 import keras
-from keras import ops
 
-from keras_xent import _endings, _keras, arguments, provenance
-from keras_xent._backend import is_eager
+from keras_xent import _keras, arguments
 from keras_xent._types import DType, Tensor
 from keras_xent.kernels import sparse_softmax_cross_entropy
 from keras_xent.kernels.linear import LossStatistics
@@ -72,27 +70,5 @@ class TokenCrossentropy(TokenMean):
         return statistics.nll
 
     def _values_from_predictions(self, labels: Tensor, y_pred: Tensor, mask: Tensor) -> Tensor:
-        if (
-            self.from_logits
-            and "from_logits" not in self._warned
-            and provenance.activation_and_logits(y_pred, axis=self.axis)[1] is None
-        ):
-            self._warn_of_softmax(y_pred)
-        logits = provenance.as_logits(y_pred, from_logits=self.from_logits, activation="softmax", axis=self.axis)
+        logits = self._logits(y_pred)
         return sparse_softmax_cross_entropy(labels, logits, axis=self.axis, mask=mask, logit_softcap=self.logit_softcap)
-
-    def _warn_of_softmax(self, y_pred: Tensor) -> None:
-        if is_eager(y_pred):
-            values = ops.cast(y_pred, "float32")
-            sums = ops.sum(values, axis=self.axis)
-            found = bool(ops.all(values >= 0)) and bool(ops.all(ops.abs(sums - 1.0) < 1e-3)) and 0 not in sums.shape
-            reason = "the rows of `y_pred` are probabilities: none is below 0, and they sum to 1" if found else None
-        else:
-            layer = _keras.model_of_step() and _endings.softmax_layer_of(y_pred)
-            reason = layer and f"the layer '{layer}' makes probabilities of them by a softmax"
-        if reason:
-            self._warn_once(
-                "from_logits",
-                f"{type(self).__name__} has from_logits=True, but {reason}. Set from_logits=False, or end the model in "
-                "logits.",
-            )

@@ -130,6 +130,15 @@ def test_a_confident_head_has_log_probability_0_and_never_above():
     np.testing.assert_allclose(entropy, [2 * 41 * np.exp(-40.0), 0.0, np.log(3)], rtol=1e-6)
 
 
+def test_log_probabilities_of_large_logits_at_a_temperature_keep_their_digits():
+    """The logits are divided after they were subtracted: 1e6 / 0.7 is rounded by 0.06."""
+    logits = (1e6 + np.array([[0.0, 1.0, -2.0, 3.0], [5.0, 0.0, 1.0, -1.0]])).astype("float32")
+    log_probs = linear_token_statistics(np.eye(2, dtype="float32"), logits, [2, 1], temperature=0.7).log_prob
+    x = (logits - 1e6).astype("float64") / 0.7
+    expected = x - np.log(np.exp(x).sum(1, keepdims=True))
+    np.testing.assert_allclose(to_numpy(log_probs), [expected[0, 2], expected[1, 1]], rtol=1e-6)
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("label", [0, 1], ids=["sure of the label", "sure of another"])
 def test_the_entropy_of_a_sure_head_has_all_its_digits(label, dtype):

@@ -231,6 +231,8 @@ def test_calibrate_names_what_it_cannot_use():
             kx.calibrate(model, data)
     with pytest.raises(ValueError, match="`data` must have as many labels as examples. Received: 8 and 5."):
         kx.calibrate(model, (X[:8], Y[:5]))
+    with pytest.raises(ValueError, match="`data` must have as many weights as examples. Received: 8 and 9."):
+        kx.calibrate(model, (X[:8], Y[:8], np.ones(9)))
     with pytest.raises(ValueError, match="`batch_size` must be a whole number of at least 1"):
         kx.calibrate(model, (X[:8], Y[:8]), batch_size=0)
     with pytest.raises(ValueError, match="weights above 0. Received: weights with the sum -8.0"):
