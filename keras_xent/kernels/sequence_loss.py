@@ -56,8 +56,8 @@ def linear_sequence_loss(
 
     The gradient is formed while the loss is computed, with three matmuls in all, where `linear_token_statistics` takes
     four. A chunk of logits then holds a whole group, or with a mask two (masked tokens cost nothing): more than 64 MB
-    on a CPU, or 512 MB on an accelerator, only up to an eighth of all logits. Otherwise, and for a soft cap on a CPU,
-    sizes `S` or `T` that are not known, groups that devices share, and `reduction="none"`, four matmuls give the same.
+    on a CPU, or 512 MB on an accelerator, only up to an eighth of all logits. Otherwise, and for a soft cap on a CPU, a
+    length `T` that is not known, groups that devices share, and `reduction="none"`, four matmuls give the same.
 
     Equivalent to:
 
@@ -110,9 +110,9 @@ def linear_sequence_loss(
     """
     matrices = checked_matrices(hidden, kernel, bias, transpose_kernel, low_rank=low_rank)
     labels = checked_labels(labels, matrices.hidden)
-    if len(labels.shape) != 3:
+    if len(labels.shape) != 3 or labels.shape[1] is None:
         raise ValueError(
-            "`labels` must have shape [G, S, T]: groups, sequences of a group, tokens of a sequence. "
+            "`labels` must have shape [G, S, T], with a known S: groups, sequences of a group, tokens of a sequence. "
             f"Received: labels of shape {tuple(labels.shape)}."
         )
     reduction = _reduction.checked_reduction(reduction)
@@ -150,7 +150,7 @@ def linear_sequence_loss(
 def _forms_gradient(matrices, inputs, shape, valid, softcap, reduction, chunk_bytes):
     """Whether a chunk can hold whole groups, and the gradient be formed in the forward pass."""
     groups, count, length = shape
-    if reduction in (None, "none") or None in (count, length) or 0 in shape:
+    if reduction in (None, "none") or length is None or 0 in shape:
         return False
     if softcap is not None and uses_xla_cpu():
         # Of blocks of rows, which are smaller than chunks.
