@@ -59,6 +59,7 @@ matmul = _module.matmul
 tanh = _module.tanh
 opaque = _module.opaque
 fori_loop = _module.fori_loop
+gradient_of_sum = _module.gradient_of_sum
 update_rows = _module.update_rows
 add_at_columns = _module.add_at_columns
 set_at_columns = _module.set_at_columns

@@ -85,6 +85,11 @@ def fori_loop(stop: Any, body: Callable, state: Any) -> Any:
     return jax.lax.fori_loop(0, stop, body, state)
 
 
+def gradient_of_sum(function: Callable, x: Tensor) -> Tensor:
+    """The gradient of `sum(function(x))`, inside a compiled program too."""
+    return jax.grad(lambda x: jax.numpy.sum(function(x)))(x)
+
+
 def opaque(value: Tensor) -> Tensor:
     """The value, of which a compiled program knows nothing before it runs."""
     return jax.lax.optimization_barrier(jax.numpy.asarray(value))

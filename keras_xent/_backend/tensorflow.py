@@ -83,6 +83,14 @@ def fori_loop(stop: Any, body: Callable, state: Any) -> Any:
     return tf.while_loop(lambda i, state: i < stop, step, (0, state), parallel_iterations=1)[1]
 
 
+def gradient_of_sum(function: Callable, x: Tensor) -> Tensor:
+    """The gradient of `sum(function(x))`, inside a compiled program too."""
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        value = function(x)
+    return tape.gradient(value, x, unconnected_gradients="zero")
+
+
 def opaque(value: Tensor) -> Tensor:
     """The value, of which a compiled program knows nothing before it runs."""
     value = tf.convert_to_tensor(value)

@@ -3,6 +3,7 @@
 from keras_xent._named_arguments import serializable
 from keras_xent.kernels.distillation import linear_distillation
 from keras_xent.kernels.linear import LossStatistics, linear_cross_entropy
+from keras_xent.kernels.sequence_loss import linear_sequence_loss
 from keras_xent.kernels.sigmoid import sigmoid_cross_entropy
 from keras_xent.kernels.soft_targets import linear_softmax_cross_entropy
 from keras_xent.kernels.softmax import softmax_cross_entropy
@@ -15,6 +16,7 @@ __all__ = [
     "TokenStatistics",
     "linear_cross_entropy",
     "linear_distillation",
+    "linear_sequence_loss",
     "linear_softmax_cross_entropy",
     "linear_token_statistics",
     "linear_top_k_distillation",

@@ -19,7 +19,16 @@ from keras_xent.kernels._compiled import CompiledKernel
 from keras_xent.kernels._dtypes import accumulator_dtype, is_float
 from keras_xent.kernels._exponentials import zero_unused
 from keras_xent.kernels._masking import where_or_zero
-from keras_xent.kernels._token_chunks import active_first, chunk_sizes, gather_rows, in_order, restored, slice_rows
+from keras_xent.kernels._token_chunks import (
+    active_first,
+    chunk_sizes,
+    gather_rows,
+    group_starts,
+    in_order,
+    in_whole_groups,
+    restored,
+    slice_rows,
+)
 from keras_xent.kernels._xla_cpu import accumulate_matmul, matmul_over_classes
 
 
@@ -68,23 +77,24 @@ class Data(NamedTuple):
     constants: tuple[Tensor, ...] = ()
 
 
-def run(inputs: Any, upstream: Tensor, data: Data, **static: Any) -> Result:
+def run(inputs: Any, upstream: Tensor, data: Data, *, group: int | None = None, **static: Any) -> Result:
     """The columns of a rule, and the needed gradients of `sum(upstream * columns)`.
 
     `inputs` are hidden `[N, D]`, kernel and bias, and of a kernel of low rank that is added to the kernel the hidden
     states projected by one factor `[N, R]` and the other factor (both None without). `upstream` has a column for each
-    of the rule's values, or is None where no gradient is needed. Gradients are not yet rounded to 16 bits.
+    of the rule's values, or is None where no gradient is needed. Gradients are not yet rounded to 16 bits. With `group`
+    a chunk holds whole groups of so many tokens.
     """
     hidden, kernel, bias, projected, factor = inputs
     mesh = _backend.batch_mesh(hidden)
     rows: Any = (hidden, projected, upstream, data.is_active, *data.rows)
     tokens = None
-    if mesh is None:
+    if mesh is None and group is None:
         rows, tokens = _backend.pad_to_bucket(rows, kernel.shape[0 if static["transpose"] else 1])
         if tokens is not None and data.is_active is None:
             is_active = ops.arange(ops.shape(rows[0])[0], dtype="int32")[:, None] < tokens
             rows = (*rows[:3], is_active, *rows[4:])
-    columns, gradients = _run(tuple(rows), (kernel, bias, factor, *data.constants), mesh=mesh, **static)
+    columns, gradients = _run(tuple(rows), (kernel, bias, factor, *data.constants), mesh=mesh, group=group, **static)
     of_rows = [_backend.take_rows(g, tokens) if has_rows else g for g, has_rows in zip(gradients, _ROWS, strict=True)]
     return Result(_backend.take_rows(columns, tokens), tuple(of_rows))
 
@@ -99,7 +109,7 @@ def _run(rows, replicated, *, mesh, **static):
     return _backend.shard_map_rows(mesh, on_device, rows, replicated, has_rows=(True, _ROWS))
 
 
-def _run_on_device(rows, replicated, *, mesh, needs_grad, transpose, rule, chunk_bytes):
+def _run_on_device(rows, replicated, *, mesh, needs_grad, transpose, rule, chunk_bytes, group):
     (hidden, projected, upstream, is_active, arrays), (kernel, bias, factor, constants) = _prepared(
         rows, replicated, rule
     )
@@ -120,14 +130,21 @@ def _run_on_device(rows, replicated, *, mesh, needs_grad, transpose, rule, chunk
         features=features,
         has_large_blocks=rule.has_large_blocks,
     )
+    if group is not None:
+        size, num_chunks = in_whole_groups(size, tokens, group, is_masked=is_active is not None)
     is_single = isinstance(num_chunks, int) and num_chunks == 1
     order = active_first(None if is_single else is_active, size, num_chunks)
     # Devices that share the classes go through the loop together, and all wait for the last at its end.
-    steps = num_chunks if order.permutation is None else _backend.pmax(mesh, order.num_active_chunks)
-    # [size * num_chunks, ...], active tokens first.
-    hidden, projected, upstream = (in_order(a, order, size * num_chunks) for a in (hidden, projected, upstream))
+    steps, starts, rows_of_loop = order.num_active_chunks, None, size * num_chunks
+    if group is not None and order.permutation is not None:
+        starts, steps = group_starts(is_active, group, size, num_chunks)
+        # The last chunk begins where the last group does.
+        rows_of_loop = rows_of_loop + size
+    steps = num_chunks if order.permutation is None else _backend.pmax(mesh, steps)
+    # [rows_of_loop, ...], active tokens first.
+    hidden, projected, upstream = (in_order(a, order, rows_of_loop) for a in (hidden, projected, upstream))
     if not rule.leaves_rows:
-        arrays = [in_order(a, order, size * num_chunks) for a in arrays]
+        arrays = [in_order(a, order, rows_of_loop) for a in arrays]
 
     def rows_of_chunk(start):
         if not rule.leaves_rows:
@@ -137,8 +154,12 @@ def _run_on_device(rows, replicated, *, mesh, needs_grad, transpose, rule, chunk
         return [where_or_zero(a, active) if is_float(a) else a for a in pieces]
 
     def body(i, carry):
-        start = i * size
+        start = i * size if starts is None else starts[i]
         chunk, low, d_columns = (slice_rows(a, start, size) for a in (hidden, projected, upstream))
+        if starts is not None:
+            # What is left of a group that does not fit comes again in the next chunk, with the rest of it.
+            is_whole = ops.arange(size, dtype="int32")[:, None] < starts[i + 1] - start
+            d_columns = where_or_zero(d_columns, is_whole)
         logits = matmul(chunk, kernel, transpose_b=transpose)  # [size, V]
         if factor is not None:
             logits = logits + matmul(low, factor, transpose_b=transpose)
@@ -159,7 +180,6 @@ def _run_on_device(rows, replicated, *, mesh, needs_grad, transpose, rule, chunk
         # TensorFlow would make a constant of them, and copies of that while it compiles: 6 of 2 MB.
         return ops.broadcast_to(_backend.opaque(ops.zeros((), dtype)), shape) if needed else None
 
-    rows_of_loop = size * num_chunks
     carry = Carry(
         columns=ops.zeros((rows_of_loop, rule.num_columns), dtype),
         # Of each row that is kept the loop writes the gradient, whatever it begins with: zeros are a kernel to compile.

@@ -67,7 +67,8 @@ class OverTokens(NamedTuple):
     chunk_bytes: int | None
 
 
-def _needs_grad(gradients):
+def needed(gradients: Any) -> tuple[bool, ...]:
+    """Of each input, whether these names ask for its gradient."""
     hidden, kernel, bias, low_rank = (name in gradients for name in GRADIENTS)
     return hidden, kernel, bias, hidden or low_rank, low_rank
 
@@ -115,8 +116,8 @@ def values(
     rule: Rule, matrices: Matrices, data: Data, *, gradients: Any = GRADIENTS, chunk_bytes: int | None = None
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     """The values of the rule `[N, num_values]`, differentiable, and its other columns."""
-    static = _static(rule, matrices, chunk_bytes)
-    return _values(matrices.inputs(data.is_active), _flat(data), _needs_grad(gradients), False, **static)
+    static = static_options(rule, matrices, chunk_bytes)
+    return _values(matrices.inputs(data.is_active), flat(data), needed(gradients), False, **static)
 
 
 def reduced(
@@ -156,9 +157,9 @@ def reduced(
         if weights is not None:
             loss = weighted(loss, weights_of_losses)
         return loss, others
-    needs_grad = (*_needs_grad(gradients), True)
-    static = _static(rule, matrices, chunk_bytes)
-    total, others = _total((*matrices.inputs(is_active), column), _flat(data), needs_grad, bool(training), **static)
+    needs_grad = (*needed(gradients), True)
+    static = static_options(rule, matrices, chunk_bytes)
+    total, others = _total((*matrices.inputs(is_active), column), flat(data), needs_grad, bool(training), **static)
     return _reduction.mean(total, denominator, reduction, normalizer), others
 
 
@@ -199,28 +200,31 @@ def reduced_over_tokens(
     return loss
 
 
-def _static(rule, matrices, chunk_bytes):
+def static_options(rule: Rule, matrices: Matrices, chunk_bytes: Any) -> dict[str, Any]:
+    """The options of the loop that are a part of the program."""
     chunk_bytes = None if chunk_bytes is None else arguments.count("chunk_bytes", chunk_bytes)
     return {"rule": rule, "transpose": matrices.transpose, "chunk_bytes": chunk_bytes}
 
 
-def _flat(data):
+def flat(data: Data) -> tuple[Tensor, ...]:
+    """The data as `nondiff_args`."""
     return data.is_active, *data.rows, *data.constants
 
 
-def _data(nondiff_args, rule):
+def data_of(nondiff_args: tuple[Tensor, ...], rule: Rule) -> Data:
+    """The data again."""
     is_active, *others = nondiff_args
     return Data(is_active, tuple(others[: rule.num_rows]), tuple(others[rule.num_rows :]))
 
 
 def _forward_values(inputs, nondiff_args, needs_grad, *, rule, **static):
-    data = _data(nondiff_args, rule)
+    data = data_of(nondiff_args, rule)
     columns = _linear_loop.run(inputs, None, data, needs_grad=(False,) * len(inputs), rule=rule, **static).columns
     return columns[:, : rule.num_values], _others(columns, rule), None
 
 
 def _backward_values(upstream, residuals, inputs, nondiff_args, needs_grad, *, rule, **static):
-    data = _data(nondiff_args, rule)
+    data = data_of(nondiff_args, rule)
     has_gradient = ops.any(ops.not_equal(upstream, 0), axis=1, keepdims=True)
     is_active = both(data.is_active, has_gradient)
     data = data._replace(is_active=is_active)
@@ -231,7 +235,7 @@ def _backward_values(upstream, residuals, inputs, nondiff_args, needs_grad, *, r
 def _forward_total(inputs, nondiff_args, needs_grad, *, rule, **static):
     *matrices, weights = inputs
     upstream = weights if any(needs_grad[:-1]) else None
-    data = _data(nondiff_args, rule)
+    data = data_of(nondiff_args, rule)
     result = _linear_loop.run(matrices, upstream, data, needs_grad=needs_grad[:-1], rule=rule, **static)
     losses = result.columns[:, :1]
     return _reduction.total(weighted(losses, weights)), _others(result.columns, rule), (result.gradients, losses)
@@ -240,19 +244,25 @@ def _forward_total(inputs, nondiff_args, needs_grad, *, rule, **static):
 def _backward_total(upstream, residuals, inputs, nondiff_args, needs_grad, *, rule, **static):
     gradients, losses = residuals
     *matrices, weights = inputs
-    missing = [n and x is not None and g is None for n, x, g in zip(needs_grad, matrices, gradients, strict=False)]
-    if any(missing):
-        # The forward pass did not know that a gradient would be requested.
-        data, rule = _data(nondiff_args, rule), rule.values_only()
+    if is_missing(gradients, matrices, needs_grad):
+        data, rule = data_of(nondiff_args, rule), rule.values_only()
         result = _linear_loop.run(matrices, weights, data, needs_grad=needs_grad[:-1], rule=rule, **static)
         gradients = result.gradients
-    scaled = [None if g is None else _scaled(upstream, g, x.dtype) for g, x in zip(gradients, matrices, strict=True)]
-    return *scaled, upstream * losses
+    return *scaled(upstream, gradients, matrices), upstream * losses
 
 
-def _scaled(upstream, gradient, dtype):
+def is_missing(gradients: Any, inputs: Any, needs_grad: Any) -> bool:
+    """Whether the forward pass did not know that a gradient would be requested."""
+    return any(n and x is not None and g is None for n, x, g in zip(needs_grad, inputs, gradients, strict=False))
+
+
+def scaled(upstream: Tensor, gradients: Any, inputs: Any) -> list[Tensor]:
+    """The gradients of a number, times its upstream gradient, in the dtypes of the inputs; None stays."""
     # With an upstream gradient of 0, a gradient of NaN leaves no trace.
-    return ops.cast(_backend.scale_or_zero(gradient, upstream), dtype)
+    return [
+        None if g is None else ops.cast(_backend.scale_or_zero(g, upstream), x.dtype)
+        for g, x in zip(gradients, inputs, strict=True)
+    ]
 
 
 def _others(columns, rule):

@@ -4,7 +4,7 @@ from typing import Any, NamedTuple
 
 from keras import ops
 
-from keras_xent._backend import on_accelerator
+from keras_xent._backend import fori_loop, on_accelerator, update_rows
 from keras_xent._types import Tensor
 from keras_xent.kernels._masking import where_or_zero
 from keras_xent.kernels._xla_cpu import block_size
@@ -30,6 +30,9 @@ SMALL_SHARE = 4
 MIN_LARGE_BLOCKS = 16
 # Tokens that are not active are left out by whole chunks: where there may be some, there should be a few chunks.
 MIN_CHUNKS_IF_MASKED = 4
+# Whole groups of tokens of which some are masked do not fill chunks evenly: of fewer than these, a chunk is so empty
+# that what it leaves out costs more than the matmul that it saves.
+MIN_GROUPS_IF_MASKED = 2
 # On an accelerator no more are made of any tokens.
 ACCELERATOR_MIN_CHUNKS = 4
 
@@ -82,6 +85,32 @@ def chunk_sizes(
     return in_blocks(size), num_chunks
 
 
+def holds_groups(
+    groups: int | None, group: int, num_classes: int, *, is_masked: bool, features: int, chunk_bytes: int | None = None
+) -> bool:
+    """Whether a chunk may be of whole groups of so many tokens: as large as any chunk, or a share of all tokens.
+
+    `groups` is their number, if it is known.
+    """
+    budget = chunk_bytes or (ACCELERATOR_CHUNK_BYTES if on_accelerator() else CPU_CHUNK_BYTES)
+    most = budget // (4 * num_classes)
+    if not chunk_bytes:
+        share = groups * group // MIN_CHUNKS if isinstance(groups, int) else 0
+        most = max(most, share, _fewest_tokens(features, True))
+    return group * _fewest_groups(is_masked) <= most
+
+
+def in_whole_groups(size: Any, tokens: Any, group: int, *, is_masked: bool) -> tuple[Any, Any]:
+    """The tokens of a chunk, made a whole number of groups, and the number of chunks if all tokens are active."""
+    whole, fewest = size // group * group, group * _fewest_groups(is_masked)
+    size = max(whole, fewest) if isinstance(size, int) else ops.maximum(whole, fewest)
+    return size, -(-tokens // size)
+
+
+def _fewest_groups(is_masked):
+    return MIN_GROUPS_IF_MASKED if is_masked else 1
+
+
 def _rounded_up(size, multiple, least):
     """The size, rounded up to a multiple if it is larger than `least`."""
     rounded = -(-size // multiple) * multiple
@@ -125,6 +154,21 @@ def active_first(is_active: Tensor, size: Any, num_chunks: Any) -> Order:
     inverse = ops.argsort(permutation)
     size = max(size, 1) if isinstance(size, int) else ops.maximum(size, 1)
     return Order(permutation, inverse, -(-num_active // size))
+
+
+def group_starts(is_active: Tensor, group: int, size: Any, num_chunks: Any) -> tuple[Tensor, Any]:
+    """Where chunks of whole groups begin, among the active tokens in order, and how many chunks hold any."""
+    active = ops.sum(ops.cast(ops.reshape(is_active, (-1, group)), "int32"), axis=1)
+    ends = ops.cumsum(active)  # [groups]
+    # Two chunks in a row hold more than `size` tokens.
+    starts = ops.zeros((2 * num_chunks + 1,), "int32")
+
+    def next_start(i, starts):
+        last = ops.max(ops.where(ends <= starts[i] + size, ends, 0), keepdims=True)
+        return update_rows(starts, i + 1, last)
+
+    starts = fori_loop(2 * num_chunks, next_start, starts)
+    return starts, ops.sum(ops.cast(starts < ends[-1], "int32"))
 
 
 def in_order(array: Tensor, order: Order, rows: Any) -> Tensor:

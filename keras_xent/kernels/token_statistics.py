@@ -155,7 +155,7 @@ class StatisticsRule(Rule):
         (labels,) = arrays
         x = self._scaled(logits)
         nll, residuals = sparse_softmax.forward(x, labels, options=SoftmaxOptions(logit_softcap=self.softcap))
-        columns: tuple[Tensor, ...] = (_log_prob(nll),)
+        columns: tuple[Tensor, ...] = (log_prob_of(nll),)
         if not self.everything:
             return columns, (*residuals, None)
         max_logit, sum_exp_minus_one = residuals
@@ -200,17 +200,18 @@ class StatisticsRule(Rule):
             found = _exponentials.of_labels(logits, labels, scale=self.scale, statistics=("entropy",))
             matrix, factors = found.gradient_of_statistics(labels, self.scale * upstream)
             # What was computed in the forward pass is not read again.
-            return RowScaled((_log_prob(found.nll),) * self.num_columns, matrix, factors)
+            return RowScaled((log_prob_of(found.nll),) * self.num_columns, matrix, factors)
         names = ("entropy", "logsumexp") * self.everything + ("rank",) * self.has_rank
         found = _exponentials.of_labels(logits, labels, scale=self.scale, statistics=names)
         matrix, factors = found.gradient(labels, None if upstream is None else -self.scale * upstream)
-        return RowScaled((_log_prob(found.nll), *found.statistics), matrix, factors)
+        return RowScaled((log_prob_of(found.nll), *found.statistics), matrix, factors)
 
     def _scaled(self, logits):
         return logits if self.scale == 1.0 else logits * self.scale
 
 
-def _log_prob(nll):
+def log_prob_of(nll: Tensor) -> Tensor:
+    """The log-probability of a label, never above 0."""
     # Not a minimum, which XLA:CPU may take of NaN and a number.
     return ops.where(nll > 0, -nll, 0.0 * nll)
 

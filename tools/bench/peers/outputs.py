@@ -68,8 +68,16 @@ def _sum_of_logits(output, arrays):
 
 
 def _dpo(arrays):
-    statistics = kx.kernels.linear_token_statistics(arrays["hidden"], arrays["kernel"], arrays["labels"])
-    return _of_pairs(statistics.log_prob)
+    hidden, labels = (_in_pairs(arrays[name]) for name in ("hidden", "labels"))
+    reference = ops.zeros((PAIRS,))
+    return kx.kernels.linear_sequence_loss(
+        hidden, arrays["kernel"], labels, loss=kx.preference.dpo, arrays=(reference, reference)
+    ), {}
+
+
+def _in_pairs(array):
+    """The first half of the sequences was preferred to the other: `[pairs, 2, tokens, ...]`."""
+    return ops.stack(ops.split(ops.reshape(array, (2 * PAIRS, -1, *array.shape[1:])), 2), axis=1)
 
 
 def _dpo_of_logits(arrays):
@@ -86,7 +94,6 @@ def _log_probs_of_logits(logits, labels):
 
 
 def _of_pairs(log_probs):
-    """The first half of the sequences was preferred to the other."""
     chosen, rejected = ops.split(ops.sum(ops.reshape(log_probs, (2 * PAIRS, -1)), axis=1), 2)
     reference = ops.zeros_like(chosen)
     return ops.mean(kx.preference.dpo(chosen, rejected, reference, reference)), {}
