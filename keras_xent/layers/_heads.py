@@ -19,7 +19,8 @@ def weights_of(layer: Any, name: str) -> Weights:
     """The weights that the layer has under this name."""
     if not getattr(layer, "lora_enabled", False) or not hasattr(layer, f"lora_{name}_a"):
         variable = getattr(layer, name)
-        return Weights(variable, None, ("kernel",) * variable.trainable)
+        # That of an int4 layer is a tensor, unpacked from its variable.
+        return Weights(variable, None, ("kernel",) * getattr(variable, "trainable", False))
     # The layer's attribute has the product added.
     variable = next(weights for weights in layer.weights if weights.name == name)
     factors = getattr(layer, f"lora_{name}_a"), getattr(layer, f"lora_{name}_b")

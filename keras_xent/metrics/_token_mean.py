@@ -227,12 +227,12 @@ class TokenMean(NamedArguments, keras.metrics.Metric):
         return provenance.as_logits(y_pred, activation="softmax", **given)
 
     def _warn_of_softmax(self, y_pred: Tensor) -> None:
-        if is_eager(y_pred):
-            are = "from_logits" not in self._warned and are_distributions(y_pred, self.axis)
-            reason = are and "the rows of `y_pred` are probabilities: none is below 0, and they sum to 1"
-        else:
-            layer = _keras.model_of_step() and _endings.softmax_layer_of(y_pred)
-            reason = layer and f"the layer '{layer}' makes probabilities of them by a softmax"
+        reason = None
+        if not is_eager(y_pred):
+            if layer := _keras.model_of_step() and _endings.softmax_layer_of(y_pred):
+                reason = f"the layer '{layer}' makes probabilities of them by a softmax"
+        elif "from_logits" not in self._warned and are_distributions(y_pred, self.axis):
+            reason = "the rows of `y_pred` are probabilities: none is below 0, and they sum to 1"
         if reason:
             self._warn_once(
                 "from_logits",
