@@ -149,8 +149,7 @@ def sequence_loss(
         mask: booleans `[G, S, T]`: which tokens belong to the completion. The Keras mask of the output counts too.
         temperature: divides the logits, after their soft cap.
         normalize: whether to divide log-probabilities by the number of valid tokens of a sequence; 0 where none is.
-        training: the `training` argument of the model's call. With False no gradient is formed on the way; one that is
-            requested on TensorFlow nevertheless takes longer.
+        training: the `training` argument of the model's call. With False no gradient is formed on the way.
         reduction: `"none"`, or one of the reductions of the losses, of which `"sum"` alone is not a mean over groups.
         return_log_probs: whether to return `(loss, log_probs)`, with log-probabilities `[G, S]` without gradient.
 
@@ -179,8 +178,8 @@ def sequence_loss(
     output = _output_of_classes(model, keras.tree.map_structure(lambda one: _rows("x", one, labels), x), training)
     rows, mask = _rows("labels", labels, labels), None if mask is None else _rows("mask", to_tensor(mask), labels)
     if output.head is None:
-        log_probs = _of_sequences(*_of_output(output, rows, mask, temperature), normalize)
-        log_probs = ops.reshape(log_probs, shape[:2])
+        of_tokens, valid = _of_output(output, rows, mask, temperature)
+        log_probs = ops.reshape(_of_sequences(of_tokens, valid, normalize), shape[:2])
         result = reduced_losses(loss, log_probs, map(to_tensor, arrays), reduction)
         return (result, ops.stop_gradient(log_probs)) if return_log_probs else result
     with _named():

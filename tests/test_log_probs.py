@@ -10,7 +10,7 @@ from keras import ops
 import keras_xent as kx
 from keras_xent import _without_logits
 from tests.backend import BACKEND, MODES, every_mode, tensor, to_numpy
-from tests.tiers import fast_for
+from tests.tiers import fast_for, whole
 
 VOCABULARY, WIDTH, LENGTH = 31, 8, 5
 RNG = np.random.default_rng(3)
@@ -50,6 +50,15 @@ def tied():
     return keras.Model(tokens, embedding(embedding(tokens), reverse=True))
 
 
+def adapted():
+    """A model whose head has factors of rank 2 added to its kernel, which is not trained."""
+    model = sequential(kx.layers.LogitsDense(VOCABULARY))
+    model(TOKENS)
+    model.layers[-1].enable_lora(2)
+    model.layers[-1].lora_kernel_b.assign(RNG.standard_normal((2, VOCABULARY)))
+    return model
+
+
 def sequential(*last):
     return keras.Sequential([keras.layers.Embedding(VOCABULARY, WIDTH, mask_zero=True), *last])
 
@@ -59,6 +68,7 @@ MODELS = {
     "plain Dense": lambda: sequential(keras.layers.Dense(VOCABULARY), keras.layers.Activation("linear")),
     "Dense with softmax": lambda: sequential(keras.layers.Dense(VOCABULARY, activation="softmax")),
     "TiedLogits": tied,
+    "LoRA": adapted,
     "fused": lambda: kx.fuse_head(sequential(keras.layers.Dense(VOCABULARY))),
     "subclassed": Subclassed,
     "subclassed, scaled": lambda: Subclassed(np.linspace(0.5, 2, VOCABULARY).astype("float32")),
@@ -254,17 +264,29 @@ def loss_and_gradients(model, function, mode):
     return [to_numpy(one) for one in returned], [to_numpy(ops.convert_to_tensor(one)) for one in slopes]
 
 
+OPTIONS = {
+    "plain": {},
+    "mask": {"mask": PAIR_MASK, "temperature": 1.7},
+    "normalize": {"mask": PAIR_MASK, "normalize": True, "reduction": "sum"},
+}
+
+
 @every_mode
-@fast_for("LogitsDense-plain", "TiedLogits-mask", "softmax layer-normalize")
 @pytest.mark.parametrize(
-    "options",
-    [{}, {"mask": PAIR_MASK, "temperature": 1.7}, {"mask": PAIR_MASK, "normalize": True, "reduction": "sum"}],
-    ids=["plain", "mask", "normalize"],
+    "name, case",
+    [
+        ("LogitsDense", "plain"),
+        ("LogitsDense", "normalize"),
+        ("LoRA", "mask"),
+        ("softmax layer", "normalize"),
+        pytest.param("TiedLogits", "mask", marks=whole),
+        pytest.param("plain Dense", "mask", marks=whole),
+        pytest.param("subclassed, scaled", "mask", marks=whole),
+    ],
 )
-@pytest.mark.parametrize("name", ["LogitsDense", "plain Dense", "TiedLogits", "softmax layer", "subclassed, scaled"])
-def test_a_loss_of_pairs_is_that_of_their_log_probabilities(name, options, mode):
+def test_a_loss_of_pairs_is_that_of_their_log_probabilities(name, case, mode):
     """Value, log-probabilities and gradients, where the gradient is formed on the way and where it is not."""
-    model = built(name)
+    model, options = built(name), OPTIONS[case]
     given = {key: value for key, value in options.items() if key not in ("mask", "reduction")}
     padded = np.where(PAIR_MASK, PAIRS, 0)  # what an embedding with `mask_zero` masks
 
