@@ -7,10 +7,11 @@ The model of language_model.py is trained on Python's language reference. Then i
 in each pair the true continuation is preferred to its own. What is measured is the share of pairs of other documents in
 which the model finds the true continuation more likely. Before the tuning that is low: it samples what it finds likely.
 
-No logits are materialized: `keras_xent.sequence_log_probs` computes log-probabilities from the output layer's inputs.
+No logits are materialized: `keras_xent.sequence_loss` computes loss and gradient from the output layer's inputs.
 """
 
 import argparse
+import functools
 from pathlib import Path
 
 import keras
@@ -34,7 +35,7 @@ def windows(documents, tokenizer, length):
 
 def inputs_of(targets):
     """Returns the inputs of the model: each token is the one before its target."""
-    return np.insert(targets[:, :-1], 0, START, axis=1)
+    return np.insert(targets[..., :-1], 0, START, axis=-1)
 
 
 def continued(model, targets, prompt, rng):
@@ -60,20 +61,16 @@ class PreferenceModel(keras.Model):
 
     def __init__(self, policy, beta):
         super().__init__()
-        self.policy, self.beta = policy, beta
+        self.policy, self.dpo = policy, functools.partial(kx.preference.dpo, beta=beta)
 
     def call(self, x):
         """The policy's logits, which nothing reads while it is tuned."""
         return self.policy(x)
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
-        """`y` holds both continuations, the mask of what follows the prompt, and the reference log-probabilities."""
-        found = [
-            kx.sequence_log_probs(self.policy, y[f"{name}_inputs"], y[name], mask=y["mask"])
-            for name in ("chosen", "rejected")
-        ]
-        losses = kx.preference.dpo(*found, y["chosen_logps"], y["rejected_logps"], beta=self.beta)
-        return keras.ops.mean(losses)
+        """`y` holds pairs of texts `[B, 2, T]`, the mask of what follows the prompt, and reference numbers."""
+        logps = y["chosen_logps"], y["rejected_logps"]
+        return kx.sequence_loss(self.policy, y["inputs"], y["targets"], loss=self.dpo, arrays=logps, mask=y["mask"])
 
 
 def accuracy(model, chosen, rejected, prompt):
@@ -104,10 +101,9 @@ def main(output, smoke, seed=0):
     chosen = targets[rng.permutation(len(targets))[:pairs]]
     print(f"It continues {len(chosen)} texts to be tuned on, and {len(held_out)} of other documents ...", flush=True)
     rejected, held_out_rejected = (continued(policy, rows, prompt, rng) for rows in (chosen, held_out))
-    y = {"chosen": chosen, "rejected": rejected, "mask": np.broadcast_to(np.arange(length) >= prompt, chosen.shape)}
-    for name in ("chosen", "rejected"):
-        y[f"{name}_inputs"] = inputs_of(y[name])
-        y[f"{name}_logps"] = log_probs_of(policy, y[name], prompt)
+    both = np.stack([chosen, rejected], axis=1)
+    y = {"inputs": inputs_of(both), "targets": both, "mask": np.broadcast_to(np.arange(length) >= prompt, both.shape)}
+    y["chosen_logps"], y["rejected_logps"] = (log_probs_of(policy, rows, prompt) for rows in (chosen, rejected))
 
     tuned = PreferenceModel(policy, beta=0.1)
     tuned.compile(keras.optimizers.Adam(2e-3 if smoke else 3e-4))

@@ -4,7 +4,7 @@ from keras_xent import callbacks, config, deploy, distillation, kernels, layers,
 from keras_xent.accumulation import accumulate_gradients
 from keras_xent.calibration import calibrate
 from keras_xent.layers import fuse_head
-from keras_xent.log_probs import sequence_log_probs, token_log_probs
+from keras_xent.log_probs import sequence_log_probs, sequence_loss, token_log_probs
 from keras_xent.packing import segment_weights
 
 __version__ = "0.1.0"
@@ -24,6 +24,7 @@ __all__ = [
     "preference",
     "segment_weights",
     "sequence_log_probs",
+    "sequence_loss",
     "token_log_probs",
 ]
 

@@ -50,6 +50,15 @@ def tied():
     return keras.Model(tokens, embedding(embedding(tokens), reverse=True))
 
 
+def adapted():
+    """A model whose head has factors of rank 2 added to its kernel, which is not trained."""
+    model = sequential(kx.layers.LogitsDense(VOCABULARY))
+    model(TOKENS)
+    model.layers[-1].enable_lora(2)
+    model.layers[-1].lora_kernel_b.assign(np.random.default_rng(5).standard_normal((2, VOCABULARY)))
+    return model
+
+
 def sequential(*last):
     return keras.Sequential([keras.layers.Embedding(VOCABULARY, WIDTH, mask_zero=True), *last])
 
@@ -59,6 +68,7 @@ MODELS = {
     "plain Dense": lambda: sequential(keras.layers.Dense(VOCABULARY), keras.layers.Activation("linear")),
     "Dense with softmax": lambda: sequential(keras.layers.Dense(VOCABULARY, activation="softmax")),
     "TiedLogits": tied,
+    "LoRA": adapted,
     "fused": lambda: kx.fuse_head(sequential(keras.layers.Dense(VOCABULARY))),
     "subclassed": Subclassed,
     "subclassed, scaled": lambda: Subclassed(np.linspace(0.5, 2, VOCABULARY).astype("float32")),

@@ -4,7 +4,7 @@ The gradient for the logits of a token is that of its log-probability, times the
 its sequence. That derivative is known once all tokens of its group are: so a chunk holds whole groups.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -109,12 +109,7 @@ def linear_sequence_loss(
     References: gradients of preference losses formed in the forward pass, arXiv:2410.10989 (Liger Kernel).
     """
     matrices = checked_matrices(hidden, kernel, bias, transpose_kernel, low_rank=low_rank)
-    labels = checked_labels(labels, matrices.hidden)
-    if len(labels.shape) != 3 or labels.shape[1] is None:
-        raise ValueError(
-            "`labels` must have shape [G, S, T], with a known S: groups, sequences of a group, tokens of a sequence. "
-            f"Received: labels of shape {tuple(labels.shape)}."
-        )
+    labels = checked_groups(checked_labels(labels, matrices.hidden))
     reduction = _reduction.checked_reduction(reduction)
     valid = valid_mask(labels, None if mask is None else to_tensor(mask), ignore_class)
     if valid is not None:
@@ -142,9 +137,34 @@ def linear_sequence_loss(
         data = Data(is_active, (indices,))
         found, _ = _linear_pass.values(of_tokens, matrices, data, gradients=gradients, chunk_bytes=chunk_bytes)
         log_probs = rule.sums(ops.reshape(found, shape), numbers)
-        losses = rule.losses(log_probs, *map(ops.stop_gradient, constants[1:]))
-        result = _reduction.reduce(losses, reduction=reduction)
+        result = reduced_losses(loss, log_probs, constants[1:], reduction)
     return (result, ops.stop_gradient(log_probs)) if return_log_probs else result
+
+
+def checked_groups(labels: Tensor) -> Tensor:
+    """The labels; a ValueError where their shape is not `[G, S, T]`."""
+    if len(labels.shape) != 3 or labels.shape[1] is None:
+        raise ValueError(
+            "`labels` must have shape [G, S, T], with a known S: groups, sequences of a group, tokens of a sequence. "
+            f"Received: labels of shape {tuple(labels.shape)}."
+        )
+    return labels
+
+
+def losses_of(loss: Callable, log_probs: Tensor, arrays: Iterable[Tensor]) -> Tensor:
+    """The losses `[G]` of log-probabilities `[G, S]`."""
+    losses = loss(*(log_probs[:, i] for i in range(log_probs.shape[1])), *arrays)
+    if len(losses.shape) != 1:
+        raise ValueError(
+            "`loss` must return one number for each group, [G]; `reduction` makes one of them. "
+            f"Received: a result of shape {tuple(losses.shape)}."
+        )
+    return losses
+
+
+def reduced_losses(loss: Callable, log_probs: Tensor, arrays: Iterable[Tensor], reduction: Reduction | None) -> Tensor:
+    """The reduced loss of log-probabilities `[G, S]`, differentiable in them."""
+    return _reduction.reduce(losses_of(loss, log_probs, map(ops.stop_gradient, arrays)), reduction=reduction)
 
 
 def _forms_gradient(matrices, inputs, shape, valid, softcap, reduction, chunk_bytes):
@@ -207,16 +227,6 @@ class SequenceRule(Rule):
         """The log-probabilities `[G, S]` of sequences, from those of tokens `[G, S, T]`."""
         return ops.divide_no_nan(ops.sum(log_probs, axis=2), numbers)
 
-    def losses(self, log_probs: Tensor, *arrays: Tensor) -> Tensor:
-        """The losses `[G]` of log-probabilities `[G, S]`."""
-        losses = self.loss(*(log_probs[:, i] for i in range(log_probs.shape[1])), *arrays)
-        if len(losses.shape) != 1:
-            raise ValueError(
-                "`loss` must return one number for each group, [G]; `reduction` makes one of them. "
-                f"Received: a result of shape {tuple(losses.shape)}."
-            )
-        return losses
-
     def _slopes(self, upstream, log_prob, sequence, numbers, *arrays):
         """The derivatives of the losses for the log-probabilities of tokens `[n, 1]`, 0 where `upstream` is."""
         used = where_or_zero(log_prob, ops.not_equal(upstream, 0))
@@ -224,7 +234,7 @@ class SequenceRule(Rule):
 
         # Of all groups, those elsewhere included: they are few numbers.
         def losses(sums):
-            return self.losses(ops.divide_no_nan(sums, numbers), *arrays)
+            return losses_of(self.loss, ops.divide_no_nan(sums, numbers), arrays)
 
         slopes = _backend.gradient_of_sum(losses, ops.reshape(sums, ops.shape(numbers)))
         return multiply_no_nan(upstream, ops.take(ops.reshape(slopes, (-1, 1)), sequence[:, 0], axis=0))
@@ -239,7 +249,7 @@ def _forward(inputs, nondiff_args, needs_grad, *, rule, group, **static):
         static = {**static, "group": group}
     columns, gradients = _linear_loop.run(inputs, upstream, data, needs_grad=needs_grad, rule=rule, **static)
     log_probs = rule.sums(ops.reshape(columns, (*ops.shape(numbers), -1)), numbers)
-    return _reduction.total(rule.losses(log_probs, *arrays)), (log_probs,), gradients
+    return _reduction.total(losses_of(rule.loss, log_probs, arrays)), (log_probs,), gradients
 
 
 def _backward(upstream, residuals, inputs, nondiff_args, needs_grad, **static):
