@@ -3,6 +3,7 @@
 Every argument that ends in `logps` holds sums (or means) over the tokens of a completion, `[B]`, as
 `keras_xent.sequence_log_probs` gives them, except in `grpo`, which takes one for each token, `[B, T]`, as
 `keras_xent.token_log_probs` gives them. Gradients go to the policy only; 16-bit floats are computed in float32.
+`keras_xent.sequence_loss` computes one of these losses from a model, `grpo` excepted, with one matmul less.
 
 REINFORCE needs no function: it is the cross-entropy with the advantages as `sample_weight` or `token_weights`, negative
 ones included. `loss = linear_cross_entropy(hidden, kernel, labels, token_weights=advantages, reduction="sum") / tokens`
