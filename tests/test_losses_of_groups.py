@@ -6,37 +6,14 @@ import pytest
 from keras import ops
 
 import keras_xent as kx
-from tests.backend import BACKEND, MODES, every_mode, to_numpy
-from tests.test_log_probs import LABELS, MASK, TOKENS, VOCABULARY, WIDTH, built
+from tests.backend import MODES, every_mode, to_numpy
+from tests.test_log_probs import LABELS, MASK, TOKENS, VOCABULARY, WIDTH, built, values_and_gradients
 from tests.tiers import whole
 
 PAIRS = np.stack([TOKENS, TOKENS[::-1]], axis=1)  # [G, 2, T]
 PAIR_LABELS = np.stack([LABELS, (LABELS + 7) % VOCABULARY], axis=1)
 PAIR_MASK = np.stack([MASK, MASK[::-1]], axis=1)
 REFERENCES = tuple(np.random.default_rng(5).standard_normal((2, 4)).astype("float32"))
-
-
-def loss_and_gradients(model, function, mode):
-    """What `function` of the model's weights returns, and the gradients of its first result for each weight."""
-    if BACKEND == "tensorflow":
-        import tensorflow as tf
-
-        def step():
-            with tf.GradientTape() as tape:
-                returned = function()
-            return returned, tape.gradient(returned[0], [v.value for v in model.trainable_variables])
-
-        returned, slopes = MODES[mode](step)()
-    else:
-        import jax
-
-        def step(values):
-            with keras.StatelessScope(state_mapping=list(zip(model.trainable_variables, values, strict=True))):
-                return function()
-
-        values = [v.value for v in model.trainable_variables]
-        returned, slopes = MODES[mode](jax.value_and_grad(step, has_aux=True))(values)
-    return [to_numpy(one) for one in returned], [to_numpy(ops.convert_to_tensor(one)) for one in slopes]
 
 
 OPTIONS = {
@@ -80,8 +57,8 @@ def test_a_loss_of_pairs_is_that_of_their_log_probabilities(name, case, mode):
         losses = kx.preference.dpo(*log_probs, *REFERENCES)
         return (ops.sum if "reduction" in options else ops.mean)(losses), ops.stack(log_probs, axis=1)
 
-    (loss, log_probs), slopes = loss_and_gradients(model, mine, mode)
-    (expected, expected_log_probs), expected_slopes = loss_and_gradients(model, plain, mode)
+    (loss, log_probs), slopes = values_and_gradients(model, mine, MODES[mode])
+    (expected, expected_log_probs), expected_slopes = values_and_gradients(model, plain, MODES[mode])
     np.testing.assert_allclose(loss, expected, rtol=2e-6)
     np.testing.assert_allclose(log_probs, expected_log_probs, rtol=2e-6)
     for one, other in zip(slopes, expected_slopes, strict=True):

@@ -134,12 +134,12 @@ def _run_on_device(rows, replicated, *, mesh, needs_grad, transpose, rule, chunk
         size, num_chunks = in_whole_groups(size, tokens, group, is_masked=is_active is not None)
     is_single = isinstance(num_chunks, int) and num_chunks == 1
     order = active_first(None if is_single else is_active, size, num_chunks)
-    # Devices that share the classes go through the loop together, and all wait for the last at its end.
     steps, starts, rows_of_loop = order.num_active_chunks, None, size * num_chunks
     if group is not None and order.permutation is not None:
         starts, steps = group_starts(is_active, group, size, num_chunks)
         # The last chunk begins where the last group does.
         rows_of_loop = rows_of_loop + size
+    # Devices that share the classes go through the loop together, and all wait for the last at its end.
     steps = num_chunks if order.permutation is None else _backend.pmax(mesh, steps)
     # [rows_of_loop, ...], active tokens first.
     hidden, projected, upstream = (in_order(a, order, rows_of_loop) for a in (hidden, projected, upstream))

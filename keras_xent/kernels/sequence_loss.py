@@ -18,14 +18,13 @@ from keras_xent.kernels import _exponentials, _linear_loop, _linear_pass
 from keras_xent.kernels import reduction as _reduction
 from keras_xent.kernels._dtypes import accumulator_dtype, to_tensor
 from keras_xent.kernels._exponentials import RowScaled
-from keras_xent.kernels._labels import class_indices, valid_mask
 from keras_xent.kernels._linear_loop import Data
 from keras_xent.kernels._linear_pass import GRADIENTS, checked_matrices
 from keras_xent.kernels._masking import multiply_no_nan, where_or_zero
 from keras_xent.kernels._rule import Rule
 from keras_xent.kernels._token_chunks import holds_groups
 from keras_xent.kernels.linear import checked_labels
-from keras_xent.kernels.token_statistics import StatisticsRule, log_prob_of
+from keras_xent.kernels.token_statistics import StatisticsRule, indices_of, log_prob_of
 
 
 @no_autograph
@@ -111,20 +110,16 @@ def linear_sequence_loss(
     matrices = checked_matrices(hidden, kernel, bias, transpose_kernel, low_rank=low_rank)
     labels = checked_groups(checked_labels(labels, matrices.hidden))
     reduction = _reduction.checked_reduction(reduction)
-    valid = valid_mask(labels, None if mask is None else to_tensor(mask), ignore_class)
-    if valid is not None:
-        valid = ops.broadcast_to(valid, ops.shape(labels))
-    dtype = accumulator_dtype(matrices.hidden)
-    numbers = ops.ones(ops.shape(labels)[:2], dtype)  # [G, S]
+    indices, is_active = indices_of(labels, matrices.num_classes, mask, ignore_class)  # [N, 1]
+    shape, dtype = ops.shape(labels), accumulator_dtype(matrices.hidden)
+    numbers = ops.ones(shape[:2], dtype)  # [G, S]
     if arguments.boolean("normalize", normalize):
-        numbers = ops.sum(ops.cast(ops.ones_like(labels) if valid is None else valid, dtype), axis=2)
+        ones = ops.ones_like(labels) if is_active is None else ops.reshape(is_active, shape)
+        numbers = ops.sum(ops.cast(ones, dtype), axis=2)
     of_tokens = StatisticsRule.of(temperature, logit_softcap, everything=False)
     rule = SequenceRule(of_tokens, loss)
-    indices = ops.reshape(class_indices(labels, matrices.num_classes, valid), (-1, 1))  # [N, 1]
-    is_active = None if valid is None else ops.reshape(valid, (-1, 1))
     inputs, constants = matrices.inputs(is_active), (numbers, *map(to_tensor, arrays))
-    shape = ops.shape(labels)
-    if _forms_gradient(matrices, inputs, labels.shape, valid, of_tokens.softcap, reduction, chunk_bytes):
+    if _forms_gradient(matrices, inputs, labels.shape, is_active, of_tokens.softcap, reduction, chunk_bytes):
         _, count, length = shape
         sequence = ops.repeat(ops.arange(shape[0] * count, dtype="int32"), length)[:, None]  # [N, 1]
         static = _linear_pass.static_options(rule, matrices, chunk_bytes)
@@ -167,7 +162,7 @@ def reduced_losses(loss: Callable, log_probs: Tensor, arrays: Iterable[Tensor], 
     return _reduction.reduce(losses_of(loss, log_probs, map(ops.stop_gradient, arrays)), reduction=reduction)
 
 
-def _forms_gradient(matrices, inputs, shape, valid, softcap, reduction, chunk_bytes):
+def _forms_gradient(matrices, inputs, shape, is_active, softcap, reduction, chunk_bytes):
     """Whether a chunk can hold whole groups, and the gradient be formed in the forward pass."""
     groups, count, length = shape
     if reduction in (None, "none") or length is None or 0 in shape:
@@ -181,7 +176,7 @@ def _forms_gradient(matrices, inputs, shape, valid, softcap, reduction, chunk_by
         groups,
         count * length,
         matrices.num_classes,
-        is_masked=valid is not None,
+        is_masked=is_active is not None,
         features=matrices.hidden.shape[-1],
         chunk_bytes=chunk_bytes,
     )

@@ -216,6 +216,15 @@ def log_prob_of(nll: Tensor) -> Tensor:
     return ops.where(nll > 0, -nll, 0.0 * nll)
 
 
+def indices_of(labels: Tensor, num_classes: int, mask: Tensor, ignore_class: int | None) -> tuple[Tensor, Tensor]:
+    """The labels as indices `[N, 1]`, and which of them are valid `[N, 1]`; None: all."""
+    valid = valid_mask(labels, mask, ignore_class)
+    if valid is not None:
+        valid = ops.broadcast_to(valid, ops.shape(labels))
+    indices = ops.reshape(class_indices(labels, num_classes, valid), (-1, 1))
+    return indices, None if valid is None else ops.reshape(valid, (-1, 1))
+
+
 def token_columns(
     hidden: Tensor,
     kernel: Tensor,
@@ -234,11 +243,7 @@ def token_columns(
     """The columns of the rule, of the shape of the labels."""
     matrices = checked_matrices(hidden, kernel, bias, transpose_kernel, low_rank=low_rank)
     labels = checked_labels(labels, matrices.hidden)
-    valid = valid_mask(labels, mask, ignore_class)
-    if valid is not None:
-        valid = ops.broadcast_to(valid, ops.shape(labels))
-    indices = ops.reshape(class_indices(labels, matrices.num_classes, valid), (-1, 1))  # [N, 1]
-    is_active = None if valid is None else ops.reshape(valid, (-1, 1))
+    indices, is_active = indices_of(labels, matrices.num_classes, mask, ignore_class)  # [N, 1]
     found, others = values(
         rule, matrices, Data(is_active, (indices,), constants), gradients=gradients, chunk_bytes=chunk_bytes
     )  # [N, num_values], [N, 1]

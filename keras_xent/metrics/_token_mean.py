@@ -173,8 +173,7 @@ class TokenMean(NamedArguments, keras.metrics.Metric):
         """The weight of each label, float32: 0 for those of `ignore_class` or left out by the Keras mask."""
         valid, mask = valid_mask(labels, None, self.ignore_class), _keras.mask_of(y_pred)
         if mask is not None:
-            mask = align_weights(ops.cast(mask, "bool"), labels.shape, "mask", like=labels)
-            valid = both(valid, mask)
+            valid = both(valid, align_weights(ops.cast(mask, "bool"), labels.shape, "mask", like=labels))
         return _weights(labels, valid, sample_weight)
 
     def _settings(self, y_pred: Tensor) -> _loss_statistics.Settings:
@@ -221,24 +220,23 @@ class TokenMean(NamedArguments, keras.metrics.Metric):
 
     def _logits(self, y_pred: Tensor, *, is_clipped: bool = True) -> Tensor:
         """The logits, those of probabilities included; a warning where probabilities are taken for logits."""
-        if self.from_logits and provenance.activation_and_logits(y_pred, axis=self.axis)[1] is None:
+        if self.from_logits and "from_logits" not in self._warned:
             self._warn_of_softmax(y_pred)
         given = {"from_logits": self.from_logits, "axis": self.axis, "is_clipped": is_clipped}
         return provenance.as_logits(y_pred, activation="softmax", **given)
 
     def _warn_of_softmax(self, y_pred: Tensor) -> None:
-        reason = None
-        if not is_eager(y_pred):
-            if layer := _keras.model_of_step() and _endings.softmax_layer_of(y_pred):
-                reason = f"the layer '{layer}' makes probabilities of them by a softmax"
-        elif "from_logits" not in self._warned and are_distributions(y_pred, self.axis):
+        if provenance.activation_and_logits(y_pred, axis=self.axis)[1] is not None:
+            return
+        layer = None if is_eager(y_pred) else _keras.model_of_step() and _endings.softmax_layer_of(y_pred)
+        if layer:
+            reason = f"the layer '{layer}' makes probabilities of them by a softmax"
+        elif is_eager(y_pred) and are_distributions(y_pred, self.axis):
             reason = "the rows of `y_pred` are probabilities: none is below 0, and they sum to 1"
-        if reason:
-            self._warn_once(
-                "from_logits",
-                f"{type(self).__name__} has from_logits=True, but {reason}. Set from_logits=False, or end the model in "
-                "logits.",
-            )
+        else:
+            return
+        found = f"{type(self).__name__} has from_logits=True, but {reason}."
+        self._warn_once("from_logits", f"{found} Set from_logits=False, or end the model in logits.")
 
     def _from_record(self, record: _loss_statistics.LossRecord, sample_weight: Tensor) -> TokenValues | None:
         """The values of the tokens from the record of a loss, or None where it does not fit."""
