@@ -20,12 +20,28 @@ from keras_xent.kernels._masking import nan_unless, where_or_zero
 from keras_xent.kernels._xla_cpu import row_sum
 
 
-class RowScaled(NamedTuple):
-    """The columns of a rule, and the gradient for the logits: a matrix `[n, V]` times factors `[n, 1]`, or None."""
+class LogitGradient(NamedTuple):
+    """The gradient for logits `[n, V]`: `factors` `[n, 1]`, if any, times the matrix with its labels' numbers added."""
 
-    columns: tuple[Tensor, ...]
-    matrix: Tensor = None
+    matrix: Tensor
     factors: Tensor = None
+    # `[n, 1]`. Not in the product with the kernel, which would round its terms of the other classes to a digit of the
+    # label's: so the gradient of the hidden states is 10 times as exact.
+    labels: Tensor = None
+    at_label: Tensor = None
+
+    def whole(self, read_before: Tensor = None) -> Tensor:
+        """The matrix with the labels' numbers, in its memory once `read_before` `[n, ...]` is there."""
+        if self.labels is None:
+            return self.matrix
+        at_label = self.at_label
+        if read_before is not None:
+            at_label = add_dependency(at_label, read_before[:, :1])
+        return add_at_columns(self.matrix, self.labels, at_label)
+
+    def scaled(self, array: Tensor) -> Tensor:
+        """The array `[n, ...]` times the factors."""
+        return array if self.factors is None else array * self.factors
 
 
 class LabelExponentials(NamedTuple):
@@ -38,15 +54,15 @@ class LabelExponentials(NamedTuple):
     nll: Tensor
     statistics: tuple[Tensor, ...]
 
-    def gradient(self, labels: Tensor, upstream: Tensor) -> tuple[Tensor, Tensor]:
-        """Matrix and factors of the gradient of `sum(upstream * nll)`; a row without an upstream gradient has 0."""
+    def gradient(self, labels: Tensor, upstream: Tensor) -> LogitGradient | None:
+        """That of `sum(upstream * nll)`: factors are 0 for a row without an upstream gradient."""
         if upstream is None:
-            return None, None
+            return None
+        factors = where_or_zero(upstream / (1.0 + self.sum_exp_minus_one), ops.not_equal(upstream, 0.0))
         # Of the label's gradient, 1 - p is the share of the others, which is exact where p rounds to 1.
-        matrix = add_at_columns(self.exp_shifted, ops.maximum(labels, 0), -self.sum_of_others)
-        return matrix, where_or_zero(upstream / (1.0 + self.sum_exp_minus_one), ops.not_equal(upstream, 0.0))
+        return LogitGradient(self.exp_shifted, factors, ops.maximum(labels, 0), -self.sum_of_others)
 
-    def gradient_of_statistics(self, labels: Tensor, upstream: Tensor) -> tuple[Tensor, Tensor]:
+    def gradient_of_statistics(self, labels: Tensor, upstream: Tensor) -> LogitGradient:
         """The same for columns of `upstream`: log-probability `u`, entropy `v` and log-sum-exp `w`.
 
         With the entropy `H` the gradient is `p (w - u - v (log p + H))`, and `u (1 - p) + p (w - v (log p + H))` at the
@@ -64,7 +80,7 @@ class LabelExponentials(NamedTuple):
         center = mean_below + where_or_zero(rest / sum_exp, is_used)
         matrix = self.exp_shifted * (v * (_below_max(self.exp_shifted) - center) + (w - u))
         at_label = u * self.sum_of_others + self.label_exp * (v * (label_below - center) + w)
-        return add_at_columns(matrix, ops.maximum(labels, 0), at_label), where_or_zero(1.0 / sum_exp, is_used)
+        return LogitGradient(matrix, where_or_zero(1.0 / sum_exp, is_used), ops.maximum(labels, 0), at_label)
 
 
 def of_labels(
@@ -140,12 +156,15 @@ def in_place(logits: Tensor, max_logit: Tensor, *, scale: float = 1.0, read_befo
     return fori_loop(opaque(1), lambda _, array: _exp_shifted(array, max_logit, scale), logits)
 
 
-def zero_unused(matrix: Tensor, factors: Tensor, columns: tuple[Tensor, ...]) -> Tensor:
-    """The matrix of `RowScaled`, in its memory: 0 in rows of NaN whose factor is 0, times which they would be NaN."""
-    is_dead = row.is_dead_row(factors, *columns)
+def zero_unused(gradient: LogitGradient, columns: tuple[Tensor, ...]) -> LogitGradient:
+    """The gradient, in its memory: 0 in rows of NaN whose factor is 0, times which they would be NaN."""
+    is_dead = row.is_dead_row(gradient.factors, *columns)
     # Almost always without an iteration: a selection would read and write the matrix once more.
     iterations = ops.cast(ops.any(is_dead), "int32")
-    return fori_loop(iterations, lambda _, array: where_or_zero(array, ops.logical_not(is_dead)), matrix)
+    is_used = ops.logical_not(is_dead)
+    matrix = fori_loop(iterations, lambda _, array: where_or_zero(array, is_used), gradient.matrix)
+    at_label = None if gradient.labels is None else where_or_zero(gradient.at_label, is_used)
+    return gradient._replace(matrix=matrix, at_label=at_label)
 
 
 def _exp_shifted(logits, max_logit, scale):

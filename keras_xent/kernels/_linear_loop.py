@@ -166,15 +166,15 @@ def _run_on_device(rows, replicated, *, mesh, needs_grad, transpose, rule, chunk
         if bias is not None:
             logits = logits + ops.cast(bias, dtype)
         arrays_of_chunk = rule.arrays(rows_of_chunk(start), constants)
-        d_logits, factors, columns = rule.of_chunk(logits, arrays_of_chunk, constants, d_columns)
+        columns, d_logits = rule.of_chunk(logits, arrays_of_chunk, constants, d_columns)
         carry = carry._replace(columns=update_rows(carry.columns, start, ops.concatenate(columns, axis=1)))
         if upstream is None:
             return carry
-        if is_single and is_active is not None and factors is not None:
+        if is_single and is_active is not None and d_logits.factors is not None:
             # Several chunks are left out where no token is active; a single one is computed, from a kernel of NaN too.
-            d_logits = zero_unused(d_logits, factors, columns)
-        d_logits = ops.cast(d_logits, kernel.dtype)
-        return _add_gradients(carry, start, d_logits, factors, (chunk, kernel, low, factor), needs, transpose)
+            d_logits = zero_unused(d_logits, columns)
+        d_logits = d_logits._replace(matrix=ops.cast(d_logits.matrix, kernel.dtype))
+        return _add_gradients(carry, start, d_logits, (chunk, kernel, low, factor), needs, transpose)
 
     def zeros(needed, *shape):
         # TensorFlow would make a constant of them, and copies of that while it compiles: 6 of 2 MB.
@@ -225,31 +225,44 @@ def _prepared(rows, replicated, rule):
     return (hidden, projected, upstream, is_active, arrays), (kernel, bias, factor, constants)
 
 
-def _add_gradients(carry, start, d_logits, factors, factors_of_logits, needs, transpose):
-    """The state with the gradients of a chunk that begins at `start`; `d_logits` times `factors` is that of its logits.
+def _add_gradients(carry, start, gradient, factors_of_logits, needs, transpose):
+    """The state with the gradients of a chunk that begins at `start`, of whose logits `gradient` is that.
 
     `factors_of_logits` are what the logits are products of: hidden states `[size, D]` and kernel, and of low rank
     projected ones `[size, R]` and the other factor.
     """
     chunk, kernel, low, factor = factors_of_logits
+    d_chunk = None
     if needs.hidden:
-        d_chunk = _times(matmul_over_classes(d_logits, kernel, transpose=not transpose), factors)  # [size, D]
+        d_chunk = _hidden_gradient(gradient, kernel, transpose)  # [size, D]
         carry = carry._replace(d_hidden=update_rows(carry.d_hidden, start, d_chunk))
+    if not any(needs._replace(hidden=False)):
+        return carry
+    d_logits = gradient.whole(read_before=d_chunk)
     if needs.projected:
-        d_low = _times(matmul(d_logits, factor, transpose_b=not transpose), factors)  # [size, R]
+        d_low = gradient.scaled(matmul(d_logits, factor, transpose_b=not transpose))  # [size, R]
         carry = carry._replace(d_projected=update_rows(carry.d_projected, start, d_low))
     if needs.kernel:
-        rows = _times(chunk, factors)
+        rows = gradient.scaled(chunk)
         # A product whose left factor is transposed is slow on XLA:CPU.
         is_slow = not transpose and uses_xla_cpu()
         rows_t = _backend.opaque(ops.transpose(rows)) if is_slow else None  # [D, size]
         carry = carry._replace(d_kernel=_add_product(carry.d_kernel, rows, d_logits, transpose, rows_t))
     if needs.factor:
-        carry = carry._replace(d_factor=_add_product(carry.d_factor, _times(low, factors), d_logits, transpose))
+        carry = carry._replace(d_factor=_add_product(carry.d_factor, gradient.scaled(low), d_logits, transpose))
     if needs.bias:
-        d_bias = ops.sum(_times(ops.cast(d_logits, carry.d_bias.dtype), factors), axis=0)
+        d_bias = ops.sum(gradient.scaled(ops.cast(d_logits, carry.d_bias.dtype)), axis=0)
         carry = carry._replace(d_bias=carry.d_bias + d_bias)
     return carry
+
+
+def _hidden_gradient(gradient, kernel, transpose):
+    """The gradient for the hidden states: that of the logits times the transposed kernel."""
+    product = matmul_over_classes(gradient.matrix, kernel, transpose=not transpose)  # [size, D]
+    if gradient.labels is not None:
+        of_labels = ops.take(kernel, gradient.labels[:, 0], axis=0 if transpose else 1)
+        product = product + gradient.at_label * (of_labels if transpose else ops.transpose(of_labels))
+    return gradient.scaled(product)
 
 
 def _add_product(total, rows, d_logits, transpose, rows_t=None):
@@ -263,7 +276,3 @@ def _add_product(total, rows, d_logits, transpose, rows_t=None):
         return matmul(rows_t, d_logits)  # [D, V]
 
     return accumulate_matmul(total, product, d_logits, classes_first=transpose)
-
-
-def _times(array, factors):
-    return array if factors is None else array * factors

@@ -7,7 +7,7 @@ from keras import ops
 
 from keras_xent._backend import uses_xla_cpu
 from keras_xent._types import Tensor
-from keras_xent.kernels._exponentials import RowScaled, add_dependency
+from keras_xent.kernels._exponentials import LogitGradient, add_dependency
 from keras_xent.kernels._xla_cpu import map_row_blocks
 
 
@@ -40,14 +40,11 @@ class Rule(abc.ABC):
 
     def of_chunk(
         self, logits: Tensor, arrays: Any, constants: Any, upstream: Tensor
-    ) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
-        """The gradient for the logits, in their memory, factors of its rows, and the columns.
-
-        Without `upstream` there is no gradient, and factors only of some rules: None.
-        """
+    ) -> tuple[tuple[Tensor, ...], LogitGradient | None]:
+        """The columns, and the gradient for the logits, in their memory; None without `upstream`."""
         found = self.row_scaled(upstream, logits, arrays, constants) if uses_xla_cpu() else None
         if found is not None:
-            return found.matrix, found.factors, found.columns
+            return found
         has_upstream = upstream is not None
         arrays = (*arrays, *self.row_maxima(logits, arrays))
 
@@ -68,10 +65,12 @@ class Rule(abc.ABC):
             results = map_row_blocks(on_block, arrays, columns, in_place=has_upstream, is_large=self.has_large_blocks)
         else:
             results = on_block(*arrays)
-        return (results[0], None, tuple(results[1:])) if has_upstream else (None, None, tuple(results))
+        return (tuple(results[1:]), LogitGradient(results[0])) if has_upstream else (tuple(results), None)
 
-    def row_scaled(self, upstream: Tensor, logits: Tensor, arrays: Any, constants: Any) -> RowScaled | None:
-        """The columns, and the gradient for the logits as a matrix and factors of its rows; None: not of this form.
+    def row_scaled(
+        self, upstream: Tensor, logits: Tensor, arrays: Any, constants: Any
+    ) -> tuple[tuple[Tensor, ...], LogitGradient | None] | None:
+        """The columns, and the gradient with factors of its rows; None for rules that have none.
 
         On a CPU this takes the place of `forward` and `backward`, with `upstream` None for the columns alone.
         Rows without an upstream gradient have factors of 0.

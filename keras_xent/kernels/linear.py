@@ -16,7 +16,7 @@ from keras_xent.kernels import _exponentials, sparse_softmax
 from keras_xent.kernels import _row_statistics as row_statistics
 from keras_xent.kernels import _softmax_row as row
 from keras_xent.kernels._dtypes import accumulator_dtype, to_tensor, upcast
-from keras_xent.kernels._exponentials import RowScaled
+from keras_xent.kernels._exponentials import LogitGradient
 from keras_xent.kernels._labels import class_indices, class_weights, gather_class_weights, valid_mask
 from keras_xent.kernels._linear_loop import Data
 from keras_xent.kernels._linear_pass import GRADIENTS, checked_matrices, reduced
@@ -207,7 +207,9 @@ class CrossEntropyRule(Rule):
             upstream, residuals, logits, labels, class_weights, shifted, options=self.options
         )
 
-    def row_scaled(self, upstream: Tensor, logits: Tensor, arrays: Any, constants: Any) -> RowScaled | None:
+    def row_scaled(
+        self, upstream: Tensor, logits: Tensor, arrays: Any, constants: Any
+    ) -> tuple[tuple[Tensor, ...], LogitGradient | None] | None:
         """The same from exponentials in the memory of the logits, for options that only weight the label's loss."""
         (labels,), (class_weights,) = arrays, constants
         if replace(self.options, focal_gamma=0.0) != SoftmaxOptions():
@@ -222,8 +224,8 @@ class CrossEntropyRule(Rule):
             loss = nan_unless(labels >= 0, multiply_no_nan(weight, loss))
             # Out of range the sum of the exponentials is NaN, whatever class 0 weighs.
             slope = slope * ops.where(labels >= 0, weight, 1.0)
-        matrix, factors = found.gradient(labels, None if upstream is None else multiply_no_nan(upstream, slope))
-        return RowScaled((loss, found.nll, *found.statistics), matrix, factors)
+        gradient = found.gradient(labels, None if upstream is None else multiply_no_nan(upstream, slope))
+        return (loss, found.nll, *found.statistics), gradient
 
     def values_only(self) -> "CrossEntropyRule":
         """The rule without statistics."""

@@ -17,7 +17,7 @@ from keras_xent._types import Reduction, Tensor
 from keras_xent.kernels import _exponentials, _linear_loop, _linear_pass
 from keras_xent.kernels import reduction as _reduction
 from keras_xent.kernels._dtypes import accumulator_dtype, to_tensor
-from keras_xent.kernels._exponentials import RowScaled
+from keras_xent.kernels._exponentials import LogitGradient
 from keras_xent.kernels._linear_loop import Data
 from keras_xent.kernels._linear_pass import GRADIENTS, checked_matrices
 from keras_xent.kernels._masking import multiply_no_nan, where_or_zero
@@ -207,7 +207,9 @@ class SequenceRule(Rule):
         upstream = self._slopes(upstream, log_prob, sequence, *constants)
         return self.of_tokens.backward(upstream, residuals, logits, (labels,), ())
 
-    def row_scaled(self, upstream: Tensor, logits: Tensor, arrays: Any, constants: Any) -> RowScaled | None:
+    def row_scaled(
+        self, upstream: Tensor, logits: Tensor, arrays: Any, constants: Any
+    ) -> tuple[tuple[Tensor, ...], LogitGradient | None] | None:
         """The same from exponentials in the memory of the logits."""
         if self.of_tokens.softcap is not None:
             return None
@@ -216,7 +218,7 @@ class SequenceRule(Rule):
         log_prob = log_prob_of(found.nll)
         if upstream is not None:
             upstream = -self.of_tokens.scale * self._slopes(upstream, log_prob, sequence, *constants)
-        return RowScaled((log_prob,), *found.gradient(labels, upstream))
+        return (log_prob,), found.gradient(labels, upstream)
 
     def sums(self, log_probs: Tensor, numbers: Tensor) -> Tensor:
         """The log-probabilities `[G, S]` of sequences, from those of tokens `[G, S, T]`."""

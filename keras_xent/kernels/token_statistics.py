@@ -13,7 +13,7 @@ from keras_xent.kernels import _exponentials, sparse_softmax
 from keras_xent.kernels import _row_statistics as row_statistics
 from keras_xent.kernels import _softmax_row as row
 from keras_xent.kernels._dtypes import upcast
-from keras_xent.kernels._exponentials import RowScaled
+from keras_xent.kernels._exponentials import LogitGradient
 from keras_xent.kernels._labels import class_indices, valid_mask
 from keras_xent.kernels._linear_loop import Data
 from keras_xent.kernels._linear_pass import GRADIENTS, checked_matrices, values
@@ -191,20 +191,22 @@ class StatisticsRule(Rule):
         gradient = ops.where(is_label, at_label, multiply_no_nan(p, of_all - u))
         return row.to_logits_dtype(self.scale * gradient, dead, x, self.softcap)
 
-    def row_scaled(self, upstream: Tensor, logits: Tensor, arrays: Any, constants: Any) -> RowScaled | None:
+    def row_scaled(
+        self, upstream: Tensor, logits: Tensor, arrays: Any, constants: Any
+    ) -> tuple[tuple[Tensor, ...], LogitGradient | None] | None:
         """The columns or the gradient, from exponentials in the memory of the logits."""
         if self.softcap is not None or (upstream is not None and self.has_rank):
             return None
         (labels,) = arrays
         if upstream is not None and self.everything:
             found = _exponentials.of_labels(logits, labels, scale=self.scale, statistics=("entropy",))
-            matrix, factors = found.gradient_of_statistics(labels, self.scale * upstream)
             # What was computed in the forward pass is not read again.
-            return RowScaled((log_prob_of(found.nll),) * self.num_columns, matrix, factors)
+            columns = (log_prob_of(found.nll),) * self.num_columns
+            return columns, found.gradient_of_statistics(labels, self.scale * upstream)
         names = ("entropy", "logsumexp") * self.everything + ("rank",) * self.has_rank
         found = _exponentials.of_labels(logits, labels, scale=self.scale, statistics=names)
-        matrix, factors = found.gradient(labels, None if upstream is None else -self.scale * upstream)
-        return RowScaled((log_prob_of(found.nll), *found.statistics), matrix, factors)
+        gradient = found.gradient(labels, None if upstream is None else -self.scale * upstream)
+        return (log_prob_of(found.nll), *found.statistics), gradient
 
     def _scaled(self, logits):
         return logits if self.scale == 1.0 else logits * self.scale

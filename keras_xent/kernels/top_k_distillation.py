@@ -14,7 +14,7 @@ from keras_xent._types import Reduction, Tensor
 from keras_xent.kernels import _exponentials
 from keras_xent.kernels._divergence import Normalizer, Softmax
 from keras_xent.kernels._dtypes import accumulator_dtype, dtype_of, is_float, to_tensor
-from keras_xent.kernels._exponentials import RowScaled
+from keras_xent.kernels._exponentials import LogitGradient
 from keras_xent.kernels._labels import class_indices
 from keras_xent.kernels._linear_pass import GRADIENTS, OverTokens, checked_matrices, reduced_over_tokens
 from keras_xent.kernels._masking import multiply_no_nan, nan_unless, where_or_zero
@@ -155,7 +155,9 @@ class TopKRule(Rule):
         gradient = add_at_columns(q * ops.sum(p, axis=1, keepdims=True), ids, -p)
         return self.softmax.gradient(gradient, self.softmax.temperature**2 * upstream, logits)
 
-    def row_scaled(self, upstream: Tensor, logits: Tensor, arrays: Any, constants: Any) -> RowScaled | None:
+    def row_scaled(
+        self, upstream: Tensor, logits: Tensor, arrays: Any, constants: Any
+    ) -> tuple[tuple[Tensor, ...], LogitGradient | None] | None:
         """The same from exponentials in the memory of the logits."""
         if self.softmax.softcap is not None:
             return None
@@ -168,7 +170,7 @@ class TopKRule(Rule):
         normalizer = Normalizer(max_logit, ops.sum(exp_shifted, axis=1, keepdims=True))
         loss = self._loss(self.softmax.log_prob(of_classes, normalizer), log_p)
         if upstream is None:
-            return RowScaled((loss,))
+            return (loss,), None
         p, is_used = ops.exp(log_p), ops.not_equal(upstream, 0.0)
         sum_p = ops.sum(p, axis=1, keepdims=True)
         # The gradient `q sum_i p_i - p` is the matrix times `sum_i p_i / sum_exp`; without a class both are 0.
@@ -176,7 +178,7 @@ class TopKRule(Rule):
         ratio = where_or_zero(normalizer.sum_exp / ops.where(has_class, sum_p, 1.0), has_class)
         matrix = add_at_columns(exp_shifted, ids, -p * ratio)
         factors = self.softmax.temperature * upstream * sum_p / normalizer.sum_exp
-        return RowScaled((loss,), matrix, where_or_zero(factors, is_used))
+        return (loss,), LogitGradient(matrix, where_or_zero(factors, is_used))
 
     def _loss(self, log_q, log_p):
         return self.softmax.temperature**2 * ops.sum(
