@@ -85,7 +85,8 @@ def attach(logits: Tensor, head: Head) -> None:
 
 def is_training(training: Any) -> bool:
     """The `training` of a call as a bool. Under rematerialization JAX traces it; the result is not used there."""
-    return bool(training) if is_eager(training) else True
+    # Not by `is_eager`, which nothing is in a graph, numbers of Python neither.
+    return True if ops.is_tensor(training) and not is_eager(training) else bool(training)
 
 
 def mark_materialized(logits: Tensor, layer: str, reason: str) -> None:

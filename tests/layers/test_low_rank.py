@@ -8,7 +8,6 @@ import pytest
 from keras import ops
 
 import keras_xent as kx
-from keras_xent.kernels import _linear_loop
 from tests.backend import BACKEND, MODES, TWO_MODES, to_numpy
 from tests.tiers import fast_for, whole
 
@@ -50,21 +49,6 @@ def with_lora(build):
     for weight in head.trainable_weights:
         weight.assign(RNG.standard_normal(weight.shape))
     return model, head
-
-
-@pytest.fixture
-def formed(monkeypatch):
-    """The names of the gradients that the loop has formed."""
-    found, run = set(), _linear_loop.run
-
-    def counted(*args, **static):
-        result = run(*args, **static)
-        names = ("hidden", "kernel", "bias", "projected", "factor")
-        found.update(name for name, one in zip(names, result.gradients, strict=True) if one is not None)
-        return result
-
-    monkeypatch.setattr(_linear_loop, "run", counted)
-    return found
 
 
 @fast_for("tied")
