@@ -79,6 +79,7 @@ _BATCH, _FIXED = "sparse loss and gradient, logits [32, 10]", "a call of a compi
 _DENSE, _BINARY = "dense targets [65536, 10]", "binary labels [65536, 10]"
 _OF_HEAD = "output layer, sparse loss and gradients; 2048 tokens, 32,000 classes"
 _OF_FIT = "8192 tokens, 32,000 classes"
+_FEW_TOKENS = "chunks of few tokens, to need less memory: each reads the kernel and adds to its gradient"
 _ONE_PROGRAM = "few classes: a program of its own, with checks of the labels"
 _EXACT = "few classes: the loss of confident rows is exact here, and rounds to 0 there"
 _LINES = (
@@ -102,7 +103,7 @@ _LINES = (
     Line("dense", _SMALL, "Keras, graph", "ours", _DENSE, "Keras in a graph", _EXACT),
     Line("dense", _SMALL, "Keras, XLA", "ours, XLA", _DENSE, "Keras, both under `jit_compile=True`", _EXACT),
     Line("sigmoid", _SMALL, "Keras, graph", "ours", _BINARY, "Keras in a graph", "labels are checked to be in [0, 1]"),
-    Line("linear", _HEAD | {"valid": 1.0}, "Keras, graph", "ours", _OF_HEAD, "`Dense` and Keras' loss"),
+    Line("linear", _HEAD | {"valid": 1.0}, "Keras, graph", "ours", _OF_HEAD, "`Dense` and Keras' loss", _FEW_TOKENS),
     Line(
         "linear", _HEAD | {"valid": 0.15}, "Keras, graph", "ours", f"{_OF_HEAD}, 15 % valid", "`Dense` and Keras' loss"
     ),
