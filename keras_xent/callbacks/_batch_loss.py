@@ -12,6 +12,7 @@ from keras_xent import _accumulation, _backend, _keras, _loss_statistics
 from keras_xent._types import Batches, Tensor
 from keras_xent.callbacks._unlogged_metric import UnloggedMetric, is_replicated
 from keras_xent.callbacks._verdict import Verdict, judge
+from keras_xent.losses import SparseCategoricalCrossentropy
 from keras_xent.metrics import Perplexity
 
 CONTEXT = 8
@@ -227,7 +228,8 @@ def _largest(values, number):
 
 def _tokens_of(loss: Any) -> Perplexity | None:
     """Returns the metric that computes the nll of tokens as a sparse loss does; None for another loss."""
-    if not hasattr(loss, "logit_softcap") or not hasattr(loss, "ignore_class"):
+    if not isinstance(loss, SparseCategoricalCrossentropy):
         return None
-    options = {"ignore_class": loss.ignore_class, "axis": loss.axis, "logit_softcap": loss.logit_softcap}
+    options: dict[str, Any] = {"ignore_class": loss.ignore_class, "axis": loss.axis}
+    options["logit_softcap"] = loss.logit_softcap
     return Perplexity(from_logits=loss.from_logits, name="watched", **options)
