@@ -61,6 +61,30 @@ def test_micro_batches_train_as_whole_batches(optimizer, head):
     assert_same(trained(4, optimizer, head), trained(1, optimizer, head))
 
 
+class TrainingLoss(keras.layers.Layer):
+    """Adds a loss of its own in training only, as heads of multi-token prediction do."""
+
+    def __init__(self):
+        super().__init__()
+        self.loss = kx.losses.MaskedSequenceCrossentropy(ignore_class=1)
+
+    def call(self, inputs, training=False):
+        hidden, x = inputs
+        if training:
+            self.add_loss(self.loss(ops.argmax(x, axis=-1), hidden))
+        return hidden
+
+
+def test_losses_that_layers_add_in_training_only_have_their_own_denominator():
+    def model():
+        keras.utils.set_random_seed(3)
+        inputs = keras.Input((TOKENS, 4))
+        hidden = TrainingLoss()([keras.layers.Dense(8, "tanh")(inputs), inputs])
+        return keras.Model(inputs, kx.layers.LogitsDense(CLASSES)(hidden))
+
+    assert_same(trained(4, model=model()), trained(1, model=model()))
+
+
 @whole
 def test_micro_batches_of_unequal_sizes():
     # Four rows in two micro-batches of two; the last three in one of two and one of one.
