@@ -253,6 +253,23 @@ def test_steps_can_be_changed_and_taken_back():
     assert kx.accumulate_gradients(model, 1).train_step.__func__ is plain
 
 
+class Own(kx.losses.MaskedSequenceCrossentropy):
+    """A user's subclass of a loss."""
+
+
+class OwnCall(kx.losses.MaskedSequenceCrossentropy):
+    """One with a formula of its own."""
+
+    def call(self, y_true, y_pred):
+        return 2.0 * super().call(y_true, y_pred)
+
+
+@pytest.mark.parametrize("kind", sample([Own, OwnCall], [Own]))
+def test_a_subclass_of_a_loss_counts_as_the_loss_does(kind):
+    accumulated, whole_batches = (trained(steps, loss=kind(ignore_class=0)) for steps in (4, 1))
+    assert_same(accumulated, whole_batches)
+
+
 def test_what_cannot_be_exact_is_an_error():
     model, labels = model_of(), data()[1]
     with pytest.raises(ValueError, match="`steps` must be a whole number of at least 1"):
