@@ -78,6 +78,22 @@ def test_round_trips(name):
     assert float(again(y, P)) == float(loss(y, P))
 
 
+@pytest.mark.parametrize("kind", [keras.Variable, None], ids=["variable", "array"])
+@pytest.mark.parametrize("alpha", [0.25, [0.1, 0.2, 0.3, 0.4, 0.5]], ids=["number", "list"])
+def test_focal_weights_may_be_variables_and_arrays(alpha, kind):
+    y, p = ONE_HOT[:5], P[:5]  # as many examples as classes
+    given = np.array(alpha, "float32") if kind is None else kind(alpha)
+    loss, expected = (kx.losses.CategoricalFocalCrossentropy(a, reduction=None) for a in (given, alpha))
+    np.testing.assert_allclose(ops.convert_to_numpy(loss(y, p)), ops.convert_to_numpy(expected(y, p)), rtol=1e-6)
+    np.testing.assert_allclose(loss.get_config()["alpha"], alpha, rtol=1e-6)
+    if kind is None:
+        got, right = (kx.losses.categorical_focal_crossentropy(y, p, alpha=a) for a in (given, alpha))
+        np.testing.assert_allclose(ops.convert_to_numpy(got), ops.convert_to_numpy(right), rtol=1e-6)
+    else:
+        given.assign(0.0 * given)
+        np.testing.assert_array_equal(ops.convert_to_numpy(loss(y, p)), 0.0)
+
+
 @pytest.mark.parametrize("how", ["mask", "sample_weight"])
 def test_targets_that_are_no_numbers_leave_no_trace_in_rows_that_do_not_count(how):
     counts = np.array([True, True, False, True, True, False])
