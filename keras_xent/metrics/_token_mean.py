@@ -70,7 +70,8 @@ class TokenMean(NamedArguments, keras.metrics.Metric):
         num_sums += self._more_sums
         self._sums = ExactSums(self, "sums", num_sums)
         self._mailbox = _loss_statistics.Mailbox(self, num_sums)
-        # Whether updates have weights, once there was one: Keras runs the step symbolically before JAX traces it.
+        # Whether an update had weights: Keras runs the step symbolically before JAX traces it. A validation has perhaps
+        # none.
         self._is_weighted: bool | None = None
         # On JAX: labels of a loss that means something else, and what it means.
         self._disagreements: list[tuple[Any, str | None]] = []
@@ -98,7 +99,7 @@ class TokenMean(NamedArguments, keras.metrics.Metric):
     def update_state(self, y_true: Tensor, y_pred: Tensor, sample_weight: Tensor = None) -> None:
         """Adds the tokens of a batch: `y_true` `[...]` integers, `y_pred` `[..., C]`."""
         y_pred = provenance.read_variable(y_pred)
-        self._is_weighted = sample_weight is not None
+        self._is_weighted = bool(self._is_weighted) or sample_weight is not None
         sums = self._mailbox.take(y_true, sample_weight)
         told = [message for labels, message in self._disagreements if labels() is y_true]
         self._disagreements = []
