@@ -135,12 +135,13 @@ class TokenMean(NamedArguments, keras.metrics.Metric):
             try:
                 tokens = self._from_record(record, weight)
                 if tokens is None and is_expected and _keras.mask_of(record.y_pred) is not None:
+                sums = None if tokens is None else self._sum(tokens)
                     tokens = self._token_values(record.y_true, record.y_pred, weight)
             except ValueError:
                 # The output of another metric. If it is this one's, its own update raises the same error.
                 continue
-            if tokens is not None:
-                self._mailbox.put(record.y_true, weight, self._sum(tokens))
+            if sums is not None:
+                self._mailbox.put(record.y_true, weight, sums)
         # Whether this output is the metric's will be known in its update.
         weight = record.sample_weight if self._is_weighted else None
         self._disagreements.append((weakref.ref(record.y_true), self._disagreement(record, record.y_pred, weight)))
