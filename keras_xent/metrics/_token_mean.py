@@ -17,7 +17,6 @@ from keras_xent.kernels._labels import valid_mask
 from keras_xent.kernels._masking import both
 from keras_xent.kernels._shapes import align_weights, checked_axis, squeeze_class_axis
 from keras_xent.kernels.linear import LossStatistics
-from keras_xent.kernels.probabilities import are_distributions
 from keras_xent.metrics._exact_sums import ExactSums
 
 
@@ -135,8 +134,8 @@ class TokenMean(NamedArguments, keras.metrics.Metric):
             try:
                 tokens = self._from_record(record, weight)
                 if tokens is None and is_expected and _keras.mask_of(record.y_pred) is not None:
-                sums = None if tokens is None else self._sum(tokens)
                     tokens = self._token_values(record.y_true, record.y_pred, weight)
+                sums = None if tokens is None else self._sum(tokens)
             except ValueError:
                 # The output of another metric. If it is this one's, its own update raises the same error.
                 continue
@@ -222,23 +221,18 @@ class TokenMean(NamedArguments, keras.metrics.Metric):
 
     def _logits(self, y_pred: Tensor, *, is_clipped: bool = True) -> Tensor:
         """The logits, those of probabilities included; a warning where probabilities are taken for logits."""
-        if self.from_logits and "from_logits" not in self._warned:
-            self._warn_of_softmax(y_pred)
+        self._warn_of_reading(y_pred)
         given = {"from_logits": self.from_logits, "axis": self.axis, "is_clipped": is_clipped}
         return provenance.as_logits(y_pred, activation="softmax", **given)
 
-    def _warn_of_softmax(self, y_pred: Tensor) -> None:
-        if provenance.activation_and_logits(y_pred, axis=self.axis)[1] is not None:
+    def _warn_of_reading(self, y_pred: Tensor, activation: str = "softmax") -> None:
+        """Says once that probabilities are taken for logits, or logits for probabilities."""
+        if "from_logits" in self._warned:
             return
-        layer = None if is_eager(y_pred) else _keras.model_of_step() and _endings.softmax_layer_of(y_pred)
-        if layer:
-            reason = f"the layer '{layer}' makes probabilities of them by a softmax"
-        elif is_eager(y_pred) and are_distributions(y_pred, self.axis):
-            reason = "the rows of `y_pred` are probabilities: none is below 0, and they sum to 1"
-        else:
-            return
-        found = f"{type(self).__name__} has from_logits=True, but {reason}."
-        self._warn_once("from_logits", f"{found} Set from_logits=False, or end the model in logits.")
+        if provenance.activation_and_logits(y_pred, activation, self.axis)[1] is None:
+            given = {"from_logits": self.from_logits, "activation": activation, "axis": self.axis}
+            why, own = _endings.misread(y_pred, **given), f"{type(self).__name__} has from_logits={self.from_logits}"
+            self._warn_once("from_logits", why and f"{own}, but {why}")
 
     def _from_record(self, record: _loss_statistics.LossRecord, sample_weight: Tensor) -> TokenValues | None:
         """The values of the tokens from the record of a loss, or None where it does not fit."""
