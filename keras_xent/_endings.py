@@ -10,7 +10,7 @@ from keras_xent import _keras
 from keras_xent._backend import is_eager, operation_of, traced_ending
 from keras_xent._types import Tensor
 from keras_xent.kernels._dtypes import is_float, to_tensor
-from keras_xent.kernels.probabilities import ROUNDING
+from keras_xent.kernels.probabilities import ROUNDING, are_distributions
 
 _PRODUCTS = {"MatMul", "BatchMatMul", "BatchMatMulV2", "BatchMatMulV3", "Einsum", "BiasAdd", "Conv2D", "Conv3D"}
 _PRODUCTS |= {"DepthwiseConv2dNative", "Conv2DBackpropInput", "Conv3DBackpropInputV2"}
@@ -133,10 +133,27 @@ def layer_of(predictions: Tensor) -> str:
     return f"layer '{layer}'"
 
 
-def softmax_layer_of(predictions: Tensor) -> str | None:
-    """The name of the layer that ends the model of this step in a softmax; None if none is known to."""
+def misread(predictions: Tensor, *, from_logits: bool, activation: str, axis: int) -> str | None:
+    """Returns why a metric reads predictions as what they are not, and what to do; None if nothing speaks for that.
+
+    The logits before `activation` are not known.
+    """
+    if not from_logits:
+        why = describe_invalid_probabilities(predictions)
+        return why and f"the output of {layer_of(predictions)} {why}. If these are logits, set from_logits=True."
+    if not is_eager(predictions):
+        layer = _layer_with(activation, predictions) if _keras.model_of_step() else None
+        reason = layer and f"the layer '{layer}' makes probabilities of them by a {activation}"
+    else:
+        is_sure = activation == "softmax" and are_distributions(predictions, axis)
+        reason = "the rows of `y_pred` are probabilities: none is below 0, and they sum to 1" if is_sure else None
+    return reason and f"{reason}. Set from_logits=False, or end the model in logits."
+
+
+def _layer_with(activation, predictions):
+    """The name of the layer that ends the model of this step in an activation; None if none is known to."""
     output = _keras.symbolic_output(predictions)
     if output is None:
         output = _keras.only_output()
     end = None if output is None else ending_of(output)
-    return end.layer if end is not None and end.kind == "softmax" else None
+    return end.layer if end is not None and end.kind == activation else None

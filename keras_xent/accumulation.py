@@ -6,6 +6,8 @@ import keras
 
 from keras_xent import _accumulation, _keras, arguments
 from keras_xent._backend import accumulating_step
+from keras_xent.losses import Distillation
+from keras_xent.losses.base import Crossentropy
 
 # Reductions of Keras' losses that are means over rows.
 _MEANS = ("sum_over_batch_size", "mean", "auto")
@@ -94,4 +96,4 @@ def _check(model: Any) -> None:
 
 def _counts(loss: Any) -> bool:
     """Returns whether a loss divides by the denominator of the whole batch."""
-    return isinstance(loss, keras.losses.Loss) and type(loss).__module__.startswith("keras_xent.")
+    return isinstance(loss, Crossentropy | Distillation)

@@ -28,7 +28,7 @@ def fraction(name: str, value: Any) -> float:
     _refuse_variable(name, value)
     if not _is_number(value) or not 0 <= value <= 1:
         raise ValueError(f"`{name}` must be a number in [0, 1]. Received: {name}={value!r}.")
-    return value
+    return plain_number(value)
 
 
 def not_negative(name: str, value: Any) -> float:
@@ -36,7 +36,7 @@ def not_negative(name: str, value: Any) -> float:
     _refuse_variable(name, value)
     if not _is_number(value) or not 0 <= value < math.inf:
         raise ValueError(f"`{name}` must be a number of at least 0. Received: {name}={value!r}.")
-    return value
+    return plain_number(value)
 
 
 def positive(name: str, value: Any) -> float | None:
@@ -44,7 +44,7 @@ def positive(name: str, value: Any) -> float | None:
     _refuse_variable(name, value)
     if value is not None and (not _is_number(value) or not 0 < value < math.inf):
         raise ValueError(f"`{name}` must be None or a number above 0. Received: {name}={value!r}.")
-    return value
+    return plain_number(value)
 
 
 def above_zero(name: str, value: Any) -> float:
@@ -90,7 +90,7 @@ def label_or_none(name: str, value: Any) -> float | None:
             f"`{name}` must be None or a number (nan is one), the label that does not count. "
             f"Received: {name}={value!r}."
         )
-    return value
+    return plain_number(value)
 
 
 def class_weights(name: str, value: Any) -> Any:
@@ -115,7 +115,7 @@ def label_weights(name: str, value: Any) -> Any:
     if is_variable(value):
         return _checked_variable(name, value, ranks=(0, 1), allowed="one number, or of shape [L]")
     _refuse_variable(name, value)
-    plain = value if _is_number(value) else _list_of_numbers(value)
+    plain = plain_number(value) if _is_number(value) else _list_of_numbers(value)
     if value is not None and plain is None:
         raise ValueError(
             f"`{name}` must be None, a number, or a list with one number for each label of an example. "
@@ -254,6 +254,13 @@ def _is_number(value):
     if isinstance(value, (bool, np.bool_, str)):
         return False
     return isinstance(value, (int, float)) or getattr(value, "shape", None) == () and hasattr(value, "__float__")
+
+
+def plain_number(number: Any) -> Any:
+    """A number as one of Python: an array or tensor of one number has no hash, and JSON does not hold it."""
+    if hasattr(number, "item"):
+        return number.item()
+    return float(number) if hasattr(number, "shape") else number
 
 
 def warn(message: str, category: type[Warning] = UserWarning) -> None:

@@ -21,7 +21,9 @@ def accumulating_step(model: Any, train_step: Callable, steps: int, counting: Ca
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         # What the model computes is not used, but for its mask: the compiler leaves it out.
         with counting() as denominators:
-            model.compute_loss_and_updates(weights, others, metrics, x, y, sample_weight, training=False)
+            # As in training: layers may add losses there only, each of which is counted in its turn.
+            state_of_loss = weights, others, metrics, x, y, sample_weight
+            model.compute_loss_and_updates(*state_of_loss, training=True, optimizer_variables=optimizer_variables)
         leaf = next(leaf for leaf in keras.tree.flatten(data) if leaf is not None)
         rows = leaf.shape[0]
         size = max(-(-rows // steps), 1)

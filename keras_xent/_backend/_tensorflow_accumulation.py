@@ -95,7 +95,8 @@ def _denominators(model, data, counting):
     # What the model computes is not used, but for its mask: a graph leaves it out. Nothing is assigned.
     weights = [(weight, tf.convert_to_tensor(weight.value)) for weight in model.trainable_variables]
     with keras.StatelessScope(weights), counting() as found:
-        model.compute_loss(x=x, y=y, y_pred=model(x), sample_weight=sample_weight)
+        # As in training: layers may add losses there only, each of which is counted in its turn.
+        model.compute_loss(x=x, y=y, y_pred=model(x, training=True), sample_weight=sample_weight)
     return found
 
 

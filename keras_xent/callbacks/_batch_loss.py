@@ -12,6 +12,7 @@ from keras_xent import _accumulation, _backend, _keras, _loss_statistics
 from keras_xent._types import Batches, Tensor
 from keras_xent.callbacks._unlogged_metric import UnloggedMetric, is_replicated
 from keras_xent.callbacks._verdict import Verdict, judge
+from keras_xent.losses import SparseCategoricalCrossentropy
 from keras_xent.metrics import Perplexity
 
 CONTEXT = 8
@@ -61,6 +62,8 @@ class BatchLoss(UnloggedMetric):
         self._tokens = (_tokens_of(loss),)
         self._record: _loss_statistics.LossRecord | None = None
         self._unwatch: Callable[[], None] | None = None
+        # A validation computes losses too, and need not say so: `training` is True by default.
+        self._is_in_step = False
         # Of the step: the loss, weighted nll, its weight, valid tokens, and how many micro-batches were added.
         self._sums = self._variable("sums", (5,))
         self._verdict = self._variable("verdict", (len(Verdict._fields),))
@@ -105,13 +108,22 @@ class BatchLoss(UnloggedMetric):
         def watched(x=None, y=None, y_pred=None, sample_weight=None, training=True):
             self._record = None
             loss = compute_loss(x, y, y_pred, sample_weight, **({"training": training} if takes_training else {}))
-            if training and not _accumulation.is_counting():
+            if self._is_in_step and not _accumulation.is_counting():
                 self._observe(loss, y, y_pred, sample_weight)
             self._record = None
             return loss
 
+        train_step = model.train_step
+
+        def observed_step(*state_and_data):
+            self._is_in_step = True
+            try:
+                return train_step(*state_and_data)
+            finally:
+                self._is_in_step = False
+
         skips = self.limits.skip != "never"
-        step = _backend.judged_step(model, model.train_step, self._judge, self.variables, skips)
+        step = _backend.judged_step(model, observed_step, self._judge, self.variables, skips)
         changed = {"compute_loss": watched, "train_step": step}
         # Past the tracking of Keras, which takes what is set for a part of the model.
         before = {name: _backend.replace_own(model, name, value) for name, value in changed.items()}
@@ -227,7 +239,8 @@ def _largest(values, number):
 
 def _tokens_of(loss: Any) -> Perplexity | None:
     """Returns the metric that computes the nll of tokens as a sparse loss does; None for another loss."""
-    if not hasattr(loss, "logit_softcap") or not hasattr(loss, "ignore_class"):
+    if not isinstance(loss, SparseCategoricalCrossentropy):
         return None
-    options = {"ignore_class": loss.ignore_class, "axis": loss.axis, "logit_softcap": loss.logit_softcap}
+    options: dict[str, Any] = {"ignore_class": loss.ignore_class, "axis": loss.axis}
+    options["logit_softcap"] = loss.logit_softcap
     return Perplexity(from_logits=loss.from_logits, name="watched", **options)

@@ -90,7 +90,7 @@ def export_scorer(
     endpoints = _checked_endpoints(endpoints)
     compiled = arguments.boolean("compiled", compiled)
     causal = _is_causal(model, causal)
-    if ignore_class is None:
+    if ignore_class is None and _signatures.is_sparse(model.loss):
         ignore_class = getattr(model.loss, "ignore_class", None)
     ignore_class = arguments.class_or_none("ignore_class", ignore_class)
     _check_loss(model, endpoints, causal)

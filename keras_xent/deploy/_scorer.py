@@ -115,7 +115,7 @@ class Scorer:
 
         Args:
             ids: the tokens, `[T]`. The start token of the export, if it has one, is put before them.
-            context: the most tokens that are given; by default what the export says, else 512.
+            context: the most tokens that are given, at most what the export says, which is the default; else 512.
             stride: from 1, the most context and the most work, to `context`, the least; by default half of `context`.
             batch_size: how many windows are scored at once.
             start_in_every_window: whether each window begins with the start token, in place of its first token, for
@@ -157,9 +157,10 @@ class Scorer:
         return result if self.start_token is None else result[1:]
 
     def _checked_windows(self, context, stride, batch_size):
-        if context is not None and self.length is not None and context > self.length:
+        limit = self.context or self.length
+        if context is not None and limit is not None and context > limit:
             raise ValueError(
-                f"`context` must be at most {self.length}, the number of tokens that the model takes. "
+                f"`context` must be at most {limit}, the number of tokens that the model takes. "
                 f"Received: context={context}."
             )
         context = context or self.context or self.length or _DEFAULT_CONTEXT

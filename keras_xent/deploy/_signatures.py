@@ -1,5 +1,6 @@
 """Functions behind the signatures of an exported SavedModel, and the inputs of each."""
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -18,6 +19,7 @@ if keras.backend.backend() == "tensorflow":
 Signature = tuple[Callable, list[Any]]
 
 _SPARSE = (losses.SparseCategoricalCrossentropy, keras.losses.SparseCategoricalCrossentropy)
+_SPARSE_FUNCTIONS = (losses.sparse_categorical_crossentropy, keras.losses.sparse_categorical_crossentropy)
 
 
 def causal_lm(model: Any, ignore_class: int | None) -> dict[str, Signature]:
@@ -80,12 +82,9 @@ def supervised(model: Any) -> dict[str, Signature]:
 
     def score(inputs, labels):
         predictions = model(inputs, training=False)
-        unreduced = loss
-        if isinstance(loss, keras.losses.Loss):
-            unreduced = type(loss).from_config({**loss.get_config(), "reduction": None})
         return {
             "loss": model.compute_loss(inputs, labels, predictions, training=False),
-            "per_example_loss": unreduced(labels, predictions),
+            "per_example_loss": _unreduced(loss)(labels, predictions),
         }
 
     def train_step(inputs, labels, sample_weight):
@@ -93,7 +92,7 @@ def supervised(model: Any) -> dict[str, Signature]:
 
     loss = keras.losses.get(model.loss)
     shape, dtype = model.outputs[0].shape, "float32"
-    if isinstance(loss, _SPARSE) or loss is keras.losses.sparse_categorical_crossentropy:
+    if is_sparse(loss):
         axis = getattr(loss, "axis", -1) % len(shape)
         shape, dtype = shape[:axis] + shape[axis + 1 :], "int32"
     inputs = _spec("inputs", model.inputs[0].dtype, *model.inputs[0].shape)
@@ -105,6 +104,31 @@ def supervised(model: Any) -> dict[str, Signature]:
     }
 
 
+def is_sparse(loss: Any) -> bool:
+    """Returns whether the labels of a loss are indices of classes."""
+    return isinstance(loss, _SPARSE) or any(loss is function for function in _SPARSE_FUNCTIONS)
+
+
+def _unreduced(loss):
+    """The loss before its reduction."""
+    if not isinstance(loss, keras.losses.Loss):
+        return loss
+    # `copy.copy` asks Keras, which saves and loads: a user's class may have no configuration.
+    copied = object.__new__(type(loss))
+    vars(copied).update(vars(loss), reduction=None, normalizer=None)
+    return copied
+
+
+def _reads_logits(loss: Any) -> bool:
+    """Returns whether a loss takes predictions for logits. True of one that does not say so, and without a loss."""
+    loss = keras.losses.get(loss) if isinstance(loss, str) else loss
+    if callable(loss) and not hasattr(loss, "from_logits"):
+        # A function, whose default holds.
+        parameter = inspect.signature(loss).parameters.get("from_logits")
+        return parameter is None or parameter.default is not False
+    return getattr(loss, "from_logits", True)
+
+
 def _spec(name, dtype, *shape):
     return tf.TensorSpec(shape, dtype, name)
 
@@ -112,7 +136,7 @@ def _spec(name, dtype, *shape):
 def _predictions(model, inputs):
     predictions = model(inputs, training=False)
     logits = provenance.activation_and_logits(predictions)[1]
-    are_probabilities = logits is not None or getattr(model.loss, "from_logits", True) is False
+    are_probabilities = logits is not None or not _reads_logits(model.loss)
     return {"probabilities" if are_probabilities else "logits": predictions}
 
 
@@ -138,8 +162,7 @@ def token_statistics(labels: Any, predictions: Any, valid: Any, loss: Any, *, ra
     if head is not None:
         statistics = head.statistics(labels, valid, softcap, {"rank"} if ranks else ())
         return statistics.nll, ops.cast(statistics.rank, "int32") if ranks else None
-    from_logits = getattr(loss, "from_logits", True)
-    logits = provenance.as_logits(predictions, from_logits=from_logits, activation="softmax")
+    logits = provenance.as_logits(predictions, from_logits=_reads_logits(loss), activation="softmax")
     nll = sparse_softmax_cross_entropy(labels, logits, mask=valid, logit_softcap=softcap)
     if not ranks:
         return nll, None

@@ -97,8 +97,8 @@ class ExportedTokenModel:
         if not scorer.causal:
             raise ValueError("`model` must be a language model, and this one scores inputs with labels.")
         self._scorer = scorer
-        self.fixed_length = self.limit = scorer.length
-        self.context = scorer.context or scorer.length
+        self.fixed_length = scorer.length
+        self.limit = self.context = scorer.context or scorer.length
 
     def statistics(self, tokens: np.ndarray, is_token: np.ndarray, scored: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Of each token of `[B, T]` but the first, the log-likelihood and whether it is the most likely one."""

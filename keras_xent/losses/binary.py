@@ -161,7 +161,8 @@ class BinaryCrossentropy(Crossentropy):
         # `pos_weight` of single labels lies along the last axis.
         y_true, logits, mask, counted, weights = (None if t is None else ops.moveaxis(t, axis, -1) for t in tensors)
         losses = self._cross_entropy(y_true, logits, mask, axis=None)
-        weights = ops.cast(weights, losses.dtype)
+        # NaN times the gradient 0 of a label that does not count is NaN.
+        weights = where_or_zero(ops.cast(weights, losses.dtype), counted)
         if self.reduction in ("mean_with_sample_weight", "token_mean", "sequence_mean"):
             return Unreduced(losses, counted, weights=weights)
         is_used = ops.logical_or(ops.not_equal(weights, 0), ops.isfinite(losses))

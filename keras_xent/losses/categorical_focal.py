@@ -7,6 +7,8 @@ from keras import ops
 
 from keras_xent import arguments
 from keras_xent._types import DType, Reduction, Tensor
+from keras_xent.kernels._dtypes import dtype_of
+from keras_xent.kernels._labels import weights_tensor
 from keras_xent.losses.base import Unreduced
 from keras_xent.losses.categorical import CategoricalCrossentropy
 
@@ -21,7 +23,7 @@ class CategoricalFocalCrossentropy(CategoricalCrossentropy):
     Formula: `-sum_c alpha_c (1 - p_c)^gamma y_c log p_c`.
 
     Args:
-        alpha: one weight for all classes, or a list with one for each.
+        alpha: one weight for all classes, or a list with one for each; either may be a variable.
         gamma: exponent of the focal factor; 0 for plain cross-entropy.
         from_logits: whether `y_pred` holds logits rather than probabilities.
         label_smoothing: share in [0, 1] of the target spread evenly over all classes.
@@ -67,6 +69,8 @@ class CategoricalFocalCrossentropy(CategoricalCrossentropy):
     ) -> None:
         self.alpha = arguments.label_weights("alpha", alpha)
         self.gamma = arguments.not_negative("gamma", gamma)
+        # A list, or a variable of one axis.
+        is_of_classes = isinstance(self.alpha, list) or len(getattr(self.alpha, "shape", ())) == 1
         super().__init__(
             from_logits,
             label_smoothing,
@@ -74,17 +78,18 @@ class CategoricalFocalCrossentropy(CategoricalCrossentropy):
             reduction,
             name,
             dtype,
-            class_weight=self.alpha if isinstance(self.alpha, list) else None,
+            class_weight=self.alpha if is_of_classes else None,
             focal_gamma=gamma,
         )
 
     def _key_of_program(self) -> tuple | None:
         key = super()._key_of_program()
-        return None if key is None else (*key, self.alpha)
+        return None if key is None or arguments.is_variable(self.alpha) else (*key, self.alpha)
 
     def _of_logits(self, y_true: Tensor, logits: Tensor, valid: Tensor) -> Unreduced:
         unreduced = super()._of_logits(y_true, logits, valid)
         if self.class_weight is not None or self.alpha is None:
             return unreduced
         # One weight for all classes is a factor of the loss, no class weight of a mean.
-        return unreduced._replace(losses=ops.multiply(unreduced.losses, self.alpha))
+        alpha = weights_tensor("alpha", self.alpha, dtype_of(unreduced.losses))
+        return unreduced._replace(losses=ops.multiply(unreduced.losses, alpha))

@@ -5,7 +5,7 @@ from typing import Any
 
 from keras import ops
 
-from keras_xent import _keras
+from keras_xent import _keras, arguments
 from keras_xent._named_arguments import named_arguments, serializable
 from keras_xent._types import Tensor
 from keras_xent.kernels._dtypes import to_tensor
@@ -19,8 +19,11 @@ from keras_xent.losses.sparse_categorical import SparseCategoricalCrossentropy
 
 
 def _losses(kind: Any, y_true: Tensor, y_pred: Tensor, **options: Any) -> Tensor:
-    # Lists cannot be looked up.
-    options = {name: tuple(value) if isinstance(value, list) else value for name, value in options.items()}
+    if any(map(arguments.is_variable, options.values())):
+        return kind(**options).call(y_true, y_pred)
+    # Lists and arrays cannot be looked up.
+    plain = arguments.plain_number
+    options = {name: tuple(value) if isinstance(value, list) else plain(value) for name, value in options.items()}
     return _loss(kind, **options).call(y_true, y_pred)
 
 
@@ -189,7 +192,7 @@ def categorical_focal_crossentropy(
     >>> [round(float(x), 4) for x in loss]
     [0.0003, 0.6759]
     """
-    options = {"alpha": alpha, "gamma": gamma, "from_logits": from_logits}
+    options = {"alpha": arguments.label_weights("alpha", alpha), "gamma": gamma, "from_logits": from_logits}
     return _losses(CategoricalFocalCrossentropy, y_true, y_pred, **options, label_smoothing=label_smoothing, axis=axis)
 
 

@@ -6,7 +6,7 @@ from keras import ops
 from keras_xent import provenance
 from keras_xent._types import DType, Reduction, Tensor
 from keras_xent.kernels._dtypes import upcast
-from keras_xent.kernels._masking import where_or_zero
+from keras_xent.kernels._masking import both, where_or_zero
 from keras_xent.kernels._shapes import same_shape
 from keras_xent.losses.base import Alignment, Crossentropy, Unreduced
 
@@ -78,6 +78,10 @@ class KLDivergence(Crossentropy):
                 f"y_true of shape {tuple(y_true.shape)} and y_pred of shape {tuple(logits.shape)}."
             )
         y = ops.cast(y_true, logits.dtype)
+        counted = both(aligned.valid, aligned.nonzero_weight)
+        if counted is not None:
+            # The gradient is y times that of the loss, and NaN times the 0 of a row that does not count is NaN.
+            y = where_or_zero(y, ops.logical_or(ops.expand_dims(counted, -1), ops.logical_not(ops.isnan(y))))
         # A class without probability costs nothing, whatever was predicted for it.
         is_counted = ops.logical_or(y > 0, ops.logical_not(ops.equal(logits, -float("inf"))))
         y = ops.clip(y, keras.config.epsilon(), 1.0)

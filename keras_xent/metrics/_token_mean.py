@@ -17,7 +17,6 @@ from keras_xent.kernels._labels import valid_mask
 from keras_xent.kernels._masking import both
 from keras_xent.kernels._shapes import align_weights, checked_axis, squeeze_class_axis
 from keras_xent.kernels.linear import LossStatistics
-from keras_xent.kernels.probabilities import are_distributions
 from keras_xent.metrics._exact_sums import ExactSums
 
 
@@ -70,7 +69,8 @@ class TokenMean(NamedArguments, keras.metrics.Metric):
         num_sums += self._more_sums
         self._sums = ExactSums(self, "sums", num_sums)
         self._mailbox = _loss_statistics.Mailbox(self, num_sums)
-        # Whether updates have weights, once there was one: Keras runs the step symbolically before JAX traces it.
+        # Whether an update had weights: Keras runs the step symbolically before JAX traces it. A validation has perhaps
+        # none.
         self._is_weighted: bool | None = None
         # On JAX: labels of a loss that means something else, and what it means.
         self._disagreements: list[tuple[Any, str | None]] = []
@@ -98,7 +98,7 @@ class TokenMean(NamedArguments, keras.metrics.Metric):
     def update_state(self, y_true: Tensor, y_pred: Tensor, sample_weight: Tensor = None) -> None:
         """Adds the tokens of a batch: `y_true` `[...]` integers, `y_pred` `[..., C]`."""
         y_pred = provenance.read_variable(y_pred)
-        self._is_weighted = sample_weight is not None
+        self._is_weighted = bool(self._is_weighted) or sample_weight is not None
         sums = self._mailbox.take(y_true, sample_weight)
         told = [message for labels, message in self._disagreements if labels() is y_true]
         self._disagreements = []
@@ -135,11 +135,12 @@ class TokenMean(NamedArguments, keras.metrics.Metric):
                 tokens = self._from_record(record, weight)
                 if tokens is None and is_expected and _keras.mask_of(record.y_pred) is not None:
                     tokens = self._token_values(record.y_true, record.y_pred, weight)
+                sums = None if tokens is None else self._sum(tokens)
             except ValueError:
                 # The output of another metric. If it is this one's, its own update raises the same error.
                 continue
-            if tokens is not None:
-                self._mailbox.put(record.y_true, weight, self._sum(tokens))
+            if sums is not None:
+                self._mailbox.put(record.y_true, weight, sums)
         # Whether this output is the metric's will be known in its update.
         weight = record.sample_weight if self._is_weighted else None
         self._disagreements.append((weakref.ref(record.y_true), self._disagreement(record, record.y_pred, weight)))
@@ -220,23 +221,18 @@ class TokenMean(NamedArguments, keras.metrics.Metric):
 
     def _logits(self, y_pred: Tensor, *, is_clipped: bool = True) -> Tensor:
         """The logits, those of probabilities included; a warning where probabilities are taken for logits."""
-        if self.from_logits and "from_logits" not in self._warned:
-            self._warn_of_softmax(y_pred)
+        self._warn_of_reading(y_pred)
         given = {"from_logits": self.from_logits, "axis": self.axis, "is_clipped": is_clipped}
         return provenance.as_logits(y_pred, activation="softmax", **given)
 
-    def _warn_of_softmax(self, y_pred: Tensor) -> None:
-        if provenance.activation_and_logits(y_pred, axis=self.axis)[1] is not None:
+    def _warn_of_reading(self, y_pred: Tensor, activation: str = "softmax") -> None:
+        """Says once that probabilities are taken for logits, or logits for probabilities."""
+        if "from_logits" in self._warned:
             return
-        layer = None if is_eager(y_pred) else _keras.model_of_step() and _endings.softmax_layer_of(y_pred)
-        if layer:
-            reason = f"the layer '{layer}' makes probabilities of them by a softmax"
-        elif is_eager(y_pred) and are_distributions(y_pred, self.axis):
-            reason = "the rows of `y_pred` are probabilities: none is below 0, and they sum to 1"
-        else:
-            return
-        found = f"{type(self).__name__} has from_logits=True, but {reason}."
-        self._warn_once("from_logits", f"{found} Set from_logits=False, or end the model in logits.")
+        if provenance.activation_and_logits(y_pred, activation, self.axis)[1] is None:
+            given = {"from_logits": self.from_logits, "activation": activation, "axis": self.axis}
+            why, own = _endings.misread(y_pred, **given), f"{type(self).__name__} has from_logits={self.from_logits}"
+            self._warn_once("from_logits", why and f"{own}, but {why}")
 
     def _from_record(self, record: _loss_statistics.LossRecord, sample_weight: Tensor) -> TokenValues | None:
         """The values of the tokens from the record of a loss, or None where it does not fit."""

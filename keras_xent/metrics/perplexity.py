@@ -39,7 +39,8 @@ class Perplexity(TokenCrossentropy):
             `perplexity/<group>` for each, of the same pass.
         group_of: where the groups' numbers, counted from 0, are found: the name of an entry of `x`, a dict, which the
             model need not use, in `fit`, `evaluate` and a model's own steps; or a function of the labels. One number
-            for each example, `[B]`, or token, `[B, T]`. Tokens of any other number are in no group.
+            for each example, `[B]`, or token, `[B, T]`. Tokens of any other number are in no group. Of several outputs
+            give each such metric a `name`: Keras then leaves out that of the output.
 
     Raises:
         ValueError: shapes that do not fit; in eager mode, a label out of range; an entry that `x` does not have.

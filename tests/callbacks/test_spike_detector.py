@@ -85,16 +85,43 @@ def test_a_loss_that_is_no_number_is_reported_and_stops_training_if_asked_to(sto
     assert STEPS == 4
 
 
-def test_another_loss_is_watched_by_its_value():
+@pytest.mark.parametrize(
+    "loss, label, units",
+    [
+        ("mse", 1e4, 1),
+        (kx.losses.BinaryCrossentropy(from_logits=True), 1.0, 1),
+        (kx.losses.BinaryCrossentropy(from_logits=True, ignore_class=float("nan")), 1.0, 3),
+    ],
+    ids=["mse", "binary", "binary of three"],
+)
+def test_another_loss_is_watched_by_its_value(loss, label, units):
     x = np.ones((12, 1), "float32")
-    y = np.zeros((12, 1), "float32")
-    y[11] = 1e4
-    built = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1, use_bias=False)])
-    built.compile(keras.optimizers.SGD(0.0), "mse")
+    y = np.zeros((12, units), "float32")
+    y[11] = label
+    output = keras.layers.Dense(units, use_bias=False, kernel_initializer=keras.initializers.Constant(-5.0))
+    built = keras.Sequential([keras.Input((1,)), output])
+    built.compile(keras.optimizers.SGD(0.0), loss)
     detector = kx.callbacks.SpikeDetector()
     with pytest.warns(UserWarning, match="The loss of batch 11 of epoch 0 is"):
         built.fit(x, y, 1, verbose=0, shuffle=False, callbacks=[detector])
     assert [(report["batch"], report["worst_tokens"]) for report in detector.reports] == [(11, [])]
+
+
+class WithoutTraining(keras.Sequential):
+    """A model whose loss does not know whether it is one of training."""
+
+    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None):
+        return super().compute_loss(x, y, y_pred, sample_weight)
+
+
+def test_a_validation_is_no_part_of_the_next_step():
+    x, y = np.ones((12, 1), "float32"), np.zeros((12, 1), "float32")
+    output = keras.layers.Dense(1, use_bias=False, kernel_initializer="ones")
+    built = WithoutTraining([keras.Input((1,)), output])
+    built.compile(keras.optimizers.SGD(0.0), "mse")
+    detector = kx.callbacks.SpikeDetector(window=2)
+    fitted(built, detector, x, y, epochs=2, validation_data=(x, y))
+    assert detector.reports == []
 
 
 def test_a_batch_without_a_valid_token_is_no_spike():

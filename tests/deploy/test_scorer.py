@@ -242,6 +242,13 @@ def test_windows_that_cannot_be(scorer, arguments):
         scorer.score_document(TOKENS, **arguments)
 
 
+def test_a_context_above_that_of_the_export_is_refused(tmp_path):
+    """XLA and accelerators would take the last position's embedding for every later one."""
+    export_scorer(language_model(), tmp_path, context=6)
+    with pytest.raises(ValueError, match="`context` must be at most 6, the number of tokens that the model takes."):
+        load_scorer(tmp_path).score_document(TOKENS, context=7)
+
+
 def test_a_model_with_labels_scores_no_document(tmp_path):
     export_scorer(classifier(), tmp_path)
     scorer = load_scorer(tmp_path)

@@ -1,5 +1,6 @@
 """Arguments are checked when a loss is made, each with a sentence that says what is allowed and what came."""
 
+import json
 import math
 import re
 
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 
 import keras_xent as kx
+from tests.backend import tensor
 from tests.losses.cases import ARGUMENTS, DROP_INS, NAMES, SOFTMAX, SPARSE, example, make
 
 
@@ -99,3 +101,17 @@ PERPLEXITY = [
 def test_perplexity_refuses_the_same(argument, rule, bad):
     with pytest.raises(ValueError, match=exactly(f"`{argument}` {rule}. Received: {argument}={bad!r}.")):
         kx.metrics.Perplexity(**{argument: bad})
+
+
+@pytest.mark.parametrize("number", [np.array, tensor], ids=["array", "tensor"])
+def test_numbers_may_be_arrays_of_one(number):
+    for name in DROP_INS:
+        labels, logits = example(name, missing=False)
+        options = {"label_smoothing": 0.125, "focal_gamma": 1.5}
+        plain = make(name, from_logits=True, **options)
+        given = make(name, from_logits=True, **{key: number(value) for key, value in options.items()})
+        assert json.loads(json.dumps(given.get_config())) == plain.get_config()
+        assert float(given(labels, logits)) == float(plain(labels, logits))
+    smoothed = kx.losses.binary_crossentropy
+    labels, p = np.array([[1.0, 0.0]], "float32"), np.array([[0.7, 0.4]], "float32")
+    assert float(smoothed(labels, p, label_smoothing=number(0.125))[0]) == float(smoothed(labels, p, False, 0.125)[0])

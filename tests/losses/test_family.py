@@ -8,6 +8,7 @@ import pytest
 from keras import ops
 
 import keras_xent as kx
+from keras_xent import _keras
 from tests.backend import TWO_MODES, tensor, value_and_gradient
 from tests.tiers import fast_for
 
@@ -75,6 +76,42 @@ def test_round_trips(name):
     again = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(loss))
     assert type(again) is type(loss) and again.get_config() == loss.get_config()
     assert float(again(y, P)) == float(loss(y, P))
+
+
+@pytest.mark.parametrize("kind", [keras.Variable, None], ids=["variable", "array"])
+@pytest.mark.parametrize("alpha", [0.25, [0.1, 0.2, 0.3, 0.4, 0.5]], ids=["number", "list"])
+def test_focal_weights_may_be_variables_and_arrays(alpha, kind):
+    y, p = ONE_HOT[:5], P[:5]  # as many examples as classes
+    given = np.array(alpha, "float32") if kind is None else kind(alpha)
+    loss, expected = (kx.losses.CategoricalFocalCrossentropy(a, reduction=None) for a in (given, alpha))
+    np.testing.assert_allclose(ops.convert_to_numpy(loss(y, p)), ops.convert_to_numpy(expected(y, p)), rtol=1e-6)
+    np.testing.assert_allclose(loss.get_config()["alpha"], alpha, rtol=1e-6)
+    if kind is None:
+        got, right = (kx.losses.categorical_focal_crossentropy(y, p, alpha=a) for a in (given, alpha))
+        np.testing.assert_allclose(ops.convert_to_numpy(got), ops.convert_to_numpy(right), rtol=1e-6)
+    else:
+        given.assign(0.0 * given)
+        np.testing.assert_array_equal(ops.convert_to_numpy(loss(y, p)), 0.0)
+
+
+@pytest.mark.parametrize("how", ["mask", "sample_weight"])
+def test_targets_that_are_no_numbers_leave_no_trace_in_rows_that_do_not_count(how):
+    counts = np.array([True, True, False, True, True, False])
+    y = np.where(counts[:, None], SOFT, np.nan)
+    loss = kx.losses.KLDivergence()
+
+    def value(p):
+        if how == "sample_weight":
+            return loss(y, p, counts.astype("float32"))
+        p = p * 1.0
+        _keras.set_mask(p, tensor(counts))
+        return loss(y, p)
+
+    got = value_and_gradient(value, tensor(P))
+    right = value_and_gradient(lambda p: loss(np.nan_to_num(y), p, counts.astype("float32")), tensor(P))
+    scale = 6 / 4 if how == "mask" else 1.0
+    np.testing.assert_allclose(got[0], scale * right[0], rtol=1e-6)
+    np.testing.assert_allclose(got[1], scale * right[1], rtol=1e-6)
 
 
 def test_divergence_is_0_where_the_prediction_is_right_and_finite_where_it_is_wrong():

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import keras_xent as kx
-from tests.backend import BACKEND, MODES, every_mode, tensor, to_numpy
+from tests.backend import BACKEND, MODES, every_mode, tensor, to_numpy, value_and_gradient
 from tests.losses.cases import CLASSES, NAMES, arguments, example, make
 from tests.losses.running import assert_close
 from tests.tiers import fast_for, sample
@@ -109,3 +109,15 @@ def test_a_focal_weight_of_0_times_an_infinite_loss_is_0():
                 np.array([label]), tensor([logit], "float32"), focal_alpha=alpha, focal_gamma=gamma
             )
             assert np.array_equal(to_numpy(loss), [0])
+
+
+def test_a_weight_that_is_no_number_leaves_no_trace_where_the_label_is_missing():
+    labels, weights = np.array([[1, -1, 0], [0, 1, -1]]), np.array([[1, np.nan, 2], [0.5, 1, np.nan]], "float32")
+    logits = tensor(np.array([[0.3, -1, 2], [1, 0.5, -0.2]], "float32"))
+    loss = kx.losses.BinaryCrossentropy(from_logits=True, ignore_class=-1)
+    got, right = (
+        value_and_gradient(lambda x: loss(labels, x, w), logits)  # noqa: B023
+        for w in (weights, np.nan_to_num(weights))
+    )
+    np.testing.assert_array_equal(got[0], right[0])
+    np.testing.assert_array_equal(got[1], right[1])

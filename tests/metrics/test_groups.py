@@ -75,6 +75,28 @@ def test_a_group_of_each_token_by_a_function_of_the_labels():
     assert metric.totals().tokens == (labels != 5).sum()
 
 
+@whole
+def test_groups_of_tokens_beside_an_output_without_tokens():
+    """On JAX every loss of a step tells every metric what it knows."""
+    tokens, labels, _, _ = data()
+    groups = tokens % 4
+    inputs = keras.Input((LENGTH,), name="tokens", dtype="int32")
+    hidden = keras.layers.Embedding(CLASSES, 8)(inputs)
+    outputs = {
+        "text": kx.layers.LogitsDense(CLASSES, name="text")(hidden),
+        "topic": keras.layers.Dense(3, name="topic")(keras.layers.GlobalAveragePooling1D()(hidden)),
+    }
+    model = keras.Model([inputs], outputs)
+    losses = {name: kx.losses.SparseCategoricalCrossentropy(from_logits=True) for name in outputs}
+    metric = kx.metrics.Perplexity(groups=GROUPS, group_of="groups")
+    model.compile(keras.optimizers.SGD(0.0), losses, metrics={"text": [metric]})
+    x, y = {"tokens": tokens, "groups": groups}, {"text": labels, "topic": labels[:, 0] % 3}
+    logged = model.fit(x, y, 5, verbose=0).history
+    right = expected("perplexity", to_numpy(model(tokens)["text"]), labels, np.ones(labels.shape), groups)
+    for name, value in right.items():
+        np.testing.assert_allclose(logged[name], value, rtol=1e-6)
+
+
 def test_a_group_without_a_token_is_nan():
     metric = kx.metrics.Perplexity(groups=["some", "none"], group_of=lambda labels: labels * 0)
     metric.update_state(np.array([[0, 1]]), np.zeros((1, 2, 2), "float32"))

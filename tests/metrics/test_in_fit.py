@@ -104,6 +104,24 @@ def test_fit_and_evaluate_agree_with_float64_under_masks_weights_and_ignored_lab
 
 
 @whole
+def test_a_validation_without_weights_takes_no_mask_from_a_later_batch():
+    """On JAX the mask of a step is known to its loss only, which keeps what the metric will ask for."""
+    keras.utils.set_random_seed(1)
+    embedding = keras.layers.Embedding(CLASSES, 8, mask_zero=True, embeddings_initializer="normal")
+    model = keras.Sequential([keras.Input((None,)), embedding, keras.layers.Dense(CLASSES)])
+    model.compile(keras.optimizers.SGD(0.0), LOSSES["options"](), weighted_metrics=[kx.metrics.Perplexity()])
+    for tokens, labels, weights in batches("batches of two shapes"):
+        rows = {"sample_weight": weights, "batch_size": len(tokens), "verbose": 0}
+        history = model.fit(tokens, labels, validation_data=(tokens, labels), **rows).history
+        valid = tokens != 0
+        nll = oracles.sparse(labels[valid], to_numpy(model(tokens)).astype("float64")[valid])[0]
+        of_tokens = np.broadcast_to(weights[:, None], tokens.shape)[valid]
+        weighted = np.exp((of_tokens * nll).sum() / of_tokens.sum())
+        assert history["perplexity"][0] == pytest.approx(weighted, rel=1e-5)
+        assert history["val_perplexity"][0] == pytest.approx(np.exp(nll.mean()), rel=1e-5)
+
+
+@whole
 @every_head
 def test_each_of_several_outputs_has_its_own_statistics(head):
     """Also on JAX, where all losses hand what they know to all metrics; and other metrics that live do not matter."""

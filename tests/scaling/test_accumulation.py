@@ -61,6 +61,30 @@ def test_micro_batches_train_as_whole_batches(optimizer, head):
     assert_same(trained(4, optimizer, head), trained(1, optimizer, head))
 
 
+class TrainingLoss(keras.layers.Layer):
+    """Adds a loss of its own in training only, as heads of multi-token prediction do."""
+
+    def __init__(self):
+        super().__init__()
+        self.loss = kx.losses.MaskedSequenceCrossentropy(ignore_class=1)
+
+    def call(self, inputs, training=False):
+        hidden, x = inputs
+        if training:
+            self.add_loss(self.loss(ops.argmax(x, axis=-1), hidden))
+        return hidden
+
+
+def test_losses_that_layers_add_in_training_only_have_their_own_denominator():
+    def model():
+        keras.utils.set_random_seed(3)
+        inputs = keras.Input((TOKENS, 4))
+        hidden = TrainingLoss()([keras.layers.Dense(8, "tanh")(inputs), inputs])
+        return keras.Model(inputs, kx.layers.LogitsDense(CLASSES)(hidden))
+
+    assert_same(trained(4, model=model()), trained(1, model=model()))
+
+
 @whole
 def test_micro_batches_of_unequal_sizes():
     # Four rows in two micro-batches of two; the last three in one of two and one of one.
@@ -227,6 +251,23 @@ def test_steps_can_be_changed_and_taken_back():
     assert model.train_step.accumulates.__func__ is plain
     assert model.train_step.accumulates.__self__ is model
     assert kx.accumulate_gradients(model, 1).train_step.__func__ is plain
+
+
+class Own(kx.losses.MaskedSequenceCrossentropy):
+    """A user's subclass of a loss."""
+
+
+class OwnCall(kx.losses.MaskedSequenceCrossentropy):
+    """One with a formula of its own."""
+
+    def call(self, y_true, y_pred):
+        return 2.0 * super().call(y_true, y_pred)
+
+
+@pytest.mark.parametrize("kind", sample([Own, OwnCall], [Own]))
+def test_a_subclass_of_a_loss_counts_as_the_loss_does(kind):
+    accumulated, whole_batches = (trained(steps, loss=kind(ignore_class=0)) for steps in (4, 1))
+    assert_same(accumulated, whole_batches)
 
 
 def test_what_cannot_be_exact_is_an_error():
