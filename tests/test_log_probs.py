@@ -202,7 +202,8 @@ def values_and_gradients(model, function, compiled):
         import jax
 
         def step(values):
-            with keras.StatelessScope(state_mapping=list(zip(model.trainable_variables, values, strict=True))):
+            mapping = list(zip(model.trainable_variables, values, strict=True))
+            with keras.StatelessScope(state_mapping=mapping, collect_losses=True):
                 return function()
 
         values = [v.value for v in model.trainable_variables]
@@ -334,7 +335,7 @@ def test_other_threads_get_logits_while_one_does_without():
     model = built("plain Dense")
     layer = _without_logits.output_layer(model)
     shapes = []
-    with _without_logits._heads_of([layer]) as found:
+    with _without_logits._heads_of([layer], model) as found:
         thread = threading.Thread(target=lambda: shapes.append(tuple(model(TOKENS).shape)))
         thread.start()
         thread.join()
