@@ -101,7 +101,7 @@ def linear_cross_entropy(
         transpose_kernel: whether the kernel is `[V, D]`.
         low_rank: two factors whose product is added to the kernel, and which get a gradient of their own: `[D, R]` and
             `[R, V]` (`[V, R]` and `[R, D]` with `transpose_kernel`). Neither the product nor its gradient is formed.
-        mask: booleans of the shape of `labels`; False is not valid.
+        mask: booleans of the shape of `labels`, or `[B]`; False is not valid.
         ignore_class: the label of tokens that are not valid.
         label_smoothing: share `s` in [0, 1] of the target spread evenly over all classes.
         class_weight: `[V]`, one weight per class.

@@ -75,8 +75,8 @@ def linear_token_statistics(
         transpose_kernel: whether the kernel is `[V, D]`.
         low_rank: two factors whose product is added to the kernel, and which get a gradient of their own: `[D, R]` and
             `[R, V]` (`[V, R]` and `[R, D]` with `transpose_kernel`). Neither the product nor its gradient is formed.
-        mask: booleans of the shape of `labels`; False entries give 0 and gradient 0 whatever lies under them, and cost
-            nothing.
+        mask: booleans of the shape of `labels`, or `[B]`; False entries give 0 and gradient 0 whatever lies under them,
+            and cost nothing.
         ignore_class: a label that is masked in the same way.
         logit_softcap: `c` of `c tanh(x / c)`.
         chunk_bytes: the most memory that a chunk of logits may take; None: chosen.
