@@ -175,8 +175,9 @@ class TopKRule(Rule):
         sum_p = ops.sum(p, axis=1, keepdims=True)
         # The gradient `q sum_i p_i - p` is the matrix times `sum_i p_i / sum_exp`; without a class both are 0.
         has_class = ops.logical_and(is_used, sum_p > 0)
-        ratio = where_or_zero(normalizer.sum_exp / ops.where(has_class, sum_p, 1.0), has_class)
-        matrix = add_at_columns(exp_shifted, ids, -p * ratio)
+        # Divided by the sum first: the quotient of the sums is infinite where the teacher gives all K next to nothing.
+        share = where_or_zero(p / ops.where(has_class, sum_p, 1.0), has_class)
+        matrix = add_at_columns(exp_shifted, ids, -share * normalizer.sum_exp)
         factors = self.softmax.temperature * upstream * sum_p / normalizer.sum_exp
         return (loss,), LogitGradient(matrix, where_or_zero(factors, is_used))
 
