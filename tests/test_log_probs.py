@@ -108,6 +108,15 @@ def test_log_probabilities_are_those_from_the_predictions(name):
     np.testing.assert_allclose(from_predictions(model, 1.7, "softmax" in name), expected)
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_a_temperature_rounds_no_logits(dtype):
+    head = keras.layers.Dense(VOCABULARY, kernel_initializer=keras.initializers.RandomNormal(stddev=30.0), dtype=dtype)
+    model = sequential(head, keras.layers.Identity(dtype=dtype))
+    expected = from_predictions(model, 1.7)
+    found = to_numpy(kx.token_log_probs(model, TOKENS, LABELS, temperature=1.7))
+    np.testing.assert_allclose(found, expected, rtol=2e-6, atol=2e-6)
+
+
 @every_mode
 @pytest.mark.parametrize("name", ["softmax layer", "subclass with a softmax", "subclass with a softmax in its head"])
 def test_a_softmax_is_undone_in_every_mode(name, mode):
