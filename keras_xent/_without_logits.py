@@ -11,9 +11,9 @@ import keras
 from keras import ops
 
 from keras_xent import _endings, _keras, arguments, provenance
-from keras_xent._backend import is_eager, replace_own, restore_own, traced_ending
+from keras_xent._backend import is_eager, is_traced, replace_own, restore_own, snapshot, traced_ending
 from keras_xent._types import Tensor
-from keras_xent.kernels._dtypes import to_tensor
+from keras_xent.kernels._dtypes import dtype_of, to_tensor
 from keras_xent.kernels._masking import both
 from keras_xent.kernels._shapes import align_weights, squeeze_class_axis
 from keras_xent.kernels.probabilities import are_distributions, log_odds, log_probabilities
@@ -62,16 +62,33 @@ def call_without_logits(model: Any, x: Any, training: bool | None = None) -> Out
         raise ValueError(f"`model` must be a Keras model. Received: {model!r}.")
     layer = output_layer(model)
     layers = [one for one in _keras.all_layers(model) if _is_logits_layer(one)] if layer is None else [layer]
-    if layers and _is_head(layers[0]):
+    if not (layers and _is_head(layers[0])):
+        return _of_predictions(model, _only_output(model, model(x, training=training)))
+    state = [] if is_traced() else _state_of(model)
+    with _heads_of(layers, model) as found:
         try:
-            with _heads_of(layers) as found:
-                returned = _only_output(model, model(x, training=training))
+            returned = _only_output(model, model(x, training=training))
         except Exception:  # What comes after the head did not expect a stand-in; the call below tells the truth.
-            found = []
-        # Of several calls the later ones may have got what was computed from the stand-in of an earlier one.
-        if len(found) == 1 and (layer is not None or found[0][1] is returned):
-            return Output(found[0][0], None, _keras.mask_of(returned))
-    predictions = _only_output(model, model(x, training=training))
+            if not any(call.is_stand_in for call in found):
+                raise
+            returned = None
+    if returned is not None and _is_output(model, found, returned, is_known=layer is not None):
+        return Output(found[0].head, None, _keras.mask_of(returned))
+    if any(call.is_stand_in for call in found):
+        for variable, value in state:
+            variable.assign(value)
+        returned = _only_output(model, model(x, training=training))
+    return _of_predictions(model, returned)
+
+
+def _state_of(model):
+    """What a call may change, such as averages of batches and seeds, and its values now."""
+    values = [(variable, snapshot(variable)) for variable in model.non_trainable_variables]
+    # Within a layer of mixed precision, weights are read in 16 bits.
+    return [(variable, value) for variable, value in values if dtype_of(value) == variable.dtype]
+
+
+def _of_predictions(model, predictions):
     logits = _logits_of(model, predictions)
     return Output(None if is_eager(logits) else provenance.head_of(logits), logits, _keras.mask_of(predictions))
 
@@ -126,8 +143,19 @@ def _is_head(layer):
     return is_plain and getattr(layer, "activation", None) in _ACTIVATIONS
 
 
-# Where the calls of a layer are to be noted, by its identity: in this thread, and only inside `_heads_of`.
-_wanted: contextvars.ContextVar[dict[int, list]] = contextvars.ContextVar("_wanted")
+class _Call(NamedTuple):
+    """A call of an output layer: its head, and what it returned."""
+
+    head: Head
+    output: Tensor
+    is_stand_in: bool
+    # How many losses the model had added before.
+    num_losses: int
+
+
+# The model whose layer it is, and where the calls of the layer are to be noted, by the identity of the layer: in this
+# thread, and only inside `_heads_of`.
+_wanted: contextvars.ContextVar[dict[int, tuple[Any, list[_Call]]]] = contextvars.ContextVar("_wanted")
 # In how many threads each layer has `_call_or_stand_in` for its `call`, and the `call` of its own that it had before.
 _lock = threading.Lock()
 _uses: Counter[int] = Counter()
@@ -135,13 +163,14 @@ _own_calls: dict[int, Any] = {}
 
 
 @contextlib.contextmanager
-def _heads_of(layers: list) -> Iterator[list]:
-    """Makes each layer return a stand-in for its logits, in this thread; yields the heads and stand-ins of the calls.
+def _heads_of(layers: list, model: Any) -> Iterator[list[_Call]]:
+    """Makes each layer return a stand-in for its logits, in this thread; yields a list of the calls.
 
-    Other threads that call the same layers meanwhile get their logits.
+    In a program it returns the logits, which are not computed unless something reads them: the program may be one that
+    a function of the model keeps. Other threads that call the same layers meanwhile get their logits.
     """
-    found: list[tuple[Head, Tensor]] = []
-    token = _wanted.set({**_wanted.get({}), **{id(layer): found for layer in layers}})
+    found: list[_Call] = []
+    token = _wanted.set({**_wanted.get({}), **{id(layer): (model, found) for layer in layers}})
     for layer in layers:
         _replace_call(layer)
     try:
@@ -171,12 +200,34 @@ def _call_or_stand_in(layer, call):
     is_embedding = isinstance(layer, keras.layers.ReversibleEmbedding)
 
     def call_or_stand_in(inputs, *args, **kwargs):
-        found = _wanted.get({}).get(id(layer))
+        model, found = _wanted.get({}).get(id(layer), (None, None))
         if found is None or (is_embedding and not (kwargs.get("reverse") or (args and args[0]))):
             return call(inputs, *args, **kwargs)
-        # One number for each token, of which nothing is computed.
-        stand_in = ops.zeros((*ops.shape(inputs)[:-1], 1), inputs.dtype)
-        found.append(((embedding_head if is_embedding else dense_head)(layer, inputs), stand_in))
-        return stand_in
+        head = (embedding_head if is_embedding else dense_head)(layer, inputs)
+        if is_traced():
+            found.append(_Call(head, call(inputs, *args, **kwargs), is_stand_in=False, num_losses=0))
+        else:
+            # One number for each token, of which nothing is computed.
+            stand_in = ops.zeros((*ops.shape(inputs)[:-1], 1), inputs.dtype)
+            found.append(_Call(head, stand_in, is_stand_in=True, num_losses=_num_losses(model)))
+        return found[-1].output
 
     return call_or_stand_in
+
+
+def _is_output(model, found, returned, *, is_known):
+    """Whether these calls are one, whose logits are the output, and from whose stand-in nothing else was computed.
+
+    Of several the later ones may have got what was computed from the stand-in of an earlier one. A loss that the model
+    has added since may be one of the stand-in. `is_known` says that the layer is known to make the output.
+    """
+    if len(found) != 1 or not (is_known or found[0].output is returned):
+        return False
+    (call,) = found
+    # Of a function of the model that is a program of its own, the head is known inside of it only.
+    return not call.is_stand_in if is_traced() else call.is_stand_in and call.num_losses == _num_losses(model)
+
+
+def _num_losses(model):
+    scope = _keras.stateless_scope()
+    return len(model.losses if scope is None else scope.losses)

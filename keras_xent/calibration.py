@@ -14,7 +14,7 @@ from keras import ops
 from keras_xent import _words, arguments
 from keras_xent._types import Tensor
 from keras_xent._without_logits import Output, call_without_logits
-from keras_xent.kernels._dtypes import accumulator_dtype, to_float_tensor, to_tensor
+from keras_xent.kernels._dtypes import accumulator_dtype, to_float_tensor, to_tensor, upcast
 from keras_xent.kernels._labels import class_indices, valid_mask
 from keras_xent.kernels._masking import both
 from keras_xent.kernels._row_statistics import dense_statistics
@@ -86,7 +86,7 @@ def calibrate(
         if not weight_sum > 0:
             received = f"weights with the sum {weight_sum}" if weight_sum else "none"
             raise ValueError(f"`data` must hold valid labels, of weights above 0. Received: {received}.")
-        if math.isnan(total):
+        if not math.isfinite(total):
             raise ValueError(
                 "`model` must return finite numbers for `data`. Received: NaN or infinity among the logits of valid "
                 "labels."
@@ -128,33 +128,65 @@ def _root(function, tolerance):
 
 def _batches(data: Any, batch_size: int) -> Iterator[tuple[Any, Any, Any]]:
     if _is_arrays(data):
-        x, *others = data
-        # `x` may be a list of arrays, for a model of several inputs.
-        x = x if any(hasattr(one, "shape") for one in keras.tree.flatten(x)) else np.asarray(x)
-        arrays = (x, *(np.asarray(one) if isinstance(one, list) else one for one in others))
+        x, y, weight = _parts(data)
         examples = len(keras.tree.flatten(x)[0])
-        for name, one in zip(("labels", "weights"), arrays[1:], strict=False):
+        for name, one in (("labels", y), ("weights", weight)):
             if one is not None and len(one) != examples:
                 raise ValueError(f"`data` must have as many {name} as examples. Received: {examples} and {len(one)}.")
-        for start in range(0, len(arrays[1]), batch_size):
-            piece = keras.tree.map_structure(lambda a: a[start : start + batch_size], arrays)  # noqa: B023
-            yield (*piece, None)[:3]
+        for start in range(0, examples, batch_size):
+            rows = slice(start, start + batch_size)
+            inputs = keras.tree.map_structure(lambda a: a[rows], x)  # noqa: B023
+            yield inputs, y[rows], None if weight is None else weight[rows]
         return
     if hasattr(data, "shape") or not (isinstance(data, keras.utils.PyDataset) or hasattr(data, "__iter__")):
-        received = "None" if data is None else type(data).__name__
-        raise ValueError(f"`data` must be arrays `(x, y)`, or batches of that form. Received: {received}.")
+        raise _not_data("None" if data is None else type(data).__name__)
     # A PyDataset has a length, and may be read by index only.
     batches = (data[i] for i in range(len(data))) if isinstance(data, keras.utils.PyDataset) else data
     for batch in batches:
-        yield (*batch, None)[:3]
+        yield _parts(batch)
 
 
 def _is_arrays(data):
     """Whether the data are `(x, y)` or `(x, y, sample_weight)` rather than batches of that form."""
     if not isinstance(data, (tuple, list)) or not 2 <= len(data) <= 3:
         return False
-    # A list of numbers may be an array; `x` alone may be a list of arrays, for a model of several inputs.
-    return not all(isinstance(one, (tuple, list)) and any(hasattr(part, "shape") for part in one) for one in data)
+    return not all(isinstance(one, (tuple, list)) and any(_is_array(part, one) for part in one) for one in data)
+
+
+def _is_array(part, batch):
+    """Whether a part of what may be a batch is an array, rather than numbers of one."""
+    # A list of numbers may be an array, and `x` alone a list of arrays, for a model of several inputs.
+    return hasattr(part, "shape") or (isinstance(batch, tuple) and isinstance(part, list))
+
+
+def _parts(batch):
+    """The inputs, labels and weights of a batch, or of all data, as arrays; None for weights that are not given."""
+    if not isinstance(batch, (tuple, list)):
+        raise _not_data(f"a batch of class {type(batch).__name__}")
+    if not 2 <= len(batch) <= 3:
+        raise _not_data(f"a batch of {len(batch)} part(s)")
+    if batch[1] is None:
+        raise _not_data("None for the labels")
+    return (*map(_as_arrays, batch), None)[:3]
+
+
+def _as_arrays(part):
+    """Nested lists of numbers as an array; anything else as it is, such as a list of arrays."""
+    if isinstance(part, dict):
+        return {name: _as_arrays(one) for name, one in part.items()}
+    if not isinstance(part, (tuple, list)) or any(hasattr(one, "shape") for one in keras.tree.flatten(part)):
+        return part
+    try:
+        return np.asarray(part)
+    except ValueError:
+        raise _not_data(
+            "a list of rows of uneven length. Pad them, and mark the padding with a mask or `ignore_class`; give each "
+            "batch of lists as a tuple"
+        ) from None
+
+
+def _not_data(received):
+    return ValueError(f"`data` must be arrays `(x, y)`, or batches of that form. Received: {received}.")
 
 
 @dataclass(frozen=True)
@@ -199,7 +231,7 @@ def _difference_and_weight(
     valid = both(valid, valid_mask(labels, None, ignore_class))
     if output.head is None:
         indices = class_indices(labels, output.num_classes, valid)
-        nll, entropy = dense_statistics(indices, output.logits / temperature, ("nll", "entropy"))
+        nll, entropy = dense_statistics(indices, upcast(output.logits) / temperature, ("nll", "entropy"))
     else:
         log_prob, entropy, _ = token_columns(
             labels=labels,

@@ -11,7 +11,7 @@ from keras_xent._backend import no_autograph
 from keras_xent._types import Reduction, Tensor
 from keras_xent._without_logits import call_without_logits
 from keras_xent.kernels import linear_sequence_loss, sparse_softmax_cross_entropy
-from keras_xent.kernels._dtypes import to_tensor
+from keras_xent.kernels._dtypes import to_tensor, upcast
 from keras_xent.kernels._masking import where_or_zero
 from keras_xent.kernels._shapes import same_shape
 from keras_xent.kernels.reduction import checked_reduction
@@ -143,8 +143,9 @@ def sequence_loss(
         x: the inputs of the model, `[G, S, ...]`: `G` groups of `S` sequences, such as the chosen and the rejected one.
         labels: integers `[G, S, T]`: what the model should predict at each position, the tokens that come next.
         loss: a function of `S` arrays `[G]`, the log-probabilities of the first sequences, the second ones and so on,
-            and of `arrays`, that returns `[G]`. The loss of a group may depend on that group alone. Each function is
-            compiled anew: define it once, outside of the step.
+            and of `arrays`, that returns `[G]`. The loss of a group may depend on that group alone, and on nothing that
+            changes but `arrays`. Each function is compiled anew, in eager mode also for each number of groups and
+            tokens: define it once, outside of the step.
         arrays: what else the function takes, such as log-probabilities under a reference model. They have no gradient.
         mask: booleans `[G, S, T]`: which tokens belong to the completion. The Keras mask of the output counts too.
         temperature: divides the logits, after their soft cap.
@@ -180,7 +181,7 @@ def sequence_loss(
     if output.head is None:
         of_tokens, valid = _of_output(output, rows, mask, temperature)
         log_probs = ops.reshape(_of_sequences(of_tokens, valid, normalize), shape[:2])
-        result = reduced_losses(loss, log_probs, map(to_tensor, arrays), reduction)
+        result = reduced_losses(loss, log_probs, arrays, reduction)
         return (result, ops.stop_gradient(log_probs)) if return_log_probs else result
     with _named():
         _, valid = output.aligned(rows, mask)
@@ -247,7 +248,8 @@ def _of_output(output, labels, mask, temperature):
     with _named():
         labels, valid = output.aligned(labels, mask)
         if output.head is None:
-            logits = output.logits if temperature == 1.0 else output.logits / temperature
+            # Quotients of 16-bit logits would be rounded once more.
+            logits = output.logits if temperature == 1.0 else upcast(output.logits) / temperature
             losses = sparse_softmax_cross_entropy(labels, logits, mask=valid)
             return where_or_zero(-losses, ops.not_equal(losses, 0)), valid
         (log_probs,) = token_columns(

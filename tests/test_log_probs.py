@@ -108,6 +108,15 @@ def test_log_probabilities_are_those_from_the_predictions(name):
     np.testing.assert_allclose(from_predictions(model, 1.7, "softmax" in name), expected)
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_a_temperature_rounds_no_logits(dtype):
+    head = keras.layers.Dense(VOCABULARY, kernel_initializer=keras.initializers.RandomNormal(stddev=30.0), dtype=dtype)
+    model = sequential(head, keras.layers.Identity(dtype=dtype))
+    expected = from_predictions(model, 1.7)
+    found = to_numpy(kx.token_log_probs(model, TOKENS, LABELS, temperature=1.7))
+    np.testing.assert_allclose(found, expected, rtol=2e-6, atol=2e-6)
+
+
 @every_mode
 @pytest.mark.parametrize("name", ["softmax layer", "subclass with a softmax", "subclass with a softmax in its head"])
 def test_a_softmax_is_undone_in_every_mode(name, mode):
@@ -202,7 +211,8 @@ def values_and_gradients(model, function, compiled):
         import jax
 
         def step(values):
-            with keras.StatelessScope(state_mapping=list(zip(model.trainable_variables, values, strict=True))):
+            mapping = list(zip(model.trainable_variables, values, strict=True))
+            with keras.StatelessScope(state_mapping=mapping, collect_losses=True):
                 return function()
 
         values = [v.value for v in model.trainable_variables]
@@ -334,7 +344,7 @@ def test_other_threads_get_logits_while_one_does_without():
     model = built("plain Dense")
     layer = _without_logits.output_layer(model)
     shapes = []
-    with _without_logits._heads_of([layer]) as found:
+    with _without_logits._heads_of([layer], model) as found:
         thread = threading.Thread(target=lambda: shapes.append(tuple(model(TOKENS).shape)))
         thread.start()
         thread.join()

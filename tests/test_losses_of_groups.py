@@ -89,3 +89,12 @@ def test_wrong_shapes_of_groups_are_named():
         kx.sequence_loss(model, PAIRS, PAIR_LABELS, mask=MASK, loss=kx.preference.simpo)
     with pytest.raises(ValueError, match="`labels` must have the shape of `logits` without its class axis"):
         kx.sequence_loss(model, PAIRS, PAIR_LABELS[..., 1:], loss=kx.preference.simpo)
+
+
+@pytest.mark.parametrize("name", ["LogitsDense", "softmax layer"])
+def test_a_single_array_is_not_taken_apart(name):
+    """Of two groups it would be two numbers, and each would be broadcast over the groups."""
+    with pytest.raises(ValueError, match="`arrays` must be a tuple, with an array for each argument of `loss`"):
+        kx.sequence_loss(
+            built(name), PAIRS, PAIR_LABELS, loss=lambda c, r, *arrays: c - r - sum(arrays), arrays=REFERENCES[0]
+        )

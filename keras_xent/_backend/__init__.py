@@ -48,6 +48,7 @@ accumulating_step = _module.accumulating_step
 judged_step = _module.judged_step
 # Tensors.
 is_eager = _module.is_eager
+is_traced = _module.is_traced
 snapshot = _module.snapshot
 widest_int = _module.widest_int
 asserts_in_graph = _module.asserts_in_graph

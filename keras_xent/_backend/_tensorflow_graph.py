@@ -10,6 +10,11 @@ from keras_xent._backend._xla import uses_xla
 from keras_xent._types import Tensor
 
 
+def is_traced() -> bool:
+    """Whether operations are part of a program now."""
+    return not tf.executing_eagerly()
+
+
 def in_xla() -> bool:
     """Returns whether the graph that is traced now is part of a program of XLA."""
     graph = None if tf.executing_eagerly() else tf.compat.v1.get_default_graph()

@@ -13,6 +13,7 @@ from keras_xent._backend._jax_gradients import clear_programs as clear_programs
 from keras_xent._backend._jax_gradients import custom_gradient as custom_gradient
 from keras_xent._backend._jax_gradients import fused_gradient as fused_gradient
 from keras_xent._backend._jax_gradients import is_eager as is_eager
+from keras_xent._backend._jax_gradients import is_traced as is_traced
 from keras_xent._backend._jax_gradients import jit as jit
 from keras_xent._backend._jax_gradients import with_gradient_of_sum as with_gradient_of_sum
 from keras_xent._backend._jax_judging import judged_step as judged_step

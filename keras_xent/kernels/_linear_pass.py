@@ -69,6 +69,10 @@ class OverTokens(NamedTuple):
 
 def needed(gradients: Any) -> tuple[bool, ...]:
     """Of each input, whether these names ask for its gradient."""
+    if isinstance(gradients, str) or not set(gradients) <= set(GRADIENTS):
+        raise ValueError(
+            f"`gradients` must hold names among {', '.join(map(repr, GRADIENTS))}. Received: gradients={gradients!r}."
+        )
     hidden, kernel, bias, low_rank = (name in gradients for name in GRADIENTS)
     return hidden, kernel, bias, hidden or low_rank, low_rank
 
@@ -102,6 +106,8 @@ def checked_matrices(
 
 
 def _checked_factors(low_rank, kernel, dtype):
+    if not isinstance(low_rank, (tuple, list)) or len(low_rank) != 2:
+        raise ValueError(f"`low_rank` must be a pair of factors. Received: {type(low_rank).__name__}.")
     first, second = (ops.cast(to_float_tensor(one), dtype) for one in low_rank)
     shapes = tuple(first.shape), tuple(second.shape)
     if [len(shape) for shape in shapes] != [2, 2] or (shapes[0][0], shapes[1][1]) != tuple(kernel.shape):

@@ -1,7 +1,7 @@
 """The interface of the functions that a linear kernel computes from the logits of its tokens."""
 
 import abc
-from typing import Any
+from typing import Any, TypeAlias
 
 from keras import ops
 
@@ -9,6 +9,9 @@ from keras_xent._backend import uses_xla_cpu
 from keras_xent._types import Tensor
 from keras_xent.kernels._exponentials import LogitGradient, add_dependency
 from keras_xent.kernels._xla_cpu import map_row_blocks
+
+# Columns `[n, 1]`, and the gradient for the logits; None where there is no upstream gradient.
+ColumnsAndGradient: TypeAlias = tuple[tuple[Tensor, ...], LogitGradient | None]
 
 
 class Rule(abc.ABC):
@@ -38,9 +41,7 @@ class Rule(abc.ABC):
     def backward(self, upstream: Tensor, residuals: Any, logits: Tensor, arrays: Any, constants: Any) -> Tensor:
         """The gradient for the logits of `sum(upstream * values)`; `upstream` has a column for each value."""
 
-    def of_chunk(
-        self, logits: Tensor, arrays: Any, constants: Any, upstream: Tensor
-    ) -> tuple[tuple[Tensor, ...], LogitGradient | None]:
+    def of_chunk(self, logits: Tensor, arrays: Any, constants: Any, upstream: Tensor) -> ColumnsAndGradient:
         """The columns, and the gradient for the logits, in their memory; None without `upstream`."""
         found = self.row_scaled(upstream, logits, arrays, constants) if uses_xla_cpu() else None
         if found is not None:
@@ -67,9 +68,7 @@ class Rule(abc.ABC):
             results = on_block(*arrays)
         return (tuple(results[1:]), LogitGradient(results[0])) if has_upstream else (tuple(results), None)
 
-    def row_scaled(
-        self, upstream: Tensor, logits: Tensor, arrays: Any, constants: Any
-    ) -> tuple[tuple[Tensor, ...], LogitGradient | None] | None:
+    def row_scaled(self, upstream: Tensor, logits: Tensor, arrays: Any, constants: Any) -> ColumnsAndGradient | None:
         """The columns, and the gradient with factors of its rows; None for rules that have none.
 
         On a CPU this takes the place of `forward` and `backward`, with `upstream` None for the columns alone.

@@ -16,13 +16,12 @@ from keras_xent.kernels import _exponentials, sparse_softmax
 from keras_xent.kernels import _row_statistics as row_statistics
 from keras_xent.kernels import _softmax_row as row
 from keras_xent.kernels._dtypes import accumulator_dtype, to_tensor, upcast
-from keras_xent.kernels._exponentials import LogitGradient
 from keras_xent.kernels._labels import class_indices, class_weights, gather_class_weights, valid_mask
 from keras_xent.kernels._linear_loop import Data
 from keras_xent.kernels._linear_pass import GRADIENTS, checked_matrices, reduced
 from keras_xent.kernels._masking import both, multiply_no_nan, nan_unless
 from keras_xent.kernels._options import SoftmaxOptions
-from keras_xent.kernels._rule import Rule
+from keras_xent.kernels._rule import ColumnsAndGradient, Rule
 from keras_xent.kernels._shapes import align_weights, same_shape
 
 
@@ -101,7 +100,7 @@ def linear_cross_entropy(
         transpose_kernel: whether the kernel is `[V, D]`.
         low_rank: two factors whose product is added to the kernel, and which get a gradient of their own: `[D, R]` and
             `[R, V]` (`[V, R]` and `[R, D]` with `transpose_kernel`). Neither the product nor its gradient is formed.
-        mask: booleans of the shape of `labels`; False is not valid.
+        mask: booleans of the shape of `labels`, or `[B]`; False is not valid.
         ignore_class: the label of tokens that are not valid.
         label_smoothing: share `s` in [0, 1] of the target spread evenly over all classes.
         class_weight: `[V]`, one weight per class.
@@ -207,9 +206,7 @@ class CrossEntropyRule(Rule):
             upstream, residuals, logits, labels, class_weights, shifted, options=self.options
         )
 
-    def row_scaled(
-        self, upstream: Tensor, logits: Tensor, arrays: Any, constants: Any
-    ) -> tuple[tuple[Tensor, ...], LogitGradient | None] | None:
+    def row_scaled(self, upstream: Tensor, logits: Tensor, arrays: Any, constants: Any) -> ColumnsAndGradient | None:
         """The same from exponentials in the memory of the logits, for options that only weight the label's loss."""
         (labels,), (class_weights,) = arrays, constants
         if replace(self.options, focal_gamma=0.0) != SoftmaxOptions():

@@ -16,12 +16,12 @@ from keras_xent._named_arguments import named_arguments
 from keras_xent._types import Reduction, Tensor
 from keras_xent.kernels import _exponentials, _linear_loop, _linear_pass
 from keras_xent.kernels import reduction as _reduction
-from keras_xent.kernels._dtypes import accumulator_dtype, to_tensor
-from keras_xent.kernels._exponentials import LogitGradient
+from keras_xent.kernels._dtypes import accumulator_dtype, dtype_of, is_float, to_tensor
 from keras_xent.kernels._linear_loop import Data
 from keras_xent.kernels._linear_pass import GRADIENTS, checked_matrices
 from keras_xent.kernels._masking import multiply_no_nan, where_or_zero
-from keras_xent.kernels._rule import Rule
+from keras_xent.kernels._rule import ColumnsAndGradient, Rule
+from keras_xent.kernels._shapes import same_shape
 from keras_xent.kernels._token_chunks import holds_groups
 from keras_xent.kernels.linear import checked_labels
 from keras_xent.kernels.token_statistics import StatisticsRule, indices_of, log_prob_of
@@ -70,13 +70,14 @@ def linear_sequence_loss(
         labels: integers `[G, S, T]`.
         bias: `[V]`, or None.
         loss: a function of `S` arrays `[G]`, the log-probabilities of the first sequences, the second ones and so on,
-            and of `arrays`, that returns `[G]`. The loss of a group may depend on that group alone. Each function is
-            compiled anew: define it once, outside of the step.
+            and of `arrays`, that returns `[G]`. The loss of a group may depend on that group alone, and on nothing that
+            changes but `arrays`. Each function is compiled anew, in eager mode also for each number of groups and
+            tokens: define it once, outside of the step.
         arrays: what else the function takes, such as log-probabilities under a reference model. They have no gradient.
         normalize: whether to divide log-probabilities by the number of valid tokens of a sequence; 0 where none is.
         temperature: divides the logits, after the soft cap.
         transpose_kernel: whether the kernel is `[V, D]`.
-        mask: booleans of the shape of `labels`; False is not valid.
+        mask: booleans of the shape of `labels`, `[G, S]` or `[G]`; False is not valid.
         ignore_class: the label of tokens that are not valid.
         logit_softcap: `c` of `c tanh(x / c)`.
         reduction: `"none"`, or one of the reductions of the losses, of which `"sum"` alone is not a mean over groups.
@@ -118,7 +119,7 @@ def linear_sequence_loss(
         numbers = ops.sum(ops.cast(ones, dtype), axis=2)
     of_tokens = StatisticsRule.of(temperature, logit_softcap, everything=False)
     rule = SequenceRule(of_tokens, loss)
-    inputs, constants = matrices.inputs(is_active), (numbers, *map(to_tensor, arrays))
+    inputs, constants = matrices.inputs(is_active), (numbers, *checked_arrays(arrays, dtype))
     if _forms_gradient(matrices, inputs, labels.shape, is_active, of_tokens.softcap, reduction, chunk_bytes):
         _, count, length = shape
         sequence = ops.repeat(ops.arange(shape[0] * count, dtype="int32"), length)[:, None]  # [N, 1]
@@ -146,20 +147,35 @@ def checked_groups(labels: Tensor) -> Tensor:
     return labels
 
 
+def checked_arrays(arrays: Any, dtype: str) -> tuple[Tensor, ...]:
+    """The arrays as tensors, floats in the dtype of log-probabilities; a ValueError where there is no tuple of them."""
+    if not isinstance(arrays, (tuple, list)):
+        raise ValueError(
+            "`arrays` must be a tuple, with an array for each argument of `loss` after the log-probabilities. "
+            f"Received: {type(arrays).__name__}. Of a single array make `(array,)`."
+        )
+    # Those of a reference model come from NumPy, in float64 as likely as not.
+    tensors = [to_tensor(arguments.tensor("arrays", one)) for one in arrays]
+    return tuple(ops.cast(one, dtype) if is_float(one) else one for one in tensors)
+
+
 def losses_of(loss: Callable, log_probs: Tensor, arrays: Iterable[Tensor]) -> Tensor:
     """The losses `[G]` of log-probabilities `[G, S]`."""
     losses = loss(*(log_probs[:, i] for i in range(log_probs.shape[1])), *arrays)
-    if len(losses.shape) != 1:
+    shape = getattr(losses, "shape", None)
+    if shape is None or not same_shape(shape, log_probs.shape[:1]):
+        received = type(losses).__name__ if shape is None else f"a result of shape {tuple(shape)}"
         raise ValueError(
             "`loss` must return one number for each group, [G]; `reduction` makes one of them. "
-            f"Received: a result of shape {tuple(losses.shape)}."
+            f"Received: {received} of log-probabilities of shape {tuple(log_probs.shape)}."
         )
     return losses
 
 
 def reduced_losses(loss: Callable, log_probs: Tensor, arrays: Iterable[Tensor], reduction: Reduction | None) -> Tensor:
     """The reduced loss of log-probabilities `[G, S]`, differentiable in them."""
-    return _reduction.reduce(losses_of(loss, log_probs, map(ops.stop_gradient, arrays)), reduction=reduction)
+    arrays = map(ops.stop_gradient, checked_arrays(arrays, dtype_of(log_probs)))
+    return _reduction.reduce(losses_of(loss, log_probs, arrays), reduction=reduction)
 
 
 def _forms_gradient(matrices, inputs, shape, is_active, softcap, reduction, chunk_bytes):
@@ -207,9 +223,7 @@ class SequenceRule(Rule):
         upstream = self._slopes(upstream, log_prob, sequence, *constants)
         return self.of_tokens.backward(upstream, residuals, logits, (labels,), ())
 
-    def row_scaled(
-        self, upstream: Tensor, logits: Tensor, arrays: Any, constants: Any
-    ) -> tuple[tuple[Tensor, ...], LogitGradient | None] | None:
+    def row_scaled(self, upstream: Tensor, logits: Tensor, arrays: Any, constants: Any) -> ColumnsAndGradient | None:
         """The same from exponentials in the memory of the logits."""
         if self.of_tokens.softcap is not None:
             return None

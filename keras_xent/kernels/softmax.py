@@ -14,7 +14,15 @@ from keras_xent.kernels._dtypes import accumulator_dtype, is_float, to_float_ten
 from keras_xent.kernels._labels import optional_class_weights
 from keras_xent.kernels._masking import multiply_no_nan, where_or_zero
 from keras_xent.kernels._options import SoftmaxOptions
-from keras_xent.kernels._shapes import as_rows, checked_axis, ensure_shape, reshape_to, same_shape, size_of
+from keras_xent.kernels._shapes import (
+    align_weights,
+    as_rows,
+    checked_axis,
+    ensure_shape,
+    reshape_to,
+    same_shape,
+    size_of,
+)
 from keras_xent.kernels._xla_cpu import (
     SUM_COMPUTES_TERMS,
     has_few_classes,
@@ -56,7 +64,7 @@ def softmax_cross_entropy(
         targets: `[..., C]`, of the shape of `logits`, any numeric dtype.
         logits: `[..., C]` (or `C` at `axis`), bfloat16, float16, float32 or float64, read in their own dtype.
         axis: the class axis.
-        mask: booleans of the shape of the result; False has loss 0 and gradient 0.
+        mask: booleans of the shape of the result, or `[B]`; False has loss 0 and gradient 0.
         label_smoothing: share `s` in [0, 1] of the target spread evenly over all classes.
         class_weight: `[C]`, one weight `w` per class.
         focal_gamma: exponent of the focal factor `(1 - p)^gamma`.
@@ -98,8 +106,9 @@ def softmax_cross_entropy(
     weights = optional_class_weights(class_weight, size_of(logits, axis), logits, len(rows.shape))
     options = SoftmaxOptions(label_smoothing, focal_gamma, z_loss, logit_softcap)
     loss = _losses(rows, target_rows, *weights, options=options, differentiable_targets=differentiable_targets)
-    valid = None if mask is None else ops.cast(to_tensor(mask), "bool")
-    return where_or_zero(reshape_to(loss, logits, without=axis), valid)
+    loss = reshape_to(loss, logits, without=axis)
+    valid = None if mask is None else align_weights(ops.cast(to_tensor(mask), "bool"), loss.shape, "mask")
+    return where_or_zero(loss, valid)
 
 
 def _smooth(targets, class_weight, inverse_num_classes, dtype, smoothing):

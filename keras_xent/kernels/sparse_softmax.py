@@ -53,7 +53,8 @@ def sparse_softmax_cross_entropy(
         labels: integers `[...]`, the shape of `logits` without the class axis. Never cast to a float type.
         logits: `[..., C]` (or `C` at `axis`), bfloat16, float16, float32 or float64, read in their own dtype.
         axis: the class axis.
-        mask: booleans of the shape of `labels`; False entries give loss 0 and gradient 0 whatever lies under them.
+        mask: booleans of the shape of `labels`, or `[B]`; False entries give loss 0 and gradient 0 whatever lies under
+            them.
         ignore_class: a label that is masked in the same way.
         label_smoothing: share `s` in [0, 1] of the target spread evenly over all classes.
         class_weight: one weight per class, `[C]`, or a dict from class to weight (others 1).

@@ -13,13 +13,12 @@ from keras_xent.kernels import _exponentials, sparse_softmax
 from keras_xent.kernels import _row_statistics as row_statistics
 from keras_xent.kernels import _softmax_row as row
 from keras_xent.kernels._dtypes import upcast
-from keras_xent.kernels._exponentials import LogitGradient
 from keras_xent.kernels._labels import class_indices, valid_mask
 from keras_xent.kernels._linear_loop import Data
 from keras_xent.kernels._linear_pass import GRADIENTS, checked_matrices, values
 from keras_xent.kernels._masking import multiply_no_nan, where_or_zero
 from keras_xent.kernels._options import SoftmaxOptions
-from keras_xent.kernels._rule import Rule
+from keras_xent.kernels._rule import ColumnsAndGradient, Rule
 from keras_xent.kernels.linear import checked_labels
 
 
@@ -75,8 +74,8 @@ def linear_token_statistics(
         transpose_kernel: whether the kernel is `[V, D]`.
         low_rank: two factors whose product is added to the kernel, and which get a gradient of their own: `[D, R]` and
             `[R, V]` (`[V, R]` and `[R, D]` with `transpose_kernel`). Neither the product nor its gradient is formed.
-        mask: booleans of the shape of `labels`; False entries give 0 and gradient 0 whatever lies under them, and cost
-            nothing.
+        mask: booleans of the shape of `labels`, or `[B]`; False entries give 0 and gradient 0 whatever lies under them,
+            and cost nothing.
         ignore_class: a label that is masked in the same way.
         logit_softcap: `c` of `c tanh(x / c)`.
         chunk_bytes: the most memory that a chunk of logits may take; None: chosen.
@@ -191,9 +190,7 @@ class StatisticsRule(Rule):
         gradient = ops.where(is_label, at_label, multiply_no_nan(p, of_all - u))
         return row.to_logits_dtype(self.scale * gradient, dead, x, self.softcap)
 
-    def row_scaled(
-        self, upstream: Tensor, logits: Tensor, arrays: Any, constants: Any
-    ) -> tuple[tuple[Tensor, ...], LogitGradient | None] | None:
+    def row_scaled(self, upstream: Tensor, logits: Tensor, arrays: Any, constants: Any) -> ColumnsAndGradient | None:
         """The columns or the gradient, from exponentials in the memory of the logits."""
         if self.softcap is not None or (upstream is not None and self.has_rank):
             return None

@@ -18,7 +18,7 @@ from keras_xent.kernels._exponentials import LogitGradient
 from keras_xent.kernels._labels import class_indices
 from keras_xent.kernels._linear_pass import GRADIENTS, OverTokens, checked_matrices, reduced_over_tokens
 from keras_xent.kernels._masking import multiply_no_nan, nan_unless, where_or_zero
-from keras_xent.kernels._rule import Rule
+from keras_xent.kernels._rule import ColumnsAndGradient, Rule
 from keras_xent.kernels._shapes import align_weights, same_shape
 
 
@@ -155,9 +155,7 @@ class TopKRule(Rule):
         gradient = add_at_columns(q * ops.sum(p, axis=1, keepdims=True), ids, -p)
         return self.softmax.gradient(gradient, self.softmax.temperature**2 * upstream, logits)
 
-    def row_scaled(
-        self, upstream: Tensor, logits: Tensor, arrays: Any, constants: Any
-    ) -> tuple[tuple[Tensor, ...], LogitGradient | None] | None:
+    def row_scaled(self, upstream: Tensor, logits: Tensor, arrays: Any, constants: Any) -> ColumnsAndGradient | None:
         """The same from exponentials in the memory of the logits."""
         if self.softmax.softcap is not None:
             return None
@@ -175,8 +173,9 @@ class TopKRule(Rule):
         sum_p = ops.sum(p, axis=1, keepdims=True)
         # The gradient `q sum_i p_i - p` is the matrix times `sum_i p_i / sum_exp`; without a class both are 0.
         has_class = ops.logical_and(is_used, sum_p > 0)
-        ratio = where_or_zero(normalizer.sum_exp / ops.where(has_class, sum_p, 1.0), has_class)
-        matrix = add_at_columns(exp_shifted, ids, -p * ratio)
+        # Divided by the sum first: the quotient of the sums is infinite where the teacher gives all K next to nothing.
+        share = where_or_zero(p / ops.where(has_class, sum_p, 1.0), has_class)
+        matrix = add_at_columns(exp_shifted, ids, -share * normalizer.sum_exp)
         factors = self.softmax.temperature * upstream * sum_p / normalizer.sum_exp
         return (loss,), LogitGradient(matrix, where_or_zero(factors, is_used))
 

@@ -12,7 +12,7 @@ from keras_xent._types import DivergenceName, DType, Reduction, Tensor
 from keras_xent.kernels import linear_distillation
 from keras_xent.kernels import reduction as _reduction
 from keras_xent.kernels._divergence import Divergence, Softmax, divergence_of_rows
-from keras_xent.kernels._dtypes import to_float_tensor, to_tensor
+from keras_xent.kernels._dtypes import accumulator_dtype, to_float_tensor, to_tensor
 from keras_xent.kernels._masking import both, where_or_zero
 from keras_xent.kernels._shapes import align_weights, same_shape
 from keras_xent.losses._accumulation_warning import warn_of_accumulation
@@ -107,6 +107,7 @@ class Distillation(NamedArguments, keras.losses.Loss):
             if sample_weight is not None:
                 weights = align_weights(to_tensor(arguments.tensor("sample_weight", sample_weight)), shape)
             if not is_overridden:
+                _check_classes(student)
                 teacher, student = self._logits(teacher), self._logits(student)
             of_teacher, of_student = (None if is_eager(one) else provenance.head_of(one) for one in (teacher, student))
             if is_overridden:
@@ -189,11 +190,22 @@ class Distillation(NamedArguments, keras.losses.Loss):
     def _losses(self, teacher, student, valid):
         """The divergence of each token, from the logits."""
         teacher, student = self._selected(teacher, student, valid)
-        shape = ops.shape(student)
-        rows = [ops.reshape(x, (-1, shape[-1])) for x in (student, ops.cast(teacher, student.dtype))]
+        shape, dtype = ops.shape(student), accumulator_dtype(student)
+        if accumulator_dtype(teacher) != dtype:
+            teacher = ops.cast(teacher, dtype)
+        rows = [ops.reshape(x, (-1, shape[-1])) for x in (student, teacher)]
         losses = divergence_of_rows(*rows, divergence=self._divergence, softmax=Softmax(self.temperature, None))
         return ops.reshape(losses, shape[:-1])
 
     def get_config(self) -> dict[str, Any]:
         """Every argument of the constructor, at the value given."""
         return self._given_arguments()
+
+
+def _check_classes(student):
+    if len(student.shape) and student.shape[-1] == 1:
+        raise ValueError(
+            "`y_pred` must have two classes or more: of one the softmax is 1 whatever the logit, and the loss 0. "
+            f"Received: shape {tuple(student.shape)}. For a yes-or-no answer of one unit use BinaryCrossentropy, with "
+            "the teacher's probabilities as labels."
+        )

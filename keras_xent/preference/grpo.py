@@ -10,7 +10,7 @@ from keras_xent.kernels import reduction as _reduction
 from keras_xent.kernels._dtypes import to_tensor
 from keras_xent.kernels._masking import where_or_zero
 from keras_xent.kernels._shapes import align_weights
-from keras_xent.preference._log_probs import aligned, check_shape, checked
+from keras_xent.preference._log_probs import check_shape, checked, of_tokens
 
 
 def grpo(
@@ -65,7 +65,7 @@ def grpo(
     if arguments.not_negative("beta", beta) and reference_logps is None:
         raise ValueError(f"`reference_logps` must be given where `beta` is not 0. Received: beta={beta!r}.")
     given = {"policy_logps": policy_logps, "old_logps": old_logps}
-    policy, old, *reference = aligned(**given, **({"reference_logps": reference_logps} if beta else {}))
+    policy, old, *reference = of_tokens(**given, **({"reference_logps": reference_logps} if beta else {}))
     valid = None
     if mask is not None:
         valid = ops.cast(to_tensor(checked("mask", mask)), "bool")

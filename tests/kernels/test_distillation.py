@@ -279,6 +279,17 @@ def test_draws_of_a_teacher_have_the_gradient_of_their_shares():
     assert_close(of_draws, gradients_of(np.tile(np.arange(3), (TOKENS, 1)), shares))
 
 
+@pytest.mark.parametrize("log_p", [-86.0, -87.0, -100.0])
+def test_a_teacher_that_gives_its_classes_next_to_nothing_leaves_no_nan(log_p):
+    """The sum of the student's exponentials, divided by that of the teacher's probabilities, has no float32 number."""
+
+    def function(hidden, kernel, bias):
+        return linear_top_k_distillation(hidden, kernel, IDS[:, :1], np.full((TOKENS, 1), log_p), bias)
+
+    value, gradients = run(function, (0 * HIDDEN, KERNEL, 0 * BIAS), np.ones(TOKENS, "float32"))
+    assert np.abs(value).max() < 1e-30 and all(np.abs(g).max() < 1e-30 for g in gradients)
+
+
 @pytest.mark.whole
 def test_all_classes_are_the_whole_teacher():
     p = softmax(TEACHER.astype("float64") @ TEACHER_KERNEL / 2)

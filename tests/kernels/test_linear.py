@@ -190,3 +190,11 @@ def test_statistics_are_chosen_by_name():
 def test_of_equal_logits_the_first_has_rank_0():
     _, known = linear_with_ranks(np.zeros((3, 2)), np.ones((2, 4)), [0, 1, 3])
     assert to_numpy(known.rank).tolist() == [0, 1, 3]
+
+
+def test_unknown_gradients_and_single_factors_are_refused():
+    hidden, kernel = np.ones((2, 3), "float32"), np.ones((3, 5), "float32")
+    with pytest.raises(ValueError, match=r"`gradients` must hold names among 'hidden', .* gradients=\('hiden',\)"):
+        linear_cross_entropy(hidden, kernel, [0, 1], gradients=("hiden",))
+    with pytest.raises(ValueError, match="`low_rank` must be a pair of factors. Received: tuple"):
+        linear_cross_entropy(hidden, kernel, [0, 1], low_rank=(kernel,))

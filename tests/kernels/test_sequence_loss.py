@@ -198,6 +198,19 @@ def test_factors_of_low_rank_have_a_gradient_of_their_own():
         np.testing.assert_allclose(one, other, rtol=2e-6, atol=2e-6 * np.abs(other).max())
 
 
+def test_arrays_of_float64_are_read_as_log_probabilities_are():
+    hidden, labels, _ = arrays_of(2, masked=False)
+
+    def of_dtype(dtype, **options):
+        arrays = tuple(one.astype(dtype) for one in REFERENCES)
+        return linear_sequence_loss(
+            hidden, KERNEL, labels, loss=lambda c, r, a, b: ops.square(c - r - a + b), arrays=arrays, **options
+        )
+
+    for options in ({}, {"reduction": "none"}):
+        np.testing.assert_array_equal(*(to_numpy(of_dtype(one, **options)) for one in ("float64", "float32")))
+
+
 def test_one_loss_for_each_group():
     hidden, labels, mask = arrays_of(2, masked=True)
     options = {"loss": dpo, "arrays": REFERENCES, "mask": mask}
@@ -212,5 +225,11 @@ def test_errors_say_what_the_loss_and_the_labels_should_be():
     hidden, labels, _ = arrays_of(2, masked=False)
     with pytest.raises(ValueError, match=r"`loss` must return one number for each group, \[G\]"):
         linear_sequence_loss(hidden, KERNEL, labels, loss=lambda first, second: ops.mean(first - second))
+    with pytest.raises(ValueError, match=r"`loss` must return one .* a result of shape \(1,\) of .* shape \(7, 2\)"):
+        linear_sequence_loss(hidden, KERNEL, labels, loss=lambda c, r: ops.mean(c - r, keepdims=True))
+    with pytest.raises(ValueError, match="`loss` must return one .* Received: NoneType"):
+        linear_sequence_loss(hidden, KERNEL, labels, loss=lambda c, r: None)
+    with pytest.raises(ValueError, match=r"`arrays` must be a tuple.* Received: ndarray. .* make `\(array,\)`"):
+        linear_sequence_loss(hidden, KERNEL, labels, loss=lambda c, r, a: c - r - a, arrays=REFERENCES[0])
     with pytest.raises(ValueError, match=r"`labels` must have shape \[G, S, T\], with a known S"):
         linear_sequence_loss(hidden[0], KERNEL, labels[0], loss=dpo, arrays=REFERENCES)

@@ -62,6 +62,19 @@ def test_weights_and_reductions():
     assert float(mean) == pytest.approx(losses.mean(), rel=1e-6)
 
 
+@pytest.mark.parametrize("loss", [kx.losses.Distillation(), kx.distillation.LogitsDistillation()._loss])
+def test_one_class_is_refused_whose_loss_is_always_0(loss):
+    with pytest.raises(ValueError, match=r"`y_pred` must have two classes or more.*Received: shape \(3, 1\)"):
+        loss(np.array([[3.0], [-2.0], [0.5]]), np.zeros((3, 1), "float32"))
+
+
+@pytest.mark.parametrize("student, teacher", [("bfloat16", "float32"), ("float16", "float32"), ("float32", "bfloat16")])
+def test_teacher_and_student_are_read_in_their_own_dtypes(student, teacher):
+    x, y = tensor(20 * STUDENT, student), tensor(20 * TEACHER, teacher)
+    own, wide = kx.losses.Distillation(4.0)(y, x), kx.losses.Distillation(4.0)(tensor(to_numpy(y)), tensor(to_numpy(x)))
+    assert float(own) == pytest.approx(float(wide), rel=2e-6)
+
+
 def test_configurations_round_trip():
     loss = kx.losses.Distillation(2.0, "jensen_shannon", beta=0.2, reduction="token_mean", name="d", dtype="float32")
     again = keras.losses.deserialize(keras.losses.serialize(loss))

@@ -226,7 +226,19 @@ def test_calibrate_names_what_it_cannot_use():
     numbers[3] = np.nan
     with pytest.raises(ValueError, match="`model` must return finite numbers for `data`. Received: NaN"):
         kx.calibrate(model, (numbers, Y[:8]))
-    for data, received in ((X[:8], "ndarray"), (None, "None"), (3, "int")):
+    numbers[3] = np.where(np.arange(7) == Y[3], -np.inf, 0)
+    with pytest.raises(ValueError, match="`model` must return finite numbers for `data`. Received: NaN or infinity"):
+        kx.calibrate(keras.Sequential([keras.Input((7,)), keras.layers.Identity()]), (numbers, Y[:8]))
+    for data, received in (
+        (X[:8], "ndarray"),
+        (None, "None"),
+        (3, "int"),
+        ((X[:8], None), "None for the labels"),
+        ([X[:8]], "a batch of class ndarray"),
+        ([(X[:8],)], r"a batch of 1 part\(s\)"),
+        ([{"x": X[:8], "y": Y[:8]}], "a batch of class dict"),
+        ([[[1.0, 2.0], [3.0]], [0, 1]], "a list of rows of uneven length"),
+    ):
         with pytest.raises(ValueError, match=rf"`data` must be arrays `\(x, y\)`.*Received: {received}"):
             kx.calibrate(model, data)
     with pytest.raises(ValueError, match="`data` must have as many labels as examples. Received: 8 and 5."):
@@ -247,6 +259,11 @@ def test_batches_may_be_lists_and_arrays_lists_of_numbers():
     expected = kx.calibrate(model, whole, batch_size=30)
     assert kx.calibrate(model, [[X[:30], Y[:30]], [X[30:60], Y[30:60]]]) == pytest.approx(expected, rel=1e-6)
     assert kx.calibrate(model, [one.tolist() for one in whole], batch_size=30) == pytest.approx(expected, rel=1e-6)
+    listed = [(X[i : i + 30].tolist(), Y[i : i + 30].tolist()) for i in (0, 30)]
+    assert kx.calibrate(model, listed) == pytest.approx(expected, rel=1e-6)
+    assert kx.calibrate(model, (one for one in listed)) == pytest.approx(expected, rel=1e-6)
+    given = X[:60], tuple(Y[:60].tolist()), None
+    assert kx.calibrate(model, given, batch_size=30) == pytest.approx(expected, rel=1e-6)
 
 
 def test_binary_labels_that_are_none_are_refused_and_masks_count():

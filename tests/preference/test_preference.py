@@ -129,7 +129,9 @@ FAR = f32([-1e4, 1e4, -1e4, 1e4])
         lambda x, o: kx.preference.simpo(x, o),
         lambda x, o: kx.preference.orpo(x, o - 1.0),
         lambda x, o: kx.preference.kto(x, o, np.array([True, True, False, False])),
-        lambda x, o: kx.preference.grpo(x, o, f32([1, 1, -1, -1]), reference_logps=o, beta=0.1),
+        lambda x, o: kx.preference.grpo(
+            x[:, None], o[:, None], f32([1, 1, -1, -1]), reference_logps=o[:, None], beta=0.1
+        ),
     ],
 )
 def test_gradients_at_log_ratios_of_ten_thousand_are_finite(loss):
@@ -252,6 +254,10 @@ def test_kto_takes_labels_of_minus_one():
         (lambda: kx.preference.dpo([1.0], [1.0], [1.0], [1.0], beta=0), r"`beta` must be a number above 0"),
         (lambda: kx.preference.kto([1.0], [1.0], [True, False]), r"`is_desirable` must have the shape"),
         (lambda: kx.preference.grpo([[1.0]], [[1.0]], [1.0], beta=0.1), r"`reference_logps` must be given"),
+        (
+            lambda: kx.preference.grpo([-3.0, -4.0], [-3.0, -5.0], [1.0, -1.0]),
+            r"`policy_logps` must hold one log-probability for each token, \[B, T\].* Received: shape \(2,\)",
+        ),
         (lambda: kx.preference.grpo([[1.0]], [[1.0]], [1.0], reduction="avg"), r"`reduction` must be one of"),
         (
             lambda: kx.preference.grpo([[1.0]], [[1.0]], [1.0], beta=0.1, reference_logps=[1.0]),

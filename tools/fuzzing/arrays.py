@@ -1,11 +1,16 @@
 """The arrays of a call: random, and at the edges of what the kernels promise."""
 
+import math
+from dataclasses import replace
+
 import numpy as np
 
 from tools.fuzzing import draws
 from tools.fuzzing.calls import Program
 
 FEATURES, WIDTH, K, RANK = 5, 4, 6, 2
+# Sequences of a group, and tokens of a sequence.
+GROUP = 2, 3
 _LABELS = ("int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64", "float32", "float64")
 
 
@@ -149,6 +154,22 @@ def of_top_k(rng: np.random.Generator, program: Program) -> dict[str, np.ndarray
     with np.errstate(divide="ignore"):
         arrays["log_probs"] = np.log(rng.dirichlet(np.full(K, 0.3), tokens)).astype("float32")
     return arrays
+
+
+def of_groups(rng: np.random.Generator, program: Program) -> dict[str, np.ndarray]:
+    """Of `linear_sequence_loss`, with log-probabilities of each sequence under a reference."""
+    groups, features, classes = program.shape
+    of_tokens = replace(program, shape=(groups * math.prod(GROUP), features, classes))
+    arrays, shape = _of_tokens(rng, of_tokens), (groups, *GROUP)
+    labels = _labels(rng, program, shape, classes, may_be_bad=False)
+    upstream = draws.upstream(rng, (groups,)) if program.get("reduction") == "none" else rng.standard_normal(())
+    return arrays | {
+        "hidden": arrays["hidden"].reshape(*shape, features),
+        "mask": arrays["mask"].reshape(shape),
+        "labels": labels,
+        "reference": rng.standard_normal(shape[:2]).astype("float32"),
+        "upstream": upstream,
+    }
 
 
 def of_reduction(rng: np.random.Generator, program: Program) -> dict[str, np.ndarray]:

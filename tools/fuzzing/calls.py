@@ -14,7 +14,7 @@ class Program:
     kernel: str
     mode: str
     dtype: str
-    # The shape of the logits; [tokens, features, classes] for linear kernels.
+    # The shape of the logits; [tokens, features, classes] for linear kernels, or groups in place of tokens.
     shape: tuple[int, ...]
     options: tuple[tuple[str, Any], ...] = ()
     # Which arrays are given, beside those that the kernel needs.

@@ -13,6 +13,7 @@ from tools.fuzzing.expected import ROUNDING, Expected, Limits, finite, precision
 
 def _matrices(call, of=""):
     hidden, kernel = call.arrays[of + "hidden"].astype("float64"), call.arrays[of + "kernel"].astype("float64")
+    hidden = hidden.reshape(-1, hidden.shape[-1])
     if call.program.get(f"transpose_{of}kernel"):
         kernel = kernel.T
     bias = call.arrays.get(of + "bias")

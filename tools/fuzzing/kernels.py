@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from tools.fuzzing import arrays, draws, expected, expected_linear
+from tools.fuzzing import arrays, draws, expected, expected_groups, expected_linear
 from tools.fuzzing.calls import Call, Program
 from tools.fuzzing.expected import Expected
 
@@ -66,6 +66,8 @@ def draw_call(rng: np.random.Generator, program: Program) -> Call:
 _ROWS = ((400, 2), (400, 7), (400, 7), (20, 20, 7), (4, 5, 20, 7), (400, 37), (16, 2100), (400, 1), (1, 7), (0, 7))
 # Tokens, features and classes: several chunks, one, and none.
 _TOKENS = ((160, 5, 23), (160, 5, 23), (160, 5, 23), (37, 5, 70), (160, 5, 1), (1, 5, 23), (0, 5, 23))
+# The same with groups of tokens in place of tokens.
+_GROUPS = ((27, 5, 23), (27, 5, 23), (27, 5, 23), (7, 5, 70), (27, 5, 1), (1, 5, 23), (0, 5, 23))
 _ALL = ("hidden", "kernel", "bias", "first", "second")
 KERNELS = {
     "softmax": Kernel(
@@ -121,6 +123,22 @@ KERNELS = {
         arrays.of_linear,
         _ALL,
         expected_linear.statistics,
+    ),
+    "linear_sequence_loss": Kernel(
+        LINEAR
+        | DISTILLED
+        | {
+            "loss": ("ipo",),
+            "normalize": (True,),
+            "reduction": ("none", "sum", "token_mean"),
+            "ignore_class": (-1, 0),
+            "training": (False,),
+        },
+        ("mask", "bias", "low_rank"),
+        _GROUPS,
+        arrays.of_groups,
+        _ALL,
+        expected_groups.sequence_loss,
     ),
     "linear_distillation": Kernel(
         LINEAR

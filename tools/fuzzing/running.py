@@ -11,6 +11,7 @@ from keras_xent import kernels
 from keras_xent.kernels.reduction import reduce
 from tests.backend import BACKEND, DTYPES, MODES, to_numpy
 from tools.fuzzing.calls import Call, Program
+from tools.fuzzing.expected_groups import LOSSES
 from tools.fuzzing.kernels import KERNELS
 
 __all__ = ["BACKEND", "DTYPES", "MODES", "is_expected_error", "run"]
@@ -52,6 +53,11 @@ def _call_kernel(program: Program, arrays: dict[str, Any]) -> tuple[Any, ...]:
             return (loss, found.nll, found.rank, found.entropy, found.logsumexp, found.confidence)
         case "linear_softmax":
             return (kernels.linear_softmax_cross_entropy(**a, **options),)
+        case "linear_sequence_loss":
+            loss = LOSSES[options.pop("loss", "dpo")]
+            references = tuple(a["reference"][:, i] for i in range(2))
+            del a["reference"]
+            return (kernels.linear_sequence_loss(**a, loss=loss, arrays=references, **options),)
         case "linear_token_statistics":
             return tuple(kernels.linear_token_statistics(**a, **options))
         case "linear_distillation":
