@@ -35,19 +35,6 @@ def of_sequences(**log_probs: Tensor) -> list[Tensor]:
     return tensors
 
 
-def of_tokens(**log_probs: Tensor) -> list[Tensor]:
-    """`aligned` arguments that hold one number for each token of each completion; a ValueError for others."""
-    tensors = aligned(**log_probs)
-    first, *_ = tensors
-    if len(first.shape) < 2:
-        raise ValueError(
-            f"`{next(iter(log_probs))}` must hold one log-probability for each token, [B, T], as "
-            f"`keras_xent.token_log_probs` gives them. Received: shape {tuple(first.shape)}. A sum over the "
-            "tokens of a completion would be clipped as if it was one token; of completions of one token give [B, 1]."
-        )
-    return tensors
-
-
 def checked(name: str, value: Tensor) -> Tensor:
     """The value; a ValueError with its name where it is no tensor of numbers."""
     # Inside a Functional model they are symbolic.

@@ -10,7 +10,7 @@ from keras_xent.kernels import reduction as _reduction
 from keras_xent.kernels._dtypes import to_tensor
 from keras_xent.kernels._masking import where_or_zero
 from keras_xent.kernels._shapes import align_weights
-from keras_xent.preference._log_probs import check_shape, checked, of_tokens
+from keras_xent.preference._log_probs import aligned, check_shape, checked
 
 
 def grpo(
@@ -34,19 +34,20 @@ def grpo(
     [-20, 20], as verl does: the loss and its gradient are finite, and 0 is the gradient beyond.
 
     Args:
-        policy_logps: `[B, T]`, of each token of the completions, by the model that is trained.
-        old_logps: `[B, T]`, by the model that wrote them; `ops.stop_gradient(policy_logps)` for one update a batch.
+        policy_logps: `[B, T]`, of each token of the completions, by the model that is trained. `[B]` are those of whole
+            completions: with means over tokens, `sequence_log_probs(..., normalize=True)`, the loss is that of GSPO.
+        old_logps: the same, by the model that wrote them; `ops.stop_gradient(policy_logps)` for one update a batch.
         advantages: `[B]`, or `[B, T]`.
-        mask: booleans `[B, T]`: the tokens of the completions. False entries may hold NaN.
+        mask: booleans of that shape: the tokens of the completions. False entries may hold NaN.
         epsilon, epsilon_high: the clip range below and above 1; above it is that below unless it is given. Infinity
             does not clip.
-        reference_logps: `[B, T]`, of the model that training started from, for `beta` above 0.
+        reference_logps: the same, of the model that training started from, for `beta` above 0.
         beta: weight of the divergence from the reference.
         reduction: `"sequence_mean"`, the mean over completions of each one's token mean, as in the paper;
-            `"token_mean"` as in DAPO; `"sum"`; or `"none"`, which returns `[B, T]`.
+            `"token_mean"` as in DAPO; `"sum"`; or `"none"`, which returns a loss for each log-probability.
 
     Returns:
-        The loss, a scalar, or `[B, T]`.
+        The loss, a scalar, or of the shape of `policy_logps`.
 
     Raises:
         ValueError: shapes that differ; `beta` without `reference_logps`; an argument out of its range.
@@ -59,13 +60,14 @@ def grpo(
     >>> round(float(loss), 4)  # (-min(1.5, 1.2) + max(1.5, 1.2)) / 2
     0.15
 
-    References: arXiv:2402.03300, equation (3); clip range of two sides and token mean, arXiv:2503.14476 (DAPO).
+    References: arXiv:2402.03300, equation (3); clip range of two sides and token mean, arXiv:2503.14476 (DAPO); ratios
+    of completions, arXiv:2507.18071 (GSPO).
     """
     _reduction.checked_reduction(reduction)
     if arguments.not_negative("beta", beta) and reference_logps is None:
         raise ValueError(f"`reference_logps` must be given where `beta` is not 0. Received: beta={beta!r}.")
     given = {"policy_logps": policy_logps, "old_logps": old_logps}
-    policy, old, *reference = of_tokens(**given, **({"reference_logps": reference_logps} if beta else {}))
+    policy, old, *reference = aligned(**given, **({"reference_logps": reference_logps} if beta else {}))
     valid = None
     if mask is not None:
         valid = ops.cast(to_tensor(checked("mask", mask)), "bool")
