@@ -153,9 +153,9 @@ def align_weights(
 ) -> Tensor:
     """Weights with axes of size 1 added at the end, so that they broadcast against losses of shape `shape`.
 
-    For losses `[B, T]` these fit: a scalar, `[B]`, `[B, 1]`, `[B, T]`, and `[B, T, 1]`. Weights line up from the left:
-    `[B]` weights examples, never time steps. Sizes that are not known yet are asserted to be those of `like`, if it is
-    given, except for its axis `without`.
+    For losses `[B, T]` these fit: a scalar, `[B]`, `[B, 1]`, `[B, T]`, and `[B, T, 1]`; of masks also `[1, T]`. Weights
+    line up from the left: `[B]` weights examples, never time steps. Sizes that are not known yet are asserted to be
+    those of `like`, if it is given, except for its axis `without`.
     """
     shape, given = tuple(shape), tuple(weights.shape)
     if not given:
@@ -167,8 +167,10 @@ def align_weights(
         weights = ops.squeeze(weights, axis=-1)
     elif len(given) < len(shape):
         weights = ops.reshape(weights, ops.shape(weights) + (1,) * (len(shape) - len(given)))
+    # For masks, `[1, T]` is one mask for all examples.
+    first = 0 if name == "mask" else 1
     fits = len(weights.shape) == len(shape) and all(
-        w is None or s is None or w == s or (w == 1 and i > 0)
+        w is None or s is None or w == s or (w == 1 and i >= first)
         for i, (w, s) in enumerate(zip(weights.shape, shape, strict=True))
     )
     if not fits:

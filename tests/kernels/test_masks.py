@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import keras_xent as kx
-from tests.backend import TWO_MODES, tensor, value_and_gradient
+from tests.backend import TWO_MODES, tensor, to_numpy, value_and_gradient
 from tests.tiers import fast_for
 
 SIZE, FEATURES, CLASSES = 4, 3, 7
@@ -45,6 +45,13 @@ def test_a_mask_of_examples_masks_all_their_tokens(shape, mode, name):
     for one, other in zip(found, expected, strict=True):
         np.testing.assert_allclose(one, other, atol=1e-6)
     assert not found[1][~MASK].any() and found[1][MASK].any()
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_one_mask_for_all_examples_masks_time_steps(name):
+    found = to_numpy(KERNELS[name](tensor(HIDDEN), MASK[None]))
+    expected = to_numpy(KERNELS[name](tensor(HIDDEN), np.tile(MASK, (SIZE, 1))))
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize("name", KERNELS)
