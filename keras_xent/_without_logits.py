@@ -60,14 +60,18 @@ def call_without_logits(model: Any, x: Any, training: bool | None = None) -> Out
     """
     if not isinstance(model, keras.Layer):
         raise ValueError(f"`model` must be a Keras model. Received: {model!r}.")
+
+    def output():
+        return _only_output(model, model(x, training=training))
+
     layer = output_layer(model)
     layers = [one for one in _keras.all_layers(model) if _is_logits_layer(one)] if layer is None else [layer]
     if not (layers and _is_head(layers[0])):
-        return _of_predictions(model, _only_output(model, model(x, training=training)))
+        return _of_predictions(model, output())
     state = [] if is_traced() else _state_of(model)
     with _heads_of(layers, model) as found:
         try:
-            returned = _only_output(model, model(x, training=training))
+            returned = output()
         except Exception:  # What comes after the head did not expect a stand-in; the call below tells the truth.
             if not any(call.is_stand_in for call in found):
                 raise
@@ -77,7 +81,7 @@ def call_without_logits(model: Any, x: Any, training: bool | None = None) -> Out
     if any(call.is_stand_in for call in found):
         for variable, value in state:
             variable.assign(value)
-        returned = _only_output(model, model(x, training=training))
+        returned = output()
     return _of_predictions(model, returned)
 
 

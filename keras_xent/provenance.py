@@ -85,7 +85,7 @@ def attach(logits: Tensor, head: Head) -> None:
 
 def is_training(training: Any) -> bool:
     """The `training` of a call as a bool. Under rematerialization JAX traces it; the result is not used there."""
-    # Not by `is_eager`, which nothing is in a graph, numbers of Python neither.
+    # Not by `is_eager` alone: in a graph nothing is eager, not even a bool.
     return True if ops.is_tensor(training) and not is_eager(training) else bool(training)
 
 

@@ -241,6 +241,10 @@ def _tokens_of(loss: Any) -> Perplexity | None:
     """Returns the metric that computes the nll of tokens as a sparse loss does; None for another loss."""
     if not isinstance(loss, SparseCategoricalCrossentropy):
         return None
-    options: dict[str, Any] = {"ignore_class": loss.ignore_class, "axis": loss.axis}
-    options["logit_softcap"] = loss.logit_softcap
-    return Perplexity(from_logits=loss.from_logits, name="watched", **options)
+    return Perplexity(
+        from_logits=loss.from_logits,
+        ignore_class=loss.ignore_class,
+        axis=loss.axis,
+        logit_softcap=loss.logit_softcap,
+        name="watched",
+    )

@@ -162,7 +162,8 @@ def test_jax_without_tensorflow_trains_logs_saves_and_loads(python_without_tenso
     backend, *perplexities = printed.split()
     first, *_, trained, loaded = map(float, perplexities)
     assert backend == "jax"
-    assert 10 < trained < first < 51
+    assert 10 < loaded < 50
+    assert trained < first
     assert loaded == pytest.approx(trained, rel=1e-5)
     assert (tmp_path / "log.csv").read_text().count("\n") >= 2
 
