@@ -6,6 +6,7 @@ from keras_xent.calibration import calibrate
 from keras_xent.layers import fuse_head
 from keras_xent.log_probs import sequence_log_probs, sequence_loss, token_log_probs
 from keras_xent.packing import segment_weights
+from keras_xent.top_k_log_probs import top_k_log_probs
 
 __version__ = "0.1.0"
 
@@ -26,6 +27,7 @@ __all__ = [
     "sequence_log_probs",
     "sequence_loss",
     "token_log_probs",
+    "top_k_log_probs",
 ]
 
 

@@ -41,15 +41,34 @@ class Output(NamedTuple):
 
     def aligned(self, labels: Tensor, mask: Tensor = None) -> tuple[Tensor, Tensor]:
         """The labels, one for each distribution, and which of them this mask and the output's allow; None: all."""
-        like = self.logits if self.head is None else self.head.hidden
         labels = to_tensor(arguments.tensor("labels", labels))
-        labels = squeeze_class_axis(labels, like, -1, num_classes=self.num_classes)
+        labels = squeeze_class_axis(labels, self._rows, -1, num_classes=self.num_classes)
+        return labels, self.valid(mask, labels)
+
+    def valid(self, mask: Tensor, labels: Tensor = None) -> Tensor:
+        """Which tokens this mask and the output's allow, in the shape of the labels; None: all."""
+        like = self._rows[..., 0] if labels is None else labels
         valid = None
         for one in (mask, self.mask):
             if one is not None:
-                one = ops.cast(align_weights(to_tensor(one), labels.shape, "mask", like=labels), "bool")
-                valid = both(valid, ops.broadcast_to(one, ops.shape(labels)))
-        return labels, valid
+                one = ops.cast(align_weights(to_tensor(one), like.shape, "mask", like=like), "bool")
+                valid = both(valid, ops.broadcast_to(one, ops.shape(like)))
+        return valid
+
+    @property
+    def _rows(self):
+        return self.logits if self.head is None else self.head.hidden
+
+
+def output_of_classes(model: Any, x: Any, training: bool | None = None) -> Output:
+    """The output of `call_without_logits`, if it has a number for each class."""
+    output = call_without_logits(model, x, training)
+    if output.num_classes == 1:
+        raise ValueError(
+            "`model` must return a number for each class. Received: one unit, of a yes-or-no answer. Give a model with "
+            "two units, or use the binary loss."
+        )
+    return output
 
 
 def call_without_logits(model: Any, x: Any, training: bool | None = None) -> Output:

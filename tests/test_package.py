@@ -25,7 +25,7 @@ LAYERS = [
     {"_accumulation", "_endings", "_loss_statistics", "provenance"},
     {"layers", "losses", "metrics", "preference"},
     {"_without_logits"},
-    {"accumulation", "callbacks", "deploy", "calibration", "distillation", "log_probs", "packing"},
+    {"accumulation", "callbacks", "deploy", "calibration", "distillation", "log_probs", "packing", "top_k_log_probs"},
     {"__init__"},
 ]
 RULE = (
