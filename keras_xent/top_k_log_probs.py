@@ -11,7 +11,7 @@ from keras_xent._without_logits import output_of_classes
 from keras_xent.kernels import TopK, linear_top_k, sparse_softmax_cross_entropy
 from keras_xent.kernels._dtypes import upcast
 from keras_xent.kernels._softmax_row import max_minus_logit
-from keras_xent.kernels.top_k import checked_k
+from keras_xent.kernels.top_k import checked_k, largest_of_rows
 
 
 @no_autograph
@@ -69,13 +69,13 @@ def top_k_log_probs(
         return linear_top_k(
             k=k, temperature=temperature, mask=valid, logit_softcap=head.logit_softcap, **head.arguments()
         )
-    logits = ops.stop_gradient(output.logits)
-    largest, ids = ops.top_k(logits, checked_k(k, output.num_classes))  # [B, T, k]
+    k, shape = checked_k(k, output.num_classes), ops.shape(output.logits)[:-1]
+    logits = ops.reshape(ops.stop_gradient(output.logits), (-1, output.num_classes))  # [N, V]
+    largest, ids = largest_of_rows(logits, k)
+    first = sparse_softmax_cross_entropy(ids[:, 0], logits if temperature == 1.0 else upcast(logits) / temperature)
     largest = upcast(largest)
-    losses = sparse_softmax_cross_entropy(ids[..., 0], logits if temperature == 1.0 else upcast(logits) / temperature)
-    below = max_minus_logit(largest, largest[..., :1], None) / temperature
-    log_probs = -(losses[..., None] + below)
-    ids = ops.cast(ids, "int32")
+    log_probs = -(first[:, None] + max_minus_logit(largest, largest[:, :1], None) / temperature)
+    ids, log_probs = (ops.reshape(one, (*shape, k)) for one in (ops.cast(ids, "int32"), log_probs))
     if valid is None:
         return TopK(ids, log_probs)
     valid = valid[..., None]

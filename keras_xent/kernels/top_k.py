@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 from keras import ops
 
 from keras_xent import arguments
-from keras_xent._backend import no_autograph, on_any_mesh
+from keras_xent._backend import no_autograph, on_any_mesh, opaque
 from keras_xent._named_arguments import named_arguments
 from keras_xent._types import Tensor
 from keras_xent.kernels import _linear_loop
@@ -115,6 +115,14 @@ def checked_k(k: int, num_classes: int) -> int:
     return k
 
 
+def largest_of_rows(logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The `k` largest numbers of rows `[n, V]`, and their indices; of equal ones the first."""
+    # XLA:CPU (TensorFlow 2.21, JAX 0.10) takes a slice of them, such as the first, out of a sort of all `V`: with
+    # [512, 32000] 6 s in place of 0.05.
+    largest, ids = ops.top_k(logits, k)
+    return opaque(largest), opaque(ids)
+
+
 @dataclass(frozen=True)
 class TopKRule(Rule):
     """Columns: the `k` likeliest classes, as floats, and their log-probabilities."""
@@ -134,7 +142,7 @@ class TopKRule(Rule):
 
     def forward(self, logits: Tensor, arrays: Any, constants: Any) -> tuple[tuple[Tensor, ...], Any]:
         """The columns, `[n, k]` each."""
-        largest, ids = ops.top_k(logits, self.k)  # [n, k]
+        largest, ids = largest_of_rows(logits, self.k)  # [n, k]
         (log_prob,), _ = self.of_label.of_chunk(logits, (ids[:, :1],), constants, None)
         below = row.max_minus_logit(largest, largest[:, :1], self.softcap)
         return (ops.cast(ids, log_prob.dtype), log_prob - self.of_label.scale * below), None
