@@ -19,16 +19,7 @@ from keras_xent.kernels._compiled import CompiledKernel
 from keras_xent.kernels._dtypes import accumulator_dtype, is_float
 from keras_xent.kernels._exponentials import zero_unused
 from keras_xent.kernels._masking import where_or_zero
-from keras_xent.kernels._token_chunks import (
-    active_first,
-    chunk_sizes,
-    gather_rows,
-    group_starts,
-    in_order,
-    in_whole_groups,
-    restored,
-    slice_rows,
-)
+from keras_xent.kernels._token_chunks import divided, gather_rows, in_order, restored, slice_rows
 from keras_xent.kernels._xla_cpu import accumulate_matmul, matmul_over_classes
 
 
@@ -120,45 +111,36 @@ def _run_on_device(rows, replicated, *, mesh, needs_grad, transpose, rule, chunk
     )
     tokens, features = ops.shape(hidden)
     num_classes = kernel.shape[0 if transpose else 1]
-    size, num_chunks = chunk_sizes(
+    chunks = divided(
         tokens,
-        num_classes,
-        is_masked=is_active is not None,
+        is_active,
+        group,
+        num_classes=num_classes,
         copies=rule.num_logits + (factor is not None),
         chunk_bytes=chunk_bytes,
         needs_kernel=needs.kernel,
         features=features,
         has_large_blocks=rule.has_large_blocks,
     )
-    if group is not None:
-        size, num_chunks = in_whole_groups(size, tokens, group, is_masked=is_active is not None)
-    is_single = isinstance(num_chunks, int) and num_chunks == 1
-    order = active_first(None if is_single else is_active, size, num_chunks)
-    steps, starts, rows_of_loop = order.num_active_chunks, None, size * num_chunks
-    if group is not None and order.permutation is not None:
-        starts, steps = group_starts(is_active, group, size, num_chunks)
-        # The last chunk begins where the last group does.
-        rows_of_loop = rows_of_loop + size
-    # Devices that share the classes go through the loop together, and all wait for the last at its end.
-    steps = num_chunks if order.permutation is None else _backend.pmax(mesh, steps)
-    # [rows_of_loop, ...], active tokens first.
-    hidden, projected, upstream = (in_order(a, order, rows_of_loop) for a in (hidden, projected, upstream))
+    size, is_single = chunks.size, chunks.is_single
+    # [chunks.rows, ...], active tokens first.
+    hidden, projected, upstream = (in_order(a, chunks) for a in (hidden, projected, upstream))
     if not rule.leaves_rows:
-        arrays = [in_order(a, order, rows_of_loop) for a in arrays]
+        arrays = [in_order(a, chunks) for a in arrays]
 
     def rows_of_chunk(start):
         if not rule.leaves_rows:
             return [slice_rows(a, start, size) for a in arrays]
-        pieces = [gather_rows(a, order, start, size) for a in arrays]
-        active = None if is_active is None else gather_rows(is_active, order, start, size)
+        pieces = [gather_rows(a, chunks, start) for a in arrays]
+        active = None if is_active is None else gather_rows(is_active, chunks, start)
         return [where_or_zero(a, active) if is_float(a) else a for a in pieces]
 
     def body(i, carry):
-        start = i * size if starts is None else starts[i]
+        start = i * size if chunks.starts is None else chunks.starts[i]
         chunk, low, d_columns = (slice_rows(a, start, size) for a in (hidden, projected, upstream))
-        if starts is not None:
+        if chunks.starts is not None:
             # What is left of a group that does not fit comes again in the next chunk, with the rest of it.
-            is_whole = ops.arange(size, dtype="int32")[:, None] < starts[i + 1] - start
+            is_whole = ops.arange(size, dtype="int32")[:, None] < chunks.starts[i + 1] - start
             d_columns = where_or_zero(d_columns, is_whole)
         logits = matmul(chunk, kernel, transpose_b=transpose)  # [size, V]
         if factor is not None:
@@ -181,7 +163,7 @@ def _run_on_device(rows, replicated, *, mesh, needs_grad, transpose, rule, chunk
         return ops.broadcast_to(_backend.opaque(ops.zeros((), dtype)), shape) if needed else None
 
     carry = Carry(
-        columns=ops.zeros((rows_of_loop, rule.num_columns), dtype),
+        columns=ops.zeros((chunks.rows, rule.num_columns), dtype),
         # Of each row that is kept the loop writes the gradient, whatever it begins with: zeros are a kernel to compile.
         d_hidden=ops.cast(hidden, dtype) if needs.hidden else None,
         # With one chunk the product is the gradient.
@@ -193,9 +175,11 @@ def _run_on_device(rows, replicated, *, mesh, needs_grad, transpose, rule, chunk
     if is_single:
         carry = body(0, carry)
     else:
+        # Devices that share the classes go through the loop together, and all wait for the last at its end.
+        steps = chunks.steps if chunks.permutation is None else _backend.pmax(mesh, chunks.steps)
         # TensorFlow's loop carries no None.
         carry = Carry(**fori_loop(steps, lambda i, state: body(i, Carry(**state)).present(), carry.present()))
-    restore = functools.partial(restored, order=order, tokens=tokens, is_active=is_active)
+    restore = functools.partial(restored, chunks=chunks, tokens=tokens, is_active=is_active)
     gradients = (
         restore(carry.d_hidden),
         _backend.psum(mesh, carry.d_kernel),

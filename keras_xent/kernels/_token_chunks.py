@@ -133,27 +133,53 @@ def _share(tokens, features, least):
     return max(-(-tokens // MIN_CHUNKS_OF_FEW), min(half, features // SMALL_SHARE))
 
 
-class Order(NamedTuple):
-    """The tokens in the order of the loop, the place of each token in it, and how many chunks hold active ones."""
+class Chunks(NamedTuple):
+    """How the loop goes through the tokens."""
 
-    permutation: Tensor
-    inverse: Tensor
-    num_active_chunks: Any
+    # Tokens of a chunk, how many chunks hold active ones, and the rows of arrays in the order of the loop.
+    size: Any
+    steps: Any
+    rows: Any
+    # The tokens in the order of the loop, and the place of each token in it; None: as they are.
+    permutation: Tensor = None
+    inverse: Tensor = None
+    # Where chunks of whole groups begin, if not at multiples of the size.
+    starts: Tensor = None
+    # Whether there is one chunk, of all tokens as they are.
+    is_single: bool = False
 
 
-def active_first(is_active: Tensor, size: Any, num_chunks: Any) -> Order:
-    """The order that has the active tokens first; that of the tokens themselves if all are (None)."""
-    if is_active is None:
-        return Order(None, None, num_chunks)
-    is_active = ops.reshape(is_active, (-1,))  # [N]
+def divided(tokens: Any, is_active: Tensor, group: int | None, *, num_classes: int, **sizes: Any) -> Chunks:
+    """The tokens, active ones first, in chunks of these `sizes` (see `chunk_sizes`).
+
+    `is_active` `[N, 1]` is None if all are. With `group` a chunk holds whole groups of so many tokens.
+    """
+    is_masked = is_active is not None
+    size, num_chunks = chunk_sizes(tokens, num_classes, is_masked=is_masked, **sizes)
+    if group is not None:
+        size, num_chunks = in_whole_groups(size, tokens, group, is_masked=is_masked)
+    rows = size * num_chunks
+    is_single = isinstance(num_chunks, int) and num_chunks == 1
+    if is_single or not is_masked:
+        return Chunks(size, num_chunks, rows, is_single=is_single)
+    is_active = ops.reshape(is_active, (-1,))
+    permutation, inverse = _active_first(is_active)
+    if group is None:
+        num_active = ops.sum(ops.cast(is_active, "int32"))
+        at_least_one = max(size, 1) if isinstance(size, int) else ops.maximum(size, 1)
+        return Chunks(size, -(-num_active // at_least_one), rows, permutation, inverse)
+    starts, steps = group_starts(is_active, group, size, num_chunks)
+    # The last chunk begins where the last group does.
+    return Chunks(size, steps, rows + size, permutation, inverse, starts)
+
+
+def _active_first(is_active):
+    """The order that has the active tokens `[N]` first, and its inverse."""
     index = ops.arange(ops.shape(is_active)[0], dtype="int32")
-    num_active = ops.sum(ops.cast(is_active, "int32"))
     # All keys are different, so that any sort is a stable one. A cumulative sum would give the inverse without a second
     # one, and makes a larger program.
     permutation = ops.argsort(ops.where(is_active, -(2**31) + index, index))
-    inverse = ops.argsort(permutation)
-    size = max(size, 1) if isinstance(size, int) else ops.maximum(size, 1)
-    return Order(permutation, inverse, -(-num_active // size))
+    return permutation, ops.argsort(permutation)
 
 
 def group_starts(is_active: Tensor, group: int, size: Any, num_chunks: Any) -> tuple[Tensor, Any]:
@@ -171,22 +197,22 @@ def group_starts(is_active: Tensor, group: int, size: Any, num_chunks: Any) -> t
     return starts, ops.sum(ops.cast(starts < ends[-1], "int32"))
 
 
-def in_order(array: Tensor, order: Order, rows: Any) -> Tensor:
-    """The array in the order of the loop, with rows of 0 at its end up to `rows`; None stays."""
+def in_order(array: Tensor, chunks: Chunks) -> Tensor:
+    """The array in the order of the loop, with rows of 0 at its end; None stays."""
     if array is None:
         return None
-    array = array if order.permutation is None else ops.take(array, order.permutation, axis=0)
-    missing = rows - ops.shape(array)[0]
+    array = array if chunks.permutation is None else ops.take(array, chunks.permutation, axis=0)
+    missing = chunks.rows - ops.shape(array)[0]
     if isinstance(missing, int) and missing == 0:
         return array
     return ops.concatenate([array, ops.zeros((missing, array.shape[1]), array.dtype)])
 
 
-def restored(array: Tensor, order: Order, tokens: Any, is_active: Tensor) -> Tensor:
+def restored(array: Tensor, chunks: Chunks, tokens: Any, is_active: Tensor) -> Tensor:
     """Rows of the loop back in the order of the tokens, 0 for tokens that are not active; None stays."""
     if array is None:
         return None
-    array = array[:tokens] if order.inverse is None else ops.take(array, order.inverse, axis=0)
+    array = array[:tokens] if chunks.inverse is None else ops.take(array, chunks.inverse, axis=0)
     return where_or_zero(array, is_active)
 
 
@@ -195,12 +221,12 @@ def slice_rows(array: Tensor, start: Any, size: Any) -> Tensor:
     return None if array is None else ops.slice(array, (start, 0), (size, array.shape[1]))
 
 
-def gather_rows(array: Tensor, order: Order, start: Any, size: Any) -> Tensor:
+def gather_rows(array: Tensor, chunks: Chunks, start: Any) -> Tensor:
     """The rows of a chunk, of an array in the order of the tokens, of which no copy in another order is made.
 
     Beyond the last token rows repeat: their gradient is 0, and what is computed of them is dropped.
     """
-    indices = ops.minimum(start + ops.arange(size, dtype="int32"), ops.shape(array)[0] - 1)
-    if order.permutation is not None:
-        indices = ops.take(order.permutation, indices)
+    indices = ops.minimum(start + ops.arange(chunks.size, dtype="int32"), ops.shape(array)[0] - 1)
+    if chunks.permutation is not None:
+        indices = ops.take(chunks.permutation, indices)
     return ops.take(array, indices, axis=0)
