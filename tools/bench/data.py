@@ -8,7 +8,7 @@ IGNORED = -100
 # Pairs of sequences for preference losses, classes that a stored teacher has, and the rank of trained factors.
 PAIRS, TOP, RANK = 32, 64, 8
 TEMPERATURE = 2.0
-OF_HEADS = ("linear", "statistics", "accuracy", "top_k", "dpo", "distillation", "lora")
+OF_HEADS = ("linear", "statistics", "accuracy", "top_k", "likeliest", "dpo", "distillation", "lora")
 
 
 def write(case: dict, folder: Path) -> None:

@@ -81,6 +81,12 @@ def _of_likeliest_classes(logits, chosen, arrays, case):
     return (p * (log_p - log_q[rows, ids])).sum(axis=1), share
 
 
+def _of_stored_classes(logits, chosen, arrays, case):
+    """The sums of the log-probabilities of the likeliest classes, which have no gradient."""
+    log_p = _log_softmax(logits)
+    return np.sort(log_p, axis=1)[:, -data.TOP :].sum(axis=1), np.zeros_like(log_p)
+
+
 def _of_output(logits, chosen, arrays, case):
     """The outputs, in the place of losses."""
     if case["output"] == "log_prob":
@@ -105,5 +111,6 @@ _RULES = {
     "dpo": _of_pair,
     "distillation": _of_teacher,
     "top_k": _of_likeliest_classes,
+    "likeliest": _of_stored_classes,
     "accuracy": _of_output,
 }

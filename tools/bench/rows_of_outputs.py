@@ -18,23 +18,25 @@ PEERS = {
         "ours, JAX": "jax",
         f"ours, JAX, {STATISTICS}": "jax",
     },
+    "likeliest": OURS | DENSE,
     "top_k": OURS | {"ours, labels": "tensorflow", "ours, JAX, labels": "jax"},
     "dpo": OURS | DENSE,
     "distillation": OURS | DENSE | {"floor": "tensorflow"},
 }
 BESIDE = {"top_k": ("ours, labels", "ours, JAX, labels")}
+WITHOUT_GRADIENTS = {"likeliest": {"gradients": False}}
 
 
 def times(question: str) -> Iterator[Work]:
-    """Loss and gradients of many tokens."""
-    case = _case(question, MANY_TOKENS, beside=list(BESIDE.get(question, ())))
+    """Loss and gradients of many tokens, or what is computed without gradients."""
+    case = _case(question, MANY_TOKENS, beside=list(BESIDE.get(question, ())), **WITHOUT_GRADIENTS.get(question, {}))
     yield Work(question.replace("_", "-"), case, PEERS[question])
 
 
 def memory(question: str) -> Iterator[Work]:
     """The peak memory of the same, in fresh processes."""
     peers = {name: library for name, library in PEERS[question].items() if name != "floor"}
-    case = _case(question, MANY_TOKENS, calls=2)
+    case = _case(question, MANY_TOKENS, calls=2, **WITHOUT_GRADIENTS.get(question, {}))
     yield Work(f"{question.replace('_', '-')}-memory", case, peers, "megabytes")
 
 
@@ -84,6 +86,8 @@ ROWS = {
     "dpo-memory": lambda: memory("dpo"),
     "distillation": lambda: times("distillation"),
     "distillation-memory": lambda: memory("distillation"),
+    "likeliest": lambda: times("likeliest"),
+    "likeliest-memory": lambda: memory("likeliest"),
     "top-k": lambda: times("top_k"),
     "top-k-memory": lambda: memory("top_k"),
     "lora-memory": low_rank,

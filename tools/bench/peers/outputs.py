@@ -10,9 +10,9 @@ import keras
 from keras import ops
 
 import keras_xent as kx
-from tools.bench.data import PAIRS, TEMPERATURE
+from tools.bench.data import PAIRS, TEMPERATURE, TOP
 
-QUESTIONS = ("statistics", "accuracy", "top_k", "dpo", "distillation", "lora")
+QUESTIONS = ("statistics", "accuracy", "top_k", "likeliest", "dpo", "distillation", "lora")
 
 
 def peer(name: str, case: dict) -> tuple[Callable, tuple[str, ...]]:
@@ -25,8 +25,13 @@ def peer(name: str, case: dict) -> tuple[Callable, tuple[str, ...]]:
         return functools.partial(_sum if parts[0] == "ours" else _sum_of_logits, case["output"]), trained
     if case["question"] == "statistics" or parts[-1] == "labels":
         return functools.partial(_of_labels, [part for part in parts if part in ("entropy", "logsumexp")]), trained
-    losses = {"dpo": (_dpo, _dpo_of_logits), "distillation": (_distillation, _kl_of_logits), "top_k": (_top_k,)}
-    return losses[case["question"]][parts[0] != "ours"], trained
+    losses = {
+        "dpo": (_dpo, _dpo_of_logits),
+        "distillation": (_distillation, _kl_of_logits),
+        "top_k": (_top_k,),
+        "likeliest": (_likeliest, _likeliest_of_logits),
+    }
+    return losses[case["question"]][parts[0] != "ours"], trained if case.get("gradients", True) else ()
 
 
 def _of_labels(names, arrays):
@@ -115,3 +120,18 @@ def _kl_of_logits(arrays):
 def _top_k(arrays):
     inputs = (arrays[name] for name in ("hidden", "kernel", "ids", "log_probs"))
     return kx.kernels.linear_top_k_distillation(*inputs, reduction="token_mean"), {}
+
+
+def _number_of_likeliest(arrays):
+    return min(TOP, arrays["kernel"].shape[1])
+
+
+def _likeliest(arrays):
+    ids, log_probs = kx.kernels.linear_top_k(arrays["hidden"], arrays["kernel"], _number_of_likeliest(arrays))
+    return ops.mean(ops.sum(log_probs, axis=1)), {"ids": ids, "log_probs": log_probs}
+
+
+def _likeliest_of_logits(arrays):
+    logits = ops.matmul(arrays["hidden"], arrays["kernel"])
+    log_probs, ids = ops.top_k(ops.log_softmax(logits), _number_of_likeliest(arrays))
+    return ops.mean(ops.sum(log_probs, axis=1)), {"ids": ids, "log_probs": log_probs}
