@@ -4,7 +4,7 @@ import re
 from itertools import groupby
 from statistics import median, quantiles
 
-from tools.bench.results import ratio
+from tools.bench.results import find, ratio
 
 FLOOR = "floor"
 # What the numbers of a table are.
@@ -31,19 +31,14 @@ def machine(results: dict) -> str:
 
 def table(results: dict, row: str, **case) -> str:
     """The records of a row as a table, and the reasons of its dashes below."""
-    records = [
-        record
-        for record in results["rows"]
-        if record["row"] == row and all(record["case"].get(name) == value for name, value in case.items())
-    ]
+    records = find(results, row, **case)
     if not records:
         return "Not measured yet."
     parts = []
-    for (peers, _), group in groupby(records, key=lambda record: (record["peers"], record.get("measured"))):
+    for peers, group in groupby(records, key=lambda record: record["peers"]):
         same = list(group)
         rounds = {record["rounds"] for record in same}
         about = ABOUT[same[0]["unit"]].format(rounds=" or ".join(map(str, sorted(rounds))))
-        about += "".join(f" Measured {where}." for where in sorted({r["measured"] for r in same if "measured" in r}))
         parts += [about, "\n".join(_lines(same, peers)), *_reasons(same)]
     return "\n\n".join(parts)
 
@@ -92,7 +87,8 @@ def named(text: str) -> str:
 
 def number(value: float, digits: int = 3) -> str:
     """A number of so many digits, or of all those before its point."""
-    return f"{value:,.0f}" if value >= 100 else f"{value:.{digits}g}"
+    rounded = float(f"{value:.{digits}g}")
+    return f"{value:,.0f}" if rounded >= 100 else f"{rounded:g}"
 
 
 def cell(record: dict, name: str) -> str:
@@ -168,7 +164,7 @@ def faster(results: dict) -> str:
                 found.append((times, f"{name} {times:.2f}"))
         if found:
             found.sort(reverse=True)
-            case = ", ".join(about(record["case"]).values()) + (" (earlier run)" if "measured" in record else "")
+            case = ", ".join(about(record["case"]).values())
             lines.append((found[0][0], f"| {record['row']} | {case} | {'; '.join(text for _, text in found)} |"))
     if not lines:
         return "None."
