@@ -6,9 +6,8 @@ import textwrap
 from statistics import median
 from typing import NamedTuple
 
-from tools.bench import bars, tables
+from tools.bench import bars, rows, rows_of_gpu, tables
 from tools.bench import results as _results
-from tools.bench.rows import ROUNDS
 from tools.bench.shapes import SMALL_MODEL
 from tools.bench.workers import ROOT
 
@@ -41,8 +40,17 @@ def filled(page: str, results: dict) -> str:
 
 
 def block(name: str, results: dict) -> str:
-    """Returns the text between two marks: one of the named blocks, or the table of a row."""
-    return BLOCKS[name](results) if name in BLOCKS else tables.table(results, name)
+    """Returns the text between two marks: one of the named blocks, or the table of a row and what it lacks."""
+    return BLOCKS[name](results) if name in BLOCKS else tables.table(results, name) + _not_measured(results, name)
+
+
+def _not_measured(results, row):
+    """Names the cases of a row that the results do not have, as where ours gave a wrong result."""
+    works = [work for make in (rows.ROWS | rows_of_gpu.ROWS).values() for work in make() if work.row == row]
+    missing = [work.case for work in works if not _results.has(results, row, work.case, work.unit, rounds=1)]
+    if not missing or len(missing) == len(works):
+        return ""
+    return f"\n\nNot measured: {'; '.join(', '.join(tables.about(case).values()) for case in missing)}."
 
 
 def _machine(results):
@@ -54,7 +62,7 @@ def _machine(results):
 
 
 def _in_a_hurry(records):
-    few = any(record["rounds"] < ROUNDS for record in records if record["unit"] == "milliseconds")
+    few = any(record["rounds"] < rows.ROUNDS for record in records if record["unit"] == "milliseconds")
     return " Measured with `--quick`, in three rounds: differences below a fifth mean little." if few else ""
 
 
