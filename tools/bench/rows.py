@@ -209,19 +209,16 @@ def memory() -> Iterator[Work]:
     peers = {name: library for name, library in OF_LOSSES.items() if name != "floor"}
     for loss in "sparse", "dense", "sigmoid":
         yield Work("memory", {**of_loss(loss, LANGUAGE_MODEL, "float32"), "calls": 2}, peers, "megabytes")
-        peers = IN_STEPS
 
 
 def vocabulary() -> Iterator[Work]:
     """Peak memory of a head and its loss, by the size of the vocabulary."""
-    left_out = ("floor", "tf.nn", "ours, logits, XLA", "PyTorch linear")
+    left_out = ("floor", "tf.nn", "ours, logits, XLA")
     peers = {name: library for name, library in OF_HEADS.items() if name not in left_out}
     for classes in VOCABULARIES:
-        head = SMALL_MODEL._replace(name="vocabulary", classes=classes)
-        if classes == SMALL_MODEL.classes:
-            yield Work("vocabulary", of_head(SMALL_MODEL, calls=2), peers | {"PyTorch linear": "pytorch"}, "megabytes")
-        else:
-            yield Work("vocabulary", of_head(head, calls=2), peers, "megabytes")
+        name = SMALL_MODEL.name if classes == SMALL_MODEL.classes else "vocabulary"
+        head = SMALL_MODEL._replace(name=name, classes=classes)
+        yield Work("vocabulary", of_head(head, calls=2), peers, "megabytes")
 
 
 def largest() -> Iterator[Work]:

@@ -1,7 +1,6 @@
 """Results as Markdown."""
 
 import re
-from itertools import groupby
 from statistics import median, quantiles
 
 from tools.bench.results import find, ratio
@@ -34,22 +33,20 @@ def table(results: dict, row: str, **case) -> str:
     records = find(results, row, **case)
     if not records:
         return "Not measured yet."
-    parts = []
-    for peers, group in groupby(records, key=lambda record: record["peers"]):
-        same = list(group)
-        rounds = {record["rounds"] for record in same}
-        about = ABOUT[same[0]["unit"]].format(rounds=" or ".join(map(str, sorted(rounds))))
-        parts += [about, "\n".join(_lines(same, peers)), *_reasons(same)]
-    return "\n\n".join(parts)
+    rounds = " or ".join(map(str, sorted({record["rounds"] for record in records})))
+    about_numbers = ABOUT[records[0]["unit"]].format(rounds=rounds)
+    return "\n\n".join([about_numbers, "\n".join(_lines(records)), *_reasons(records)])
 
 
-def _lines(records, peers):
+def _lines(records):
     names = list(dict.fromkeys(name for record in records for name in about(record["case"])))
+    peers = list(dict.fromkeys(name for record in records for name in record["peers"]))
     yield "| " + " | ".join([*names, *map(named, peers)]) + " |"
     yield "|---" * len(names) + "|--:" * len(peers) + "|"
     for record in records:
         facts = about(record["case"])
-        yield "| " + " | ".join([*(facts.get(name, "") for name in names), *(cell(record, n) for n in peers)]) + " |"
+        cells = (cell(record, name) if name in record["peers"] else "" for name in peers)
+        yield "| " + " | ".join([*(facts.get(name, "") for name in names), *cells]) + " |"
 
 
 def about(case: dict) -> dict[str, str]:
@@ -61,7 +58,7 @@ def about(case: dict) -> dict[str, str]:
         facts["[rows, classes]"] = f"[{case['rows']}, {case['classes']}]"
     if "logits" in case:
         facts["logits"] = str(case["logits"])
-    if case.get("question") in ("new_shape", "first_call", "lengths", "graph"):
+    if case.get("question") in ("new_shape", "first_call", "lengths", "graph") or {"loss", "calls"} <= case.keys():
         facts["loss"] = case["loss"]
     if case.get("question") == "loss":
         facts["dtype"] = case["dtype"]
