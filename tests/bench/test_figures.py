@@ -7,6 +7,7 @@ import subprocess
 
 import pytest
 
+from keras_xent._backend._buckets import bucket_of
 from tools.bench import __main__ as command
 from tools.bench import agreement, bars, measuring, pages, pictures, results, rows, rows_of_gpu, tables
 from tools.bench.shapes import LANGUAGE_MODEL, SMALL_MODEL
@@ -115,6 +116,22 @@ def test_cases_have_keys_of_their_own_and_ours_is_the_first_of_the_peers():
     assert all(next(iter(w.peers)).startswith("ours") for w in works if w.row not in ("callbacks", "import"))
 
 
+def test_there_are_steps_for_which_ours_compiles_a_program_and_steps_for_which_it_has_one():
+    def sizes(row, numbers):
+        case = next(work.case for work in rows.ROWS[row]() if work.case["rows"] == numbers)
+        return [bucket_of(length, case["classes"]) for length in case["lengths"]]
+
+    larger = sizes("first-step", "larger")
+    assert len(set(larger)) == len(larger) == rows.ROUNDS + measuring.WARM_UP + 1
+    assert len(set(sizes("compilations", "60 sizes"))) == 1
+    assert len(set(sizes("compilations", "60 sizes to 3998"))) == 12
+
+
+def test_numbers_have_no_exponents():
+    assert [tables.number(value, 2) for value in (99.6, 99.4, 1234.5, 0.0736)] == ["100", "99", "1,234", "0.074"]
+    assert [tables.number(value) for value in (99.96, 99.94)] == ["100", "99.9"]
+
+
 def test_a_record_takes_the_place_of_one_of_the_same_case_and_others_stay(tmp_path):
     found = json.loads(json.dumps(FOUND))
     results.add(found, record("sparse", SPARSE, ours=[1.0] * 9))
@@ -220,4 +237,16 @@ def test_the_figures_on_a_page_are_those_of_the_results_that_are_kept(page):
 
 
 def test_every_row_is_on_the_page_of_tables():
-    assert set(rows.ROWS) <= set(re.findall(r"<!-- bench: (\S+) -->", pages.PAGES[2].read_text()))
+    measured = {work.row for row in [*rows.ROWS.values(), *rows_of_gpu.ROWS.values()] for work in row()}
+    assert measured <= set(re.findall(r"<!-- bench: (\S+) -->", pages.TABLES.read_text()))
+
+
+def test_a_page_names_the_cases_that_were_not_measured():
+    """Where ours gives a wrong result nothing is timed: that is no reason to be silent about the case."""
+    first, *others = rows.ROWS["eager"]()
+    found = {"rows": [record("eager", first.case, ours=[1.0], Keras=[2.0])]}
+    assert pages.block("eager", found).endswith(
+        "\n\nNot measured: [8, 64, 64, 5], TensorFlow; [32, 10], JAX; [8, 64, 64, 5], JAX."
+    )
+    found["rows"] += [record("eager", work.case, ours=[1.0], Keras=[2.0]) for work in others]
+    assert "Not measured" not in pages.block("eager", found)

@@ -32,7 +32,6 @@ def main(arguments: list[str] | None = None) -> None:
     table_parser.add_argument(
         "--write", action="store_true", help="keep them as docs/performance.json, and write them into the pages"
     )
-    table_parser.add_argument("--fill", type=Path, help="results of an earlier run, for what this one has not measured")
     table_parser.set_defaults(command=table)
     plot_parser = commands.add_parser("plot", help="draw the pictures of docs/performance-tables.md")
     plot_parser.add_argument("results", type=Path, nargs="?", default=Path("docs/performance.json"))
@@ -90,8 +89,6 @@ def table(arguments: argparse.Namespace) -> None:
     found = _results.read(arguments.results)
     if not found["rows"]:
         raise SystemExit(f"There are no results in {arguments.results}: tools/bench/run makes them.")
-    if arguments.fill:
-        _results.fill(found, _results.read(arguments.fill))
     if arguments.write:
         from tools.bench import pages
 

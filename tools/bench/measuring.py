@@ -33,14 +33,14 @@ def record(work: Work, workers: Workers, rounds: int, warm_up: int = WARM_UP) ->
         if work.unit == "milliseconds":
             return found | _times(work, workers, rounds, warm_up, Path(folder))
         if work.unit == "error":
-            return found | _once(work, _of_errors(work, workers, folder))
+            expected = agreement.reference(work.case, folder)
+            return found | _once(work, workers, folder, lambda worker, name: _largest_error(worker, name, expected))
         if work.unit == "operations":
-            return found | _once(work, _of_shared_process(work, workers, folder, "operations"))
-        if work.case.get("device") == "gpu":
-            # A process can tell the memory of a GPU of each peer by itself.
-            return found | _once(work, _of_shared_process(work, workers, folder, "peak", 1))
+            return found | _once(work, workers, folder, lambda worker, name: worker.operations(name))
         calls = work.case.get("calls", 1)
-        return found | _once(work, _of_fresh_process(work, workers.libraries, folder, "peak", calls))
+        # A process can tell the memory of a GPU of each peer by itself.
+        fresh = work.case.get("device") != "gpu"
+        return found | _once(work, workers, folder, lambda worker, name: worker.peak(name, calls), fresh=fresh)
 
 
 class _Lost(Exception):
@@ -137,57 +137,29 @@ def _processor_seconds(workers):
     return {id(worker): worker.processor_seconds() for worker in workers.there()}
 
 
-def _once(work: Work, value: Callable[[str, str], float]) -> dict[str, Any]:
-    """One number of each peer, `value(name, library)`."""
+def _once(
+    work: Work, workers: Workers, folder: str, value: Callable[[Worker, str], float], *, fresh: bool = False
+) -> dict[str, Any]:
+    """One number of each peer, `value(worker, name)`, in a process of its library or in a fresh one."""
     values, missing = {}, {}
     for name, library in work.peers.items():
         try:
-            values[name] = [value(name, library)]
+            worker = Worker(workers.libraries[library]) if fresh else workers[library]
+            try:
+                worker.make(name, work.case, folder)
+                values[name] = [value(worker, name)]
+            finally:
+                (worker.end if fresh else worker.forget)()
         except Missing as reason:
             missing[name] = str(reason)
     return {"rounds": 1, "values": values, "missing": missing}
 
 
-def _of_shared_process(work, workers, folder, request, *arguments):
-    def value(name, library):
-        worker = workers[library]
-        try:
-            worker.make(name, work.case, folder)
-            return getattr(worker, request)(name, *arguments)
-        finally:
-            worker.forget()
-
-    return value
-
-
-def _of_errors(work, workers, folder):
-    """The largest error of all results."""
-    expected = agreement.reference(work.case, folder)
-
-    def value(name, library):
-        worker = workers[library]
-        try:
-            worker.make(name, work.case, folder)
-            with tempfile.TemporaryDirectory() as results:
-                worker.save(name, results)
-                arrays = {path.stem: np.load(path) for path in Path(results).glob("*.npy")}
-                return max(agreement.errors(arrays, expected).values())
-        finally:
-            worker.forget()
-
-    return value
-
-
-def _of_fresh_process(work, libraries, folder, request, *arguments):
-    def value(name, library):
-        worker = Worker(libraries[library])
-        try:
-            worker.make(name, work.case, folder)
-            return getattr(worker, request)(name, *arguments)
-        finally:
-            worker.end()
-
-    return value
+def _largest_error(worker, name, expected):
+    with tempfile.TemporaryDirectory() as results:
+        worker.save(name, results)
+        arrays = {path.stem: np.load(path) for path in Path(results).glob("*.npy")}
+    return max(agreement.errors(arrays, expected).values())
 
 
 def versions(workers: Workers) -> dict[str, str | None]:

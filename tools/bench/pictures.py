@@ -30,8 +30,6 @@ def draw(results: dict, folder: Path) -> list[Path]:
     import matplotlib
 
     matplotlib.use("agg")
-    # One run and one machine in a picture.
-    results = {**results, "rows": [record for record in results["rows"] if "measured" not in record]}
     time = [
         record
         for record in find(results, "sparse", dtype="float32", smoothing=0.0)

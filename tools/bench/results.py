@@ -34,14 +34,6 @@ def add(results: dict, record: dict) -> None:
     results["rows"].append(record)
 
 
-def fill(results: dict, older: dict) -> None:
-    """Adds what only an older run has measured, and says so in each of its records."""
-    there = {_key(record) for record in results["rows"]}
-    where = f"in an earlier run, on {older['machine']['processor']}"
-    missing = [record for record in older["rows"] if _key(record) not in there]
-    results["rows"] += [{"measured": where} | record for record in missing]
-
-
 def has(results: dict, row: str, case: dict, unit: str, rounds: int) -> bool:
     """Returns whether there is a record of this case; for times, one with at least as many rounds."""
     wanted = _key({"row": row, "case": case, "unit": unit})

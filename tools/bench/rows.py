@@ -127,10 +127,15 @@ IN_STEPS = dict.fromkeys(("ours", "ours, XLA", "Keras, graph", "Keras, XLA"), "t
 
 
 def first_steps() -> Iterator[Work]:
-    """A step with a number of rows that is new, compilation included."""
-    for loss in "sigmoid", "dense", "sparse":
-        case = {"question": "new_shape", "loss": loss, "rows": "new", "classes": 1000, "dtype": "float32"}
-        yield Work("first-step", case, IN_STEPS)
+    """A step with a number of rows that is new, compilation included.
+
+    For "new" numbers a graph of ours has a program, whose rows are more; for each of the larger ones it compiles one.
+    """
+    larger = {"rows": "larger", "lengths": [320 * 5**i // 4**i + i for i in range(ROUNDS + 2)]}
+    for rows in {"rows": "new"}, larger:
+        for loss in "sigmoid", "dense", "sparse":
+            case = {"question": "new_shape", "loss": loss, **rows, "classes": 1000, "dtype": "float32"}
+            yield Work("first-step", case, IN_STEPS)
 
 
 def first_calls() -> Iterator[Work]:
@@ -141,11 +146,17 @@ def first_calls() -> Iterator[Work]:
 
 
 def compilations() -> Iterator[Work]:
-    """The number of compilations in steps of varying length: of six lengths, and of all in the first epoch."""
+    """The number of compilations in steps of varying length: of six lengths, of all in the first epoch, of long ones.
+
+    A program of ours has at least 512 rows of 500 classes, or 262 of 1000: only the long ones need several.
+    """
     case = {"question": "lengths", "loss": "sparse", "dtype": "float32"}
-    for classes, rows in (1000, range(32, 193, 32)), (500, range(40, 513, 8)):
-        lengths = list(rows)
-        sizes = {"classes": classes, "rows": f"{len(lengths)} sizes", "lengths": lengths, "steps": 60}
+    for classes, rows, lengths in (
+        (1000, "6 sizes", range(32, 193, 32)),
+        (500, "60 sizes", range(40, 513, 8)),
+        (500, "60 sizes to 3998", range(578, 3999, 58)),
+    ):
+        sizes = {"classes": classes, "rows": rows, "lengths": list(lengths), "steps": 60}
         yield Work("compilations", {**case, **sizes}, IN_STEPS, "compilations")
 
 
@@ -198,19 +209,16 @@ def memory() -> Iterator[Work]:
     peers = {name: library for name, library in OF_LOSSES.items() if name != "floor"}
     for loss in "sparse", "dense", "sigmoid":
         yield Work("memory", {**of_loss(loss, LANGUAGE_MODEL, "float32"), "calls": 2}, peers, "megabytes")
-        peers = IN_STEPS
 
 
 def vocabulary() -> Iterator[Work]:
     """Peak memory of a head and its loss, by the size of the vocabulary."""
-    left_out = ("floor", "tf.nn", "ours, logits, XLA", "PyTorch linear", "torch.compile")
+    left_out = ("floor", "tf.nn", "ours, logits, XLA")
     peers = {name: library for name, library in OF_HEADS.items() if name not in left_out}
     for classes in VOCABULARIES:
-        head = SMALL_MODEL._replace(name="vocabulary", classes=classes)
-        if classes == SMALL_MODEL.classes:
-            yield Work("vocabulary", of_head(SMALL_MODEL, calls=2), peers | {"PyTorch linear": "pytorch"}, "megabytes")
-        else:
-            yield Work("vocabulary", of_head(head, calls=2), peers, "megabytes")
+        name = SMALL_MODEL.name if classes == SMALL_MODEL.classes else "vocabulary"
+        head = SMALL_MODEL._replace(name=name, classes=classes)
+        yield Work("vocabulary", of_head(head, calls=2), peers, "megabytes")
 
 
 def largest() -> Iterator[Work]:

@@ -1,10 +1,9 @@
 """Results as Markdown."""
 
 import re
-from itertools import groupby
 from statistics import median, quantiles
 
-from tools.bench.results import ratio
+from tools.bench.results import find, ratio
 
 FLOOR = "floor"
 # What the numbers of a table are.
@@ -31,30 +30,23 @@ def machine(results: dict) -> str:
 
 def table(results: dict, row: str, **case) -> str:
     """The records of a row as a table, and the reasons of its dashes below."""
-    records = [
-        record
-        for record in results["rows"]
-        if record["row"] == row and all(record["case"].get(name) == value for name, value in case.items())
-    ]
+    records = find(results, row, **case)
     if not records:
         return "Not measured yet."
-    parts = []
-    for (peers, _), group in groupby(records, key=lambda record: (record["peers"], record.get("measured"))):
-        same = list(group)
-        rounds = {record["rounds"] for record in same}
-        about = ABOUT[same[0]["unit"]].format(rounds=" or ".join(map(str, sorted(rounds))))
-        about += "".join(f" Measured {where}." for where in sorted({r["measured"] for r in same if "measured" in r}))
-        parts += [about, "\n".join(_lines(same, peers)), *_reasons(same)]
-    return "\n\n".join(parts)
+    rounds = " or ".join(map(str, sorted({record["rounds"] for record in records})))
+    about_numbers = ABOUT[records[0]["unit"]].format(rounds=rounds)
+    return "\n\n".join([about_numbers, "\n".join(_lines(records)), *_reasons(records)])
 
 
-def _lines(records, peers):
+def _lines(records):
     names = list(dict.fromkeys(name for record in records for name in about(record["case"])))
+    peers = list(dict.fromkeys(name for record in records for name in record["peers"]))
     yield "| " + " | ".join([*names, *map(named, peers)]) + " |"
     yield "|---" * len(names) + "|--:" * len(peers) + "|"
     for record in records:
         facts = about(record["case"])
-        yield "| " + " | ".join([*(facts.get(name, "") for name in names), *(cell(record, n) for n in peers)]) + " |"
+        cells = (cell(record, name) if name in record["peers"] else "" for name in peers)
+        yield "| " + " | ".join([*(facts.get(name, "") for name in names), *cells]) + " |"
 
 
 def about(case: dict) -> dict[str, str]:
@@ -66,7 +58,7 @@ def about(case: dict) -> dict[str, str]:
         facts["[rows, classes]"] = f"[{case['rows']}, {case['classes']}]"
     if "logits" in case:
         facts["logits"] = str(case["logits"])
-    if case.get("question") in ("new_shape", "first_call", "lengths", "graph"):
+    if case.get("question") in ("new_shape", "first_call", "lengths", "graph") or {"loss", "calls"} <= case.keys():
         facts["loss"] = case["loss"]
     if case.get("question") == "loss":
         facts["dtype"] = case["dtype"]
@@ -92,7 +84,8 @@ def named(text: str) -> str:
 
 def number(value: float, digits: int = 3) -> str:
     """A number of so many digits, or of all those before its point."""
-    return f"{value:,.0f}" if value >= 100 else f"{value:.{digits}g}"
+    rounded = float(f"{value:.{digits}g}")
+    return f"{value:,.0f}" if rounded >= 100 else f"{rounded:g}"
 
 
 def cell(record: dict, name: str) -> str:
@@ -168,7 +161,7 @@ def faster(results: dict) -> str:
                 found.append((times, f"{name} {times:.2f}"))
         if found:
             found.sort(reverse=True)
-            case = ", ".join(about(record["case"]).values()) + (" (earlier run)" if "measured" in record else "")
+            case = ", ".join(about(record["case"]).values())
             lines.append((found[0][0], f"| {record['row']} | {case} | {'; '.join(text for _, text in found)} |"))
     if not lines:
         return "None."

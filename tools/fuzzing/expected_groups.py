@@ -38,7 +38,7 @@ def sequence_loss(call: Call) -> Expected:
     labels = np.where(valid, call.arrays["labels"].reshape(-1), 0).astype("int64")
     temperature, cap = options.get("temperature", 1.0), options.get("logit_softcap")
     _, gradients = oracles.token_statistics(labels, x, temperature=temperature, logit_softcap=cap)
-    values, tolerances, of_p = _values_of_statistics(call, x, errors, labels)
+    values, tolerances, _, of_p = _values_of_statistics(call, x, errors, labels)
     keep = valid.reshape(groups, count, length)
     numbers = np.maximum(keep.sum(2), 1.0) if options.get("normalize") else np.ones((groups, count))
 

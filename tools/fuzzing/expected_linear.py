@@ -128,9 +128,7 @@ def soft_targets(call: Call) -> Expected:
 
 def _statistics_of_loss(call, x, errors, labels, active):
     """The fields of `LossStatistics`: nll, rank, entropy, logsumexp and confidence; of other tokens anything."""
-    labels = np.where(active, labels, 0)
-    values, tolerances, of_p = _values_of_statistics(call, x, errors, labels)
-    p, _ = expected.conditioned(x, call, errors)
+    values, tolerances, p, of_p = _values_of_statistics(call, x, errors, labels)
     nll, entropy, lse, rank = -values[0], values[1], values[2], values[3]
     of_nll, of_entropy, of_lse, of_rank = tolerances
     found = [(nll, of_nll), (rank, of_rank), (entropy, of_entropy), (lse, of_lse)]
@@ -170,14 +168,12 @@ def statistics(call: Call) -> Expected:
     _, gradients = oracles.token_statistics(labels, x, temperature=temperature, logit_softcap=cap)
     gradients = gradients * valid[:, None]
     upstream = call.arrays["upstream"].astype("float64")  # [3, N]
-    values, tolerances, of_p = _values_of_statistics(call, x, errors, labels)
-    values = np.where(valid, values, 0)
-    p, _ = expected.conditioned(x, call, errors / temperature)
-    one_hot, gradient = np.eye(x.shape[1])[labels], precision_of(call)[1]
+    values, tolerances, p, of_p = _values_of_statistics(call, x, errors, labels)
+    values, gradient = np.where(valid, values, 0), precision_of(call)[1]
     spread = 1 + np.abs(np.log(np.where(p > 0, p, 1)))
     factor = np.where(upstream == 0, 0, upstream)[:, :, None]
     d = expected._product(factor, gradients).sum(0)
-    sizes = np.abs(upstream)[:, :, None] * np.array([of_p + one_hot * 0, spread * of_p * 2, of_p])
+    sizes = np.abs(upstream)[:, :, None] * np.array([of_p, spread * of_p * 2, of_p])
     # The last term is the rounding of the oracle.
     of_d = (
         sizes.sum(0) / temperature
@@ -193,7 +189,7 @@ def statistics(call: Call) -> Expected:
 
 
 def _values_of_statistics(call, x, errors, labels):
-    """Log-probability, entropy, log-sum-exp and rank `[4, N]`, their tolerances, and those of the probabilities."""
+    """Log-probability, entropy, log-sum-exp and rank `[4, N]`, and probabilities; each with tolerances."""
     temperature, cap = call.program.get("temperature", 1.0), call.program.get("logit_softcap")
     values, _ = oracles.token_statistics(labels, x, temperature=temperature, logit_softcap=cap)
     p, delta = expected.conditioned(x, call, errors / temperature)
@@ -217,7 +213,7 @@ def _values_of_statistics(call, x, errors, labels):
     if cap is not None:
         ties = ties + (np.abs(x) > 0.1 * cap).sum(1)
     tolerances.append(np.where(are_exact & (cap is None), 0.0, ties))
-    return values, tolerances, of_p
+    return values, tolerances, p, of_p
 
 
 def _of_divergence(call, losses, gradients, errors, q):

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from tests.backend import BACKEND, DTYPES, MODES
 from tools.fuzzing import calls, checking, kernels, running
 
 # One program in so many calls is a new one: it takes a second to compile, and a call of it milliseconds.
@@ -22,7 +23,6 @@ class Explorer:
         self._names = names or list(kernels.KERNELS)
         self._seed = seed
         self._programs: dict[str, list[calls.Program]] = {name: [] for name in self._names}
-        self._compiled: set[calls.Program] = set()
         self.failures: list[pathlib.Path] = []
         self.by_kernel = dict.fromkeys(self._names, 0)
         self.calls = self.programs = 0
@@ -54,14 +54,12 @@ class Explorer:
         known = self._programs[name]
         if known and self._rng.random() > 1 / CALLS_OF_A_PROGRAM:
             return known[self._rng.integers(len(known))]
-        if len(self._compiled) >= MOST_PROGRAMS:
+        if sum(map(len, self._programs.values())) >= MOST_PROGRAMS:
             running.forget()
-            self._compiled.clear()
             for others in self._programs.values():
                 others.clear()
-        program = kernels.draw_program(self._rng, name, list(running.MODES), running.DTYPES)
+        program = kernels.draw_program(self._rng, name, list(MODES), DTYPES)
         known.append(program)
-        self._compiled.add(program)
         self.programs += 1
         return program
 
@@ -71,8 +69,8 @@ class Explorer:
         _, now = checking.check(small, running.run)
         small, failures = (small, now) if now else (call, failures)
         self._output.mkdir(parents=True, exist_ok=True)
-        path = self._output / f"{running.BACKEND}-{self._seed}-{len(self.failures)}.json"
-        calls.save(small, path, failures, running.BACKEND)
+        path = self._output / f"{BACKEND}-{self._seed}-{len(self.failures)}.json"
+        calls.save(small, path, failures, BACKEND)
         self.failures.append(path)
         yield f"{small}"
         yield from (f"  {failure}" for failure in failures)

@@ -9,12 +9,10 @@ from keras import ops
 
 from keras_xent import kernels
 from keras_xent.kernels.reduction import reduce
-from tests.backend import BACKEND, DTYPES, MODES, to_numpy
+from tests.backend import BACKEND, MODES, to_numpy
 from tools.fuzzing.calls import Call, Program
 from tools.fuzzing.expected_groups import LOSSES
 from tools.fuzzing.kernels import KERNELS
-
-__all__ = ["BACKEND", "DTYPES", "MODES", "is_expected_error", "run"]
 
 if BACKEND == "tensorflow":
     import tensorflow as tf

@@ -46,7 +46,7 @@ def three_matmuls(hidden: tf.Tensor, kernel: tf.Tensor) -> Callable[[], tf.Tenso
 
     @tf.function(autograph=False)
     def run():
-        # The second waits for the first, so that they are made one after the other, as in a loss.
+        # Both gradients wait for the logits, as in a loss.
         logits = hidden @ kernel
         for_hidden = tf.matmul(logits, kernel, transpose_b=True)
         # All of them, or TensorFlow would leave out what is not used.

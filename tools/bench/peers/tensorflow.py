@@ -21,7 +21,6 @@ CLASSES = {
     "dense": "CategoricalCrossentropy",
     "sparse": "SparseCategoricalCrossentropy",
 }
-STEP_ROWS, MOST_ROWS = 64, 640
 
 
 def peer(name: str, case: dict, folder: str) -> Callable:
@@ -258,17 +257,19 @@ def _of_uneven_sizes(name, case, folder):
 
 def _of_new_shapes(name, case, folder):
     """No two calls have the same number of rows."""
-    return _varying(name, case, iter(range(STEP_ROWS, 10**6)))
+    return _varying(name, case, case.get("lengths", range(64, 640)))
 
 
 def _of_lengths(name, case, folder):
     """The calls of steps with a few lengths, in turn."""
     lengths = np.random.default_rng(0).permutation(case["lengths"])
-    return _varying(name, case, iter(np.resize(lengths, case["steps"]).tolist()))
+    return _varying(name, case, np.resize(lengths, case["steps"]).tolist())
 
 
-def _varying(name, case, rows):
-    given, logits = _given_and_logits(case, MOST_ROWS)
+def _varying(name, case, numbers):
+    """Calls with these numbers of rows."""
+    given, logits = _given_and_logits(case, max(numbers))
+    rows = iter(numbers)
     step = _step(_loss(name.partition(",")[0], {**case, "smoothing": 0.0}), name)
 
     def call():

@@ -65,6 +65,7 @@ def _of_epochs(name, case):
     batches = [rng.integers(0, case["classes"], (2, case["batch"], length), "int32") for length in case["lengths"]]
     tokens = tf.TensorSpec([case["batch"], None], "int32")
     data = tf.data.Dataset.from_generator(lambda: map(tuple, batches), output_signature=(tokens, tokens))
+    data = _without_autotuning(data)
 
     def model():
         keras.utils.set_random_seed(0)
@@ -90,6 +91,15 @@ def _of_epochs(name, case):
         return epoch(model())
 
     return first
+
+
+def _without_autotuning(dataset):
+    """The dataset for `fit`. In TensorFlow 2.21 some epochs wait for tf.data's autotuning thread, with any loss."""
+    import tensorflow as tf
+
+    options = tf.data.Options()
+    options.autotune.enabled = False
+    return dataset.with_options(options)
 
 
 def _ours_of_lengths(head):
@@ -165,8 +175,14 @@ def _of_callbacks(name, case):
         callbacks = [kx.callbacks.PerplexityLogger(os.path.join(folder.name, "log.csv"), update_freq=every)]
     model.compile("adam", _loss("ours"), metrics=[kx.metrics.Perplexity(ignore_class=IGNORED)])
 
+    batches = {"x": x, "y": y, "batch_size": case["batch"], "shuffle": False}
+    if keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
+
+        batches = {"x": _without_autotuning(tf.data.Dataset.from_tensor_slices((x, y)).batch(case["batch"]))}
+
     def fit():
-        history = model.fit(x, y, case["batch"], verbose=0, shuffle=False, callbacks=callbacks)
+        history = model.fit(**batches, verbose=0, callbacks=callbacks)
         return {"loss": np.float32(history.history["loss"][-1])}
 
     fit.steps, fit.folder = case["steps"], folder
