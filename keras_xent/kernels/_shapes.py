@@ -94,6 +94,16 @@ def ensure_shape(
     return assert_in_graph(functools.reduce(ops.logical_and, fits), lambda: message, tensor)
 
 
+def ensure_size(vector: Tensor, size: Any, sentence: str) -> Tensor:
+    """The vector; where `size` is not a number yet, after an assertion that it has this size."""
+    if isinstance(size, int):
+        return vector
+    given = ops.shape(vector)[0]
+    return assert_in_graph(
+        ops.equal(given, size), lambda: [f"{sentence} Received: size", given, "where", size, "is needed."], vector
+    )
+
+
 def squeeze_class_axis(
     labels: Tensor,
     logits: Tensor,
