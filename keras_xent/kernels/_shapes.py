@@ -32,11 +32,7 @@ def size_of(tensor: Tensor, axis: int) -> Any:
 
 def broadcast_to_rows(tensor: Tensor, axis: int, rank: int) -> Tensor:
     """A tensor without the class axis, shaped so that it broadcasts against `as_rows(logits, axis)`."""
-    axis = axis % rank
-    if axis == rank - 1:
-        return ops.reshape(tensor, (-1, 1))
-    shape = ops.shape(tensor)
-    return ops.reshape(tensor, (math.prod(shape[:axis]), 1, math.prod(shape[axis:])))
+    return as_rows(ops.expand_dims(tensor, axis % rank), axis)
 
 
 def reshape_to(array: Tensor, like: Tensor, *, without: int | None = None) -> Tensor:
