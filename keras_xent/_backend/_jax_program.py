@@ -2,7 +2,6 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import numpy as np
@@ -68,17 +67,12 @@ def one_program(function: Callable) -> Callable:
         return tuple(None if s is None else _scaled(s, upstream) for s in slopes)
 
     value.defvjp(forward_rule, vjp, symbolic_zeros=True)
-
-    def call(*inputs: Tensor) -> tuple[Tensor, Any, Any]:
-        result, (rows, others) = value(*inputs)
-        return result, rows, others
-
-    return call
+    return value
 
 
 def _taken(results, num_rows, rows):
     value, (of_rows, others) = results
-    return value, (take_rows(of_rows, None if num_rows is None else rows), others)
+    return value, take_rows(of_rows, None if num_rows is None else rows), others
 
 
 def _padded(*inputs):

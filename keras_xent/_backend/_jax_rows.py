@@ -1,5 +1,6 @@
 """Numbers of rows rounded up to a bucket, with JAX (`_buckets.py` has the reason)."""
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -54,12 +55,11 @@ def with_rounded_rows(program: Callable, has_rows: Sequence[bool]) -> Callable:
     """
 
     def rounded(*inputs: Tensor, **options: Any) -> Any:
-        inputs, num_rows = pad_inputs(inputs, has_rows)
-        return take_rows(program(*inputs, **options), num_rows)
+        padded, num_rows = pad_inputs(inputs, has_rows)
+        return take_rows(program(*padded, **options), num_rows)
 
     return rounded
 
 
-def pad_inputs(inputs: Sequence[Tensor], has_rows: Sequence[bool]) -> tuple[Any, Any]:
-    """`pad_to_bucket` of those inputs that have rows."""
-    return pad_those_with_rows(pad_to_bucket, inputs, has_rows)
+# Of those inputs that have rows: `pad_inputs(inputs, has_rows)`.
+pad_inputs = functools.partial(pad_those_with_rows, pad_to_bucket)

@@ -5,11 +5,10 @@ from collections.abc import Callable
 from typing import Any
 
 import tensorflow as tf
-from tensorflow.python.eager.forwardprop_util import pack_tangents
 
 from keras_xent._backend._buckets import example_rows
 from keras_xent._backend._finite import where_finite
-from keras_xent._backend._tensorflow_graph import in_branch_of_xla, in_control_flow, in_xla
+from keras_xent._backend._tensorflow_graph import has_tangents, in_branch_of_xla, in_control_flow, in_xla
 from keras_xent._backend._tensorflow_rows import append_rows, pad_inputs, take_rows, with_rounded_rows
 from keras_xent._backend._tensorflow_traces import call_traced, clear_traces, is_traced_once
 from keras_xent._backend._xla import uses_xla
@@ -137,7 +136,7 @@ def custom_gradient(
 
 def _is_step(x):
     """Whether both passes are parts of one program, and no tangents are asked for, which conditions do not have."""
-    return uses_xla() and in_xla() and not in_branch_of_xla() and not pack_tangents([x]).tangents
+    return uses_xla() and in_xla() and not in_branch_of_xla() and not has_tangents(x)
 
 
 def _kept(keep, residuals, inputs, options, result):

@@ -5,6 +5,7 @@ import re
 from collections.abc import Callable
 
 import tensorflow as tf
+from tensorflow.python.eager.forwardprop_util import pack_tangents
 
 from keras_xent._backend._xla import uses_xla
 from keras_xent._types import Tensor
@@ -17,14 +18,12 @@ def is_traced() -> bool:
 
 def in_xla() -> bool:
     """Returns whether the graph that is traced now is part of a program of XLA."""
-    graph = None if tf.executing_eagerly() else tf.compat.v1.get_default_graph()
-    while graph is not None:
+    for graph in _graphs():
         context = graph._get_control_flow_context()
         while context is not None:
             if context.IsXLAContext():
                 return True
             context = context.outer_context
-        graph = getattr(graph, "outer_graph", None)
     return False
 
 
@@ -43,12 +42,20 @@ def in_control_flow() -> bool:
 
 def _is_inside(kind):
     """Whether a graph of this class is traced now, or one within it."""
+    return any(one.__name__ == kind for graph in _graphs() for one in type(graph).__mro__)
+
+
+def _graphs():
+    """The graph that is traced now, the one that it is a part of, and so on."""
     graph = None if tf.executing_eagerly() else tf.compat.v1.get_default_graph()
     while graph is not None:
-        if any(one.__name__ == kind for one in type(graph).__mro__):
-            return True
+        yield graph
         graph = getattr(graph, "outer_graph", None)
-    return False
+
+
+def has_tangents(*tensors: Tensor) -> bool:
+    """Whether forward mode (`tf.autodiff.ForwardAccumulator`) watches one of these."""
+    return bool(pack_tangents(tensors).tangents)
 
 
 @functools.cache

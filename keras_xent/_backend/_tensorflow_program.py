@@ -4,10 +4,9 @@ from collections.abc import Callable
 from typing import Any
 
 import tensorflow as tf
-from tensorflow.python.eager.forwardprop_util import pack_tangents
 
 from keras_xent._backend._tensorflow_gradients import captured, is_eager, jit
-from keras_xent._backend._tensorflow_graph import in_xla
+from keras_xent._backend._tensorflow_graph import has_tangents, in_xla
 from keras_xent._backend._tensorflow_rows import append_rows, pad_to_bucket, take_rows
 from keras_xent._backend._xla import uses_xla
 from keras_xent._types import Tensor
@@ -19,10 +18,10 @@ def starts_programs(*tensors: Tensor) -> bool:
     Not where there is no XLA, nor inside a program of it, nor in forward mode: TensorFlow 2.21 finds no tangents for a
     program that has gradients in it.
     """
-    if not uses_xla() or in_xla():
-        return False
     # Of a variable, what is read.
-    return not pack_tangents([tf.convert_to_tensor(t) for t in tensors if t is not None]).tangents
+    return (
+        uses_xla() and not in_xla() and not has_tangents(*(tf.convert_to_tensor(t) for t in tensors if t is not None))
+    )
 
 
 def reads_variables_once() -> bool:

@@ -55,9 +55,8 @@ def append_rows(array: Tensor, like: Tensor) -> Tensor:
     return tf.raw_ops.Pad(input=array, paddings=(like.shape[0] - array.shape[0]) * _at_the_end(len(array.shape)))
 
 
-def pad_inputs(inputs: Sequence[Tensor], has_rows: Sequence[bool]) -> tuple[Any, Any]:
-    """`pad_to_bucket` of those inputs that have rows."""
-    return pad_those_with_rows(pad_to_bucket, inputs, has_rows)
+# Of those inputs that have rows: `pad_inputs(inputs, has_rows)`.
+pad_inputs = functools.partial(pad_those_with_rows, pad_to_bucket)
 
 
 def _rows_and_missing(array, row_size):
@@ -75,12 +74,12 @@ def with_rounded_rows(program: Callable, has_rows: Sequence[bool]) -> Callable:
     """
 
     def rounded(*inputs: Tensor, **options: Any) -> Any:
-        inputs, num_rows = pad_inputs(inputs, has_rows)
+        padded, num_rows = pad_inputs(inputs, has_rows)
         if num_rows is None:
-            return program(*inputs, **options)
+            return program(*padded, **options)
         token = _is_rounded.set(True)
         try:
-            return take_rows(program(*inputs, **options), num_rows)
+            return take_rows(program(*padded, **options), num_rows)
         finally:
             _is_rounded.reset(token)
 

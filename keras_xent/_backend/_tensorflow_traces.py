@@ -10,10 +10,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import tensorflow as tf
-from tensorflow.python.eager.forwardprop_util import pack_tangents
 
 from keras_xent._backend._buckets import example_rows
-from keras_xent._backend._tensorflow_graph import in_branch_of_xla, in_xla
+from keras_xent._backend._tensorflow_graph import has_tangents, in_branch_of_xla, in_xla
 from keras_xent._backend._xla import uses_xla
 from keras_xent._types import Tensor
 
@@ -28,7 +27,7 @@ def is_traced_once(inputs: Sequence[Tensor]) -> bool:
         return False
     # Operations of a trace are for the device that it was made on, and replicas have one each.
     is_small = 0 < math.prod(first.shape) < _MOST_NUMBERS and not tf.distribute.has_strategy()
-    return is_small and in_xla() and not in_branch_of_xla() and not pack_tangents(inputs).tangents
+    return is_small and in_xla() and not in_branch_of_xla() and not has_tangents(*inputs)
 
 
 def call_traced(program: Callable, inputs: Sequence[Tensor], options: dict[str, Any]) -> Any:

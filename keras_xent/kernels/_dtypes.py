@@ -3,7 +3,7 @@
 import numpy as np
 from keras import ops
 
-from keras_xent._backend import widest_int
+from keras_xent._backend import snapshot, widest_int
 from keras_xent._types import Tensor
 
 
@@ -56,11 +56,11 @@ def to_tensor(value: Tensor) -> Tensor:
     """A tensor of the value's own dtype; a variable is read, a list becomes an array first."""
     if isinstance(value, (list, tuple, int, float, bool)):
         value = np.asarray(value)
-    if isinstance(value, np.ndarray) and value.dtype in ("int64", "uint64") and widest_int() == "int32":
+    if isinstance(value, (np.ndarray, np.generic)) and value.dtype in ("int64", "uint64") and widest_int() == "int32":
         # These would wrap around, and a label of 2^32 become class 0.
         limits = np.iinfo("int32" if value.dtype == "int64" else "uint32")
         value = np.clip(value, limits.min, limits.max)
-    return ops.convert_to_tensor(value)
+    return snapshot(value)
 
 
 def to_float_tensor(value: Tensor) -> Tensor:

@@ -71,12 +71,6 @@ def _max(logits):
     return _vector(row.max_of_logits(logits))
 
 
-def _shifted(logits, max_logit):
-    """`x - max_logit`, 0 for +inf."""
-    shifted = upcast(logits) - _column(ops.minimum(max_logit, largest(max_logit)))
-    return where_or_zero(shifted, ops.logical_not(shifted > 0))
-
-
 def _clean_columns(dead, *columns):
     return row.zero_rows(dead, *(_vector(column) for column in columns))
 
@@ -86,7 +80,7 @@ def _clean_columns(dead, *columns):
 
 def _exp_off_label(logits, label, max_logit):
     """`exp(x - max_logit)`, 0 for the label: `[n, C]`."""
-    exp_shifted = ops.exp(_shifted(logits, max_logit))
+    exp_shifted = row.exp_shifted(logits, _column(max_logit), None)
     if has_few_classes(logits):
         is_other = ops.not_equal(row.class_ids(logits), _column(label))
         return where_or_zero(exp_shifted, is_other)
@@ -170,7 +164,7 @@ def _dense_forward(logits, targets, *, options):
 
     def with_infinities():
         max_logit = _max(logits)
-        x = _shifted(logits, max_logit)
+        x = row.shifted_logits(upcast(logits), _column(max_logit), None)
         infinite = row.with_infinite_logits(_sum(ops.exp(x)) - 1.0, max_logit, None)
         far = _sum(multiply_no_nan(targets, -x))
         # Of classes infinitely far below a logit of +inf.

@@ -74,14 +74,10 @@ SPARSE = Step(_sparse_forward, _sparse_backward, _sparse_keep, _fits)
 # Dense.
 
 
-def _exp_shifted(logits, max_logit):
-    return row.exp_shifted(logits, max_logit, None)
-
-
 def _dense_forward(logits, targets, *, options):
     max_logit = _max(logits)
     targets = ops.cast(targets, max_logit.dtype)
-    exp_shifted = _exp_shifted(logits, max_logit)
+    exp_shifted = row.exp_shifted(logits, max_logit, None)
     sum_exp, sum_targets = _sum(exp_shifted), _sum(targets)
     sum_exp_minus_one = row.subtract_one(sum_exp, _sum(ops.where(exp_shifted >= 1.0, exp_shifted - 1.0, exp_shifted)))
     sum_exp_minus_one = row.with_infinite_logits(sum_exp_minus_one, max_logit, None)
@@ -91,7 +87,7 @@ def _dense_forward(logits, targets, *, options):
 
 
 def _dense_keep(residuals, logits, targets, *, options):
-    return _exp_shifted(logits, residuals[0])
+    return row.exp_shifted(logits, residuals[0], None)
 
 
 def _dense_backward(upstream, residuals, logits, targets, *, options):

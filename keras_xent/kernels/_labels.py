@@ -19,15 +19,13 @@ from keras_xent._backend import (
 from keras_xent._types import Tensor
 from keras_xent.kernels._dtypes import accumulator_dtype, dtype_of, is_float, to_tensor
 from keras_xent.kernels._masking import both
-from keras_xent.kernels._shapes import align_weights, same_shape
+from keras_xent.kernels._shapes import align_weights, ensure_size, same_shape
 
 
 def valid_mask(labels: Tensor, mask: Tensor, ignore_class: float | None) -> Tensor:
     """True where a label is valid: the mask allows it and it is not `ignore_class`. None where all are."""
-    valid = None if mask is None else ops.cast(to_tensor(mask), "bool")
-    if valid is not None and len(valid.shape) <= len(labels.shape):
-        # From the left, as weights: broadcasting would take a mask of examples for one of time steps.
-        valid = align_weights(valid, labels.shape, "mask")
+    # From the left, as weights: broadcasting would take a mask of examples for one of time steps.
+    valid = None if mask is None else align_weights(ops.cast(to_tensor(mask), "bool"), labels.shape, "mask")
     if ignore_class is not None:
         valid = both(valid, ops.logical_not(equals_ignored(labels, ignore_class)))
     return valid
@@ -219,22 +217,26 @@ def _limits(labels):
 def class_weights(class_weight: Any, num_classes: Any, dtype: str, rank: int) -> Tensor:
     """The class weights as a tensor that broadcasts against `as_rows(logits)`; a dict holds those that are not 1."""
     if isinstance(class_weight, dict):
-        weights = np.ones(int(num_classes))
+        if not isinstance(num_classes, int):
+            raise ValueError(
+                "`class_weight` must hold one weight for each class where the number of classes of "
+                f"`{_words.names()[1]}` is not known before the step runs. Received: a dict."
+            )
+        weights = np.ones(num_classes)
         for label, weight in class_weight.items():
             if not 0 <= int(label) < num_classes:
                 raise ValueError(
-                    f"`class_weight` must name classes from 0 to {int(num_classes) - 1}. Received: class {label!r}."
+                    f"`class_weight` must name classes from 0 to {num_classes - 1}. Received: class {label!r}."
                 )
             weights[int(label)] = weight
         class_weight = weights
     weights = weights_tensor("class_weight", class_weight, dtype)
-    if len(weights.shape) != 1 or not same_shape(
-        weights.shape, (num_classes if isinstance(num_classes, int) else None,)
-    ):
+    if not same_shape(weights.shape, (num_classes if isinstance(num_classes, int) else None,)):
         raise ValueError(
             f"`class_weight` must hold one weight for each of the {num_classes} classes of `{_words.names()[1]}`. "
             f"Received: class_weight of shape {tuple(weights.shape)}."
         )
+    weights = ensure_size(weights, num_classes, "`class_weight` must hold one weight for each class.")
     return ops.reshape(weights, (1, -1) + (1,) * (rank - 2))
 
 

@@ -32,11 +32,7 @@ def size_of(tensor: Tensor, axis: int) -> Any:
 
 def broadcast_to_rows(tensor: Tensor, axis: int, rank: int) -> Tensor:
     """A tensor without the class axis, shaped so that it broadcasts against `as_rows(logits, axis)`."""
-    axis = axis % rank
-    if axis == rank - 1:
-        return ops.reshape(tensor, (-1, 1))
-    shape = ops.shape(tensor)
-    return ops.reshape(tensor, (math.prod(shape[:axis]), 1, math.prod(shape[axis:])))
+    return as_rows(ops.expand_dims(tensor, axis % rank), axis)
 
 
 def reshape_to(array: Tensor, like: Tensor, *, without: int | None = None) -> Tensor:
@@ -92,6 +88,16 @@ def ensure_shape(
     ]
     message = [f"{sentence} Received: shape", *given, "where", *sizes, "is needed."]
     return assert_in_graph(functools.reduce(ops.logical_and, fits), lambda: message, tensor)
+
+
+def ensure_size(vector: Tensor, size: Any, sentence: str) -> Tensor:
+    """The vector; where `size` is not a number yet, after an assertion that it has this size."""
+    if isinstance(size, int):
+        return vector
+    given = ops.shape(vector)[0]
+    return assert_in_graph(
+        ops.equal(given, size), lambda: [f"{sentence} Received: size", given, "where", size, "is needed."], vector
+    )
 
 
 def squeeze_class_axis(

@@ -197,11 +197,6 @@ def _sum_over_devices(values, *, mesh):
     return _backend.shard_map_rows(mesh, on_device, values, None, has_rows=False)
 
 
-def _known_size(values):
-    """The number of values, 0 if it is not known."""
-    return math.prod(n if isinstance(n, int) else 0 for n in values.shape)
-
-
 # The rounding of so few additions is small.
 _FEW = 128
 _LANES = 64
@@ -212,7 +207,8 @@ def _sums_as_product(values):
 
     XLA:CPU makes them a part of the loop before. Of a sum it makes two loops more, which take 15 ms each to compile.
     """
-    return uses_xla_cpu() and not _backend.sums_pairwise() and _known_size(values) > 0
+    is_known = all(isinstance(size, int) and size > 0 for size in values.shape)
+    return uses_xla_cpu() and not _backend.sums_pairwise() and is_known
 
 
 @_backend.with_gradient_of_sum

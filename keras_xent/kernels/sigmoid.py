@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from keras import ops
 
+from keras_xent import arguments
 from keras_xent._backend import custom_gradient, no_autograph, on_any_mesh, with_rounded_rows
 from keras_xent._named_arguments import named_arguments
 from keras_xent._types import Tensor
@@ -26,7 +27,7 @@ from keras_xent.kernels._dtypes import (
 from keras_xent.kernels._labels import is_soft_label, weights_tensor
 from keras_xent.kernels._masking import both, nan_unless, where_or_zero
 from keras_xent.kernels._options import SigmoidOptions
-from keras_xent.kernels._shapes import as_rows, checked_axis, ensure_shape, reshape_to, same_shape
+from keras_xent.kernels._shapes import as_rows, checked_axis, ensure_shape, ensure_size, reshape_to, same_shape, size_of
 from keras_xent.kernels._sigmoid_terms import Terms, valid_labels
 from keras_xent.kernels._xla_cpu import COMPILES_SLOWLY, has_few_classes, is_small, row_sum, sums_in_slices
 
@@ -69,7 +70,7 @@ def sigmoid_cross_entropy(
         ignore_class: the label that marks a missing one: a number, or nan.
         label_smoothing: share `s` in [0, 1] by which labels move to 1/2.
         pos_weight: weight `w` of positive labels: a number, or one per label (`[L]`, the size of `axis` or of the last
-            axis).
+            axis). Without a gradient.
         focal_gamma: exponent of the focal factor; 0 is plain cross-entropy.
         focal_alpha: weight of positive labels in [0, 1], negative ones weigh `1 - alpha`; None for no balancing.
 
@@ -95,20 +96,21 @@ def sigmoid_cross_entropy(
 
     References: focal loss, arXiv:1708.02002; `pos_weight` as in PyTorch's `BCEWithLogitsLoss`.
     """
-    labels, logits = to_tensor(labels), to_float_tensor(logits)
+    labels = to_tensor(arguments.tensor("labels", labels))
+    logits = to_float_tensor(arguments.tensor("logits", logits))
     labels = _of_shape(labels, logits, "labels")
     rank = len(logits.shape)
     differentiable_labels = is_float(labels)
     if not differentiable_labels:
         labels = ops.cast(labels, accumulator_dtype(logits))
     label_axis = -1 if axis is None else checked_axis(axis, rank)
-    rows, label_rows = (as_rows(t, label_axis) if rank else ops.reshape(t, (1, 1)) for t in (logits, labels))
-    tensors = [_positive_weights(pos_weight, rows)]
+    given = [logits, labels]
     if mask is not None:
-        mask = _of_shape(ops.cast(to_tensor(mask), "bool"), logits, "mask")
-        tensors.append(as_rows(mask, label_axis))
+        given.append(_of_shape(ops.cast(to_tensor(mask), "bool"), logits, "mask"))
+    rows, label_rows, *masks = (as_rows(t, label_axis) if rank else ops.reshape(t, (1, 1)) for t in given)
     options = SigmoidOptions(label_smoothing, focal_gamma, focal_alpha, ignore_class, axis is not None)
-    loss = _losses(rows, label_rows, *tensors, options=options, differentiable_labels=differentiable_labels)
+    weight = _positive_weights(pos_weight, rows)
+    loss = _losses(rows, label_rows, weight, *masks, options=options, differentiable_labels=differentiable_labels)
     return reshape_to(loss, logits, without=None if axis is None else label_axis)
 
 
@@ -128,6 +130,8 @@ def _positive_weights(pos_weight, rows):
             f"`pos_weight` must be one number, or one for each of the {rows.shape[1]} labels of an example. "
             f"Received: pos_weight of shape {tuple(weights.shape)}."
         )
+    if weights.shape:
+        weights = ensure_size(weights, size_of(rows, 1), "`pos_weight` must be one number, or one for each label.")
     return ops.reshape(weights, (1, -1) + (1,) * (len(rows.shape) - 2))
 
 

@@ -4,6 +4,7 @@ from typing import Any
 
 from keras import ops
 
+from keras_xent import arguments
 from keras_xent._backend import custom_gradient, no_autograph, on_any_mesh, with_rounded_rows
 from keras_xent._named_arguments import named_arguments
 from keras_xent._types import Tensor
@@ -66,7 +67,7 @@ def softmax_cross_entropy(
         axis: the class axis.
         mask: booleans of the shape of the result, or `[B]`; False has loss 0 and gradient 0.
         label_smoothing: share `s` in [0, 1] of the target spread evenly over all classes.
-        class_weight: `[C]`, one weight `w` per class.
+        class_weight: one weight `w` per class, `[C]`, or a dict from class to weight (others 1). Without a gradient.
         focal_gamma: exponent of the focal factor `(1 - p)^gamma`.
         z_loss: weight `z` of `lse^2`.
         logit_softcap: `c` of `c tanh(x / c)`, applied to the logits.
@@ -89,7 +90,8 @@ def softmax_cross_entropy(
     References: label smoothing, arXiv:1512.00567; focal factor, arXiv:1708.02002; z-loss, arXiv:2204.02311 (section 5);
     the gradient for rows that do not sum to 1 is `A p - q`, where TensorFlow's op has `p - q`.
     """
-    targets, logits = to_tensor(targets), to_float_tensor(logits)
+    targets = to_tensor(arguments.tensor("targets", targets))
+    logits = to_float_tensor(arguments.tensor("logits", logits))
     rank = len(logits.shape)
     axis = checked_axis(axis, rank)
     if not same_shape(targets.shape, logits.shape):

@@ -4,7 +4,7 @@ from typing import Any
 
 from keras import ops
 
-from keras_xent import _backend
+from keras_xent import _backend, arguments
 from keras_xent._backend import custom_gradient, no_autograph, on_any_mesh, take_at_columns
 from keras_xent._named_arguments import named_arguments
 from keras_xent._types import Tensor
@@ -57,7 +57,7 @@ def sparse_softmax_cross_entropy(
             them.
         ignore_class: a label that is masked in the same way.
         label_smoothing: share `s` in [0, 1] of the target spread evenly over all classes.
-        class_weight: one weight per class, `[C]`, or a dict from class to weight (others 1).
+        class_weight: one weight per class, `[C]`, or a dict from class to weight (others 1). Without a gradient.
         focal_gamma: exponent of the focal factor `(1 - p)^gamma`; 0 is plain cross-entropy.
         z_loss: weight of `lse^2`, which keeps logits from drifting. Not class-weighted.
         logit_softcap: `c` of `c tanh(x / c)`, applied to the logits first.
@@ -82,7 +82,8 @@ def sparse_softmax_cross_entropy(
     References: label smoothing, arXiv:1512.00567; focal factor, arXiv:1708.02002; z-loss, arXiv:2204.02311 (section 5);
     weights with smoothing as in PyTorch's `cross_entropy`; soft cap, arXiv:2408.00118.
     """
-    labels, logits = to_tensor(labels), to_float_tensor(logits)
+    labels = to_tensor(arguments.tensor("labels", labels))
+    logits = to_float_tensor(arguments.tensor("logits", logits))
     rank = len(logits.shape)
     axis = checked_axis(axis, rank)
     labels = squeeze_class_axis(labels, logits, axis)

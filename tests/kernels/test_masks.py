@@ -55,6 +55,13 @@ def test_one_mask_for_all_examples_masks_time_steps(name):
 
 
 @pytest.mark.parametrize("name", KERNELS)
+def test_a_mask_may_have_a_class_axis_of_size_1(name):
+    mask = RNG.random((SIZE, SIZE)) < 0.5
+    found = to_numpy(KERNELS[name](tensor(HIDDEN), mask[..., None]))
+    np.testing.assert_array_equal(found, to_numpy(KERNELS[name](tensor(HIDDEN), mask)))
+
+
+@pytest.mark.parametrize("name", KERNELS)
 def test_a_mask_that_does_not_fit_is_refused(name):
     with pytest.raises(ValueError, match="`mask` must line up from the left with the losses"):
         KERNELS[name](tensor(HIDDEN), np.ones(SIZE + 1, bool))

@@ -1,5 +1,6 @@
 """Facts of the softmax kernels."""
 
+import keras
 import numpy as np
 import pytest
 from keras import ops
@@ -241,8 +242,6 @@ def test_mismatched_shapes_are_refused_with_both_shapes():
 
 
 def test_variables_and_lists_are_read():
-    import keras
-
     labels, logits, _ = example()
     expected, _ = oracles.sparse(labels, logits)
     variable = keras.Variable(logits.astype("float32"))
