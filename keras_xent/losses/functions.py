@@ -52,7 +52,7 @@ def binary_crossentropy(
         axis: the axis of an example's labels.
 
     Returns:
-        Losses `[...]`, float32.
+        Losses `[...]`, float32 (float64 for float64 predictions).
 
     Raises:
         ValueError: shapes that differ; an argument out of its range; in eager mode, a label outside [0, 1].
@@ -99,7 +99,7 @@ def binary_focal_crossentropy(
         axis: the axis of an example's labels.
 
     Returns:
-        Losses `[...]`, float32.
+        Losses `[...]`, float32 (float64 for float64 predictions).
 
     Raises:
         ValueError: shapes that differ; an argument out of its range; in eager mode, a label outside [0, 1].
@@ -136,7 +136,7 @@ def categorical_crossentropy(
         axis: the class axis.
 
     Returns:
-        Losses `[...]`, float32.
+        Losses `[...]`, float32 (float64 for float64 predictions).
 
     Raises:
         ValueError: shapes that differ; an argument out of its range.
@@ -180,7 +180,7 @@ def categorical_focal_crossentropy(
         axis: the class axis.
 
     Returns:
-        Losses `[...]`, float32.
+        Losses `[...]`, float32 (float64 for float64 predictions).
 
     Raises:
         ValueError: shapes that differ; an argument out of its range.
@@ -210,7 +210,7 @@ def kl_divergence(y_true: Tensor, y_pred: Tensor) -> Tensor:
         y_pred: predicted probabilities, of the shape of `y_true`.
 
     Returns:
-        Divergences `[...]`, float32.
+        Divergences `[...]`, float32 (float64 for float64 predictions).
 
     Raises:
         ValueError: shapes that differ.
@@ -244,7 +244,7 @@ def sparse_categorical_crossentropy(
         axis: the class axis.
 
     Returns:
-        Losses `[...]`, float32.
+        Losses `[...]`, float32 (float64 for float64 predictions).
 
     Raises:
         ValueError: shapes that do not fit; an argument out of its range; in eager mode, a label out of range.
