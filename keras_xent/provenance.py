@@ -250,7 +250,6 @@ def as_logits(
     With a `dtype` they are cast to it, probabilities before their logarithm is taken. `is_clipped` is that
     of `log_probabilities`.
     """
-    predictions = read_variable(predictions)
     made_by, pre_activation = activation_and_logits(predictions, activation, axis)
     known = from_logits
     if pre_activation is not None and made_by == activation:

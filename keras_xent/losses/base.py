@@ -195,6 +195,10 @@ class Crossentropy(NamedArguments, _one_program.HasProgram, keras.losses.Loss):
         Where the weight is 0, the loss is used as the derivative for that weight, if it is finite.
         """
 
+    def _unreduced_in_program(self, y_true: Tensor, logits: Tensor, valid: Tensor, weights: Tensor) -> Unreduced:
+        """The losses of rows, inside the one program of `_one_program`."""
+        return self._unreduced(y_true, logits, Alignment(valid, weights=weights))
+
     def _publish_statistics(self, given: tuple, losses: Tensor, valid: Tensor, logits: Tensor) -> None:
         """Hands what the metrics of the same step can use to them, for losses that have such a thing."""
 
