@@ -42,7 +42,8 @@ def accumulate_gradients(model: Any, steps: int) -> Any:
         ValueError: `steps` that is no number of micro-batches. In `fit`: an optimizer with
             `gradient_accumulation_steps`; a loss of Keras whose reduction is no mean over rows.
 
-    Warns once of a loss of Keras for an output with a mask: its mean is over the valid elements of a micro-batch.
+    Warns once of a loss of Keras for an output with a mask, or with `ignore_class`: its mean is over the valid elements
+    of a micro-batch.
 
     Example:
 
@@ -87,10 +88,12 @@ def _check(model: Any) -> None:
                 f"{loss} with reduction={reduction!r}. The losses of keras_xent are exact with any reduction."
             )
     outputs = getattr(model, "outputs", None) or []
-    if foreign and any(_keras.mask_of(output) is not None for output in outputs):
+    has_mask = any(_keras.mask_of(output) is not None for output in outputs)
+    leaves_out = [loss for loss in foreign if has_mask or getattr(loss, "ignore_class", None) is not None]
+    if leaves_out:
         arguments.warn(
-            f"The loss {foreign[0]} takes the mean over the valid elements of each micro-batch, and not of the whole "
-            "batch. Use a loss of keras_xent for outputs with a mask."
+            f"The loss {leaves_out[0]} takes the mean over the valid elements of each micro-batch, and not of the "
+            "whole batch. Use a loss of keras_xent for outputs with a mask, and with `ignore_class`."
         )
 
 

@@ -25,42 +25,34 @@ def boolean(name: str, value: Any) -> bool:
 
 def fraction(name: str, value: Any) -> float:
     """`value`, if it is a number in [0, 1]."""
-    _refuse_variable(name, value)
-    if not _is_number(value) or not 0 <= value <= 1:
-        raise ValueError(f"`{name}` must be a number in [0, 1]. Received: {name}={value!r}.")
-    return plain_number(value)
+    return _number(name, value, "a number in [0, 1]", lambda number: 0 <= number <= 1)
 
 
 def not_negative(name: str, value: Any) -> float:
     """`value`, if it is a finite number of at least 0."""
-    _refuse_variable(name, value)
-    if not _is_number(value) or not 0 <= value < math.inf:
-        raise ValueError(f"`{name}` must be a number of at least 0. Received: {name}={value!r}.")
-    return plain_number(value)
+    return _number(name, value, "a number of at least 0", lambda number: 0 <= number < math.inf)
 
 
 def positive(name: str, value: Any) -> float | None:
     """`value`, if it is None or a finite number above 0."""
-    _refuse_variable(name, value)
-    if value is not None and (not _is_number(value) or not 0 < value < math.inf):
-        raise ValueError(f"`{name}` must be None or a number above 0. Received: {name}={value!r}.")
-    return plain_number(value)
+    return None if value is None else _number(name, value, "None or a number above 0", lambda n: 0 < n < math.inf)
 
 
 def above_zero(name: str, value: Any) -> float:
     """`value` as a float, if it is a finite number above 0."""
-    _refuse_variable(name, value)
-    if not _is_number(value) or not 0 < value < math.inf:
-        raise ValueError(f"`{name}` must be a number above 0. Received: {name}={value!r}.")
-    return float(value)
+    return float(_number(name, value, "a number above 0", lambda number: 0 < number < math.inf))
 
 
 def count(name: str, value: Any) -> int:
     """`value`, if it is a whole number of at least 1."""
+    return int(_number(name, value, "a whole number of at least 1", lambda n: 1 <= n < math.inf and n == int(n)))
+
+
+def _number(name, value, allowed, is_allowed):
     _refuse_variable(name, value)
-    if not _is_number(value) or not value >= 1 or value != int(value):
-        raise ValueError(f"`{name}` must be a whole number of at least 1. Received: {name}={value!r}.")
-    return int(value)
+    if not _is_number(value) or not is_allowed(value):
+        raise ValueError(f"`{name}` must be {allowed}. Received: {name}={value!r}.")
+    return plain_number(value)
 
 
 def axis(value: Any) -> Any:
@@ -84,13 +76,8 @@ def class_or_none(name: str, value: Any) -> int | None:
 
 def label_or_none(name: str, value: Any) -> float | None:
     """`value`, if it is None, a finite number or nan."""
-    _refuse_variable(name, value)
-    if value is not None and (not _is_number(value) or math.isinf(value)):
-        raise ValueError(
-            f"`{name}` must be None or a number (nan is one), the label that does not count. "
-            f"Received: {name}={value!r}."
-        )
-    return plain_number(value)
+    allowed = "None or a number (nan is one), the label that does not count"
+    return None if value is None else _number(name, value, allowed, lambda number: not math.isinf(number))
 
 
 def class_weights(name: str, value: Any) -> Any:

@@ -160,8 +160,8 @@ def _head_behind(tensor, operations=60):
 
 
 def read_variable(predictions: Tensor) -> Tensor:
-    """The predictions themselves, or the tensor of a variable or a list that holds them."""
-    is_tensor = not hasattr(predictions, "assign") and not isinstance(predictions, list | tuple)
+    """The predictions themselves, or the tensor of a variable, a list or a number that holds them."""
+    is_tensor = hasattr(predictions, "shape") and not hasattr(predictions, "assign")
     return predictions if is_tensor else to_tensor(predictions)
 
 
@@ -250,7 +250,6 @@ def as_logits(
     With a `dtype` they are cast to it, probabilities before their logarithm is taken. `is_clipped` is that
     of `log_probabilities`.
     """
-    predictions = read_variable(predictions)
     made_by, pre_activation = activation_and_logits(predictions, activation, axis)
     known = from_logits
     if pre_activation is not None and made_by == activation:

@@ -49,10 +49,6 @@ class HasProgram:
             return None
         return ensure_shape(y_true, logits, "`y_true` and `y_pred` must have the same shape.")
 
-    def _unreduced_in_program(self, y_true: Tensor, logits: Tensor, valid: Tensor, weights: Tensor) -> Any:
-        """The losses of rows, as an `Unreduced`."""
-        raise NotImplementedError
-
     def _bad_labels(self, y_true: Tensor, logits: Tensor, valid: Tensor) -> Tensor:
         """Which labels ask for an error, or in eager mode for a warning."""
         raise NotImplementedError

@@ -12,7 +12,7 @@ from keras_xent import _accumulation, _endings, _keras, _words, arguments, prove
 from keras_xent._backend import is_eager, no_autograph, on_any_mesh
 from keras_xent._named_arguments import NamedArguments
 from keras_xent._types import DType, Tensor
-from keras_xent.kernels._dtypes import to_tensor
+from keras_xent.kernels._dtypes import dtype_of, to_tensor
 from keras_xent.kernels._masking import both
 from keras_xent.kernels._shapes import align_weights, checked_axis, ensure_shape, same_shape
 from keras_xent.kernels.reduction import checked_reduction
@@ -96,6 +96,9 @@ class Crossentropy(NamedArguments, _one_program.HasProgram, keras.losses.Loss):
         _accumulation_warning.warn_of_accumulation(self, y_pred, sample_weight)
         if self._overrides_call():
             return self._reduce_overridden(y_true, y_pred, sample_weight)
+        if not hasattr(y_pred, "shape"):
+            # A list or a number, which has no mask, and no attributes for metrics.
+            y_pred = to_tensor(arguments.tensor("y_pred", y_pred))
         self._warn_of_class_weight(y_true, sample_weight)
         given = (y_true, y_pred, sample_weight)
         mask = _keras.mask_of(y_pred)
@@ -142,7 +145,10 @@ class Crossentropy(NamedArguments, _one_program.HasProgram, keras.losses.Loss):
             y_true, logits = self._labels_and_logits(y_true, y_pred)
             if given is not None and y_pred is given.y_pred:
                 aligned = self._align(logits, given.mask, given.sample_weight)
-            return ops.cast(self._unreduced(y_true, logits, aligned).losses, self.dtype)
+            losses = self._unreduced(y_true, logits, aligned).losses
+            # Outside of `__call__`, as in the functions, float64 keeps its digits, as in Keras. Lists have no dtype.
+            keeps_float64 = given is None and hasattr(y_pred, "dtype") and dtype_of(losses) == "float64"
+            return losses if keeps_float64 else ops.cast(losses, self.dtype)
 
     def _overrides_call(self) -> bool:
         return getattr(self.call, "__func__", None) is not Crossentropy.call
@@ -188,6 +194,10 @@ class Crossentropy(NamedArguments, _one_program.HasProgram, keras.losses.Loss):
 
         Where the weight is 0, the loss is used as the derivative for that weight, if it is finite.
         """
+
+    def _unreduced_in_program(self, y_true: Tensor, logits: Tensor, valid: Tensor, weights: Tensor) -> Unreduced:
+        """The losses of rows, inside the one program of `_one_program`."""
+        return self._unreduced(y_true, logits, Alignment(valid, weights=weights))
 
     def _publish_statistics(self, given: tuple, losses: Tensor, valid: Tensor, logits: Tensor) -> None:
         """Hands what the metrics of the same step can use to them, for losses that have such a thing."""

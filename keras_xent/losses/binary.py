@@ -143,9 +143,6 @@ class BinaryCrossentropy(Crossentropy):
         # nan is not equal to itself, and would be a new program in each call.
         return tuple(map(repr, options)) if self.pos_weight is None and self.axis == -1 else None
 
-    def _unreduced_in_program(self, y_true: Tensor, logits: Tensor, valid: Tensor, weights: Tensor) -> Unreduced:
-        return self._unreduced(y_true, logits, Alignment(valid, weights=weights))
-
     _rule_of_labels = "must be numbers from 0 to 1"
     _advice_on_labels = "(if it marks a missing label, say so with `ignore_class`)"
 

@@ -203,7 +203,7 @@ class Distillation(NamedArguments, keras.losses.Loss):
 
 
 def _check_classes(student):
-    if len(student.shape) and student.shape[-1] == 1:
+    if not len(student.shape) or student.shape[-1] == 1:
         raise ValueError(
             "`y_pred` must have two classes or more: of one the softmax is 1 whatever the logit, and the loss 0. "
             f"Received: shape {tuple(student.shape)}. For a yes-or-no answer of one unit use BinaryCrossentropy, with "

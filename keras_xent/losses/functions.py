@@ -18,19 +18,18 @@ from keras_xent.losses.kl_divergence import KLDivergence
 from keras_xent.losses.sparse_categorical import SparseCategoricalCrossentropy
 
 
-def _losses(kind: Any, y_true: Tensor, y_pred: Tensor, **options: Any) -> Tensor:
-    if any(map(arguments.is_variable, options.values())):
-        return kind(**options).call(y_true, y_pred)
+def _losses(kind: Any, y_true: Tensor, y_pred: Tensor, *options: Any) -> Tensor:
+    if any(map(arguments.is_variable, options)):
+        return kind(*options).call(y_true, y_pred)
     # Lists and arrays cannot be looked up.
-    plain = arguments.plain_number
-    options = {name: tuple(value) if isinstance(value, list) else plain(value) for name, value in options.items()}
-    return _loss(kind, **options).call(y_true, y_pred)
+    plain = [tuple(one) if isinstance(one, list) else arguments.plain_number(one) for one in options]
+    return _loss(kind, *plain).call(y_true, y_pred)
 
 
 # One object for each set of options, so that it warns once.
 @functools.lru_cache(maxsize=128)
-def _loss(kind, **options):
-    return kind(**options)
+def _loss(kind, *options):
+    return kind(*options)
 
 
 @serializable
@@ -52,7 +51,7 @@ def binary_crossentropy(
         axis: the axis of an example's labels.
 
     Returns:
-        Losses `[...]`, float32.
+        Losses `[...]`, float32 (float64 for float64 predictions).
 
     Raises:
         ValueError: shapes that differ; an argument out of its range; in eager mode, a label outside [0, 1].
@@ -64,8 +63,7 @@ def binary_crossentropy(
     >>> [round(float(x), 3) for x in loss]
     [0.916, 0.714]
     """
-    options = {"from_logits": from_logits, "label_smoothing": label_smoothing, "axis": axis}
-    return _losses(BinaryCrossentropy, y_true, y_pred, **options)
+    return _losses(BinaryCrossentropy, y_true, y_pred, from_logits, label_smoothing, axis)
 
 
 @serializable
@@ -99,7 +97,7 @@ def binary_focal_crossentropy(
         axis: the axis of an example's labels.
 
     Returns:
-        Losses `[...]`, float32.
+        Losses `[...]`, float32 (float64 for float64 predictions).
 
     Raises:
         ValueError: shapes that differ; an argument out of its range; in eager mode, a label outside [0, 1].
@@ -111,9 +109,8 @@ def binary_focal_crossentropy(
     >>> [round(float(x), 3) for x in loss]
     [0.33, 0.206]
     """
-    options = {"apply_class_balancing": apply_class_balancing, "alpha": alpha, "gamma": gamma}
-    options |= {"from_logits": from_logits, "label_smoothing": label_smoothing, "axis": axis}
-    return _losses(BinaryFocalCrossentropy, y_true, y_pred, **options)
+    options = (apply_class_balancing, alpha, gamma, from_logits, label_smoothing, axis)
+    return _losses(BinaryFocalCrossentropy, y_true, y_pred, *options)
 
 
 @serializable
@@ -136,7 +133,7 @@ def categorical_crossentropy(
         axis: the class axis.
 
     Returns:
-        Losses `[...]`, float32.
+        Losses `[...]`, float32 (float64 for float64 predictions).
 
     Raises:
         ValueError: shapes that differ; an argument out of its range.
@@ -148,8 +145,7 @@ def categorical_crossentropy(
     >>> [round(float(x), 3) for x in loss]
     [0.051, 2.303]
     """
-    options = {"from_logits": from_logits, "label_smoothing": label_smoothing, "axis": axis}
-    return _losses(CategoricalCrossentropy, y_true, y_pred, **options)
+    return _losses(CategoricalCrossentropy, y_true, y_pred, from_logits, label_smoothing, axis)
 
 
 @serializable
@@ -180,7 +176,7 @@ def categorical_focal_crossentropy(
         axis: the class axis.
 
     Returns:
-        Losses `[...]`, float32.
+        Losses `[...]`, float32 (float64 for float64 predictions).
 
     Raises:
         ValueError: shapes that differ; an argument out of its range.
@@ -192,8 +188,8 @@ def categorical_focal_crossentropy(
     >>> [round(float(x), 4) for x in loss]
     [0.0003, 0.6759]
     """
-    options = {"alpha": arguments.label_weights("alpha", alpha), "gamma": gamma, "from_logits": from_logits}
-    return _losses(CategoricalFocalCrossentropy, y_true, y_pred, **options, label_smoothing=label_smoothing, axis=axis)
+    options = (arguments.label_weights("alpha", alpha), gamma, from_logits, label_smoothing, axis)
+    return _losses(CategoricalFocalCrossentropy, y_true, y_pred, *options)
 
 
 @serializable
@@ -210,7 +206,7 @@ def kl_divergence(y_true: Tensor, y_pred: Tensor) -> Tensor:
         y_pred: predicted probabilities, of the shape of `y_true`.
 
     Returns:
-        Divergences `[...]`, float32.
+        Divergences `[...]`, float32 (float64 for float64 predictions).
 
     Raises:
         ValueError: shapes that differ.
@@ -244,7 +240,7 @@ def sparse_categorical_crossentropy(
         axis: the class axis.
 
     Returns:
-        Losses `[...]`, float32.
+        Losses `[...]`, float32 (float64 for float64 predictions).
 
     Raises:
         ValueError: shapes that do not fit; an argument out of its range; in eager mode, a label out of range.
@@ -256,8 +252,7 @@ def sparse_categorical_crossentropy(
     >>> [round(float(x), 3) for x in loss]
     [0.051, 2.303]
     """
-    options = {"from_logits": from_logits, "ignore_class": ignore_class, "axis": axis}
-    losses = _losses(SparseCategoricalCrossentropy, y_true, y_pred, **options)
+    losses = _losses(SparseCategoricalCrossentropy, y_true, y_pred, from_logits, ignore_class, None, axis)
     if ignore_class is not None:
         # Keras' wrapper of functions reads the mask, and takes the mean over valid labels.
         labels = ops.reshape(to_tensor(y_true), ops.shape(losses))

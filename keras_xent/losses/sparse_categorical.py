@@ -127,9 +127,10 @@ class SparseCategoricalCrossentropy(Crossentropy):
         labels = to_tensor(arguments.tensor("y_true", y_true))
         labels = squeeze_class_axis(labels, y_pred, -1, hidden=head.hidden)
         mask, weights = mask_and_weights(y_pred, sample_weight, labels)
+        softcap = head.logit_softcap or self.logit_softcap
         loss, statistics = linear.with_statistics(
             labels=labels,
-            options=self._options(head.logit_softcap or self.logit_softcap),
+            options=SoftmaxOptions(self.label_smoothing, self.focal_gamma, self.z_loss, softcap),
             token_weights=weights,
             mask=mask,
             ignore_class=self.ignore_class,
@@ -182,9 +183,6 @@ class SparseCategoricalCrossentropy(Crossentropy):
     def _labels_of_program(self, y_true: Tensor, logits: Tensor) -> Tensor:
         return None if logits.shape[-1] == 1 else squeeze_class_axis(y_true, logits, -1)
 
-    def _unreduced_in_program(self, y_true: Tensor, logits: Tensor, valid: Tensor, weights: Tensor) -> Unreduced:
-        return self._unreduced(y_true, logits, Alignment(valid, weights=weights))
-
     _rule_of_labels = "must be classes from 0 to the number of classes less 1"
     _advice_on_labels = "(if it marks padding, say so with `ignore_class`)"
 
@@ -226,9 +224,6 @@ class SparseCategoricalCrossentropy(Crossentropy):
             logit_softcap=self.logit_softcap,
         )
         return _loss_statistics.LossRecord(statistics, y_true, y_pred, sample_weight, settings)
-
-    def _options(self, logit_softcap: float | None) -> SoftmaxOptions:
-        return SoftmaxOptions(self.label_smoothing, self.focal_gamma, self.z_loss, logit_softcap)
 
     def _label_weights(self, labels: Tensor, logits: Tensor) -> Tensor:
         if self.class_weight is None:

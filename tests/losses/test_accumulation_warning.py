@@ -101,3 +101,10 @@ def test_class_weights_that_are_a_variable_are_not_read_for_the_sentence():
         history = model.fit(np.zeros((2, 4), "float32"), np.array([0, 1]), batch_size=1, verbose=0)
     # The bias is 0, and so are the logits.
     np.testing.assert_allclose(history.history["loss"], np.log(3), rtol=1e-6)
+
+
+def test_a_loss_of_keras_that_ignores_a_class_says_so_where_micro_batches_are_ours():
+    model = kx.accumulate_gradients(keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)]), 2)
+    model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True, ignore_class=2))
+    with pytest.warns(UserWarning, match="mean over the valid elements of each micro-batch"):
+        model.fit(np.zeros((4, 4), "float32"), np.array([0, 1, 2, 2]), batch_size=4, verbose=0)

@@ -190,6 +190,12 @@ def test_positive_weights_for_another_number_of_labels_are_refused(weights):
         kx.losses.BinaryCrossentropy(from_logits=True, pos_weight=weights, ignore_class=-1)(labels, logits)
 
 
+@pytest.mark.parametrize("name", [*NAMES, "Distillation"])
+def test_a_single_number_as_prediction_is_refused(name):
+    with pytest.raises(ValueError, match="^`y_pred` must have (a class axis|two classes)"):
+        make(name)(1.0, 0.3)
+
+
 @pytest.mark.parametrize("name", [name for name in NAMES if "axis" in ARGUMENTS[name]])
 @pytest.mark.parametrize("axis", [3, -4, 1.0, None, True, np.bool_(True)])
 def test_an_axis_out_of_range_is_refused(name, axis):

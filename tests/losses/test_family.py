@@ -9,6 +9,7 @@ from keras import ops
 
 import keras_xent as kx
 from keras_xent import _keras
+from keras_xent.kernels._dtypes import dtype_of
 from tests.backend import TWO_MODES, tensor, value_and_gradient
 from tests.tiers import fast_for
 
@@ -64,6 +65,12 @@ def test_functions_are_those_of_keras(name):
     for given in {}, options:
         got, right = ours(y, P, **given), theirs(ops.convert_to_tensor(y), ops.convert_to_tensor(P), **given)
         np.testing.assert_allclose(ops.convert_to_numpy(got), ops.convert_to_numpy(right), rtol=2e-6, atol=2e-7)
+    # In float64 too, of which float32 would lose half of the digits.
+    wide = ops.convert_to_tensor(P.astype("float64"))
+    got, right = (function(ops.convert_to_tensor(y), wide) for function in (ours, theirs))
+    assert got.dtype == right.dtype
+    digits = 1e-12 if dtype_of(right) == "float64" else 2e-6
+    np.testing.assert_allclose(ops.convert_to_numpy(got), ops.convert_to_numpy(right), rtol=digits, atol=digits / 10)
     # Given to `compile`, and loaded again.
     config = keras.saving.serialize_keras_object(ours)
     assert keras.saving.deserialize_keras_object(config) is ours

@@ -73,6 +73,12 @@ def test_narrow_labels_do_not_abort_the_process():
     assert child.stdout.splitlines() == trained, child.stderr[-2000:]
 
 
+def test_labels_and_predictions_may_be_python_lists():
+    # As in the examples of Keras' documentation.
+    for loss in Sparse(), Sequence(from_logits=False):
+        assert_close(value(loss, [1, 2], [[0.05, 0.95, 0.0], [0.1, 0.8, 0.1]]), -(math.log(0.95) + math.log(0.1)) / 2)
+
+
 @pytest.mark.whole
 def test_labels_may_be_python_lists():
     logits = tensor(np.array([[2.0, 1.0], [0.0, 3.0]], "float32"))

@@ -272,8 +272,9 @@ def test_a_subclass_of_a_loss_counts_as_the_loss_does(kind):
 
 def test_what_cannot_be_exact_is_an_error():
     model, labels = model_of(), data()[1]
-    with pytest.raises(ValueError, match="`steps` must be a whole number of at least 1"):
-        kx.accumulate_gradients(model, 0)
+    for steps in 0, 1.5, float("inf"):
+        with pytest.raises(ValueError, match="`steps` must be a whole number of at least 1"):
+            kx.accumulate_gradients(model, steps)
     with pytest.raises(ValueError, match="`model` must be a Keras model"):
         kx.accumulate_gradients(SGD(0.1, gradient_accumulation_steps=2), 4)
     model.compile(SGD(0.1, gradient_accumulation_steps=2), kx.losses.MaskedSequenceCrossentropy())
