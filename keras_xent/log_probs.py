@@ -176,7 +176,8 @@ def sequence_loss(
     reduction = checked_reduction(reduction)
     labels = checked_groups(to_tensor(arguments.tensor("labels", labels)))
     shape = ops.shape(labels)
-    output = _output_of_classes(model, keras.tree.map_structure(lambda one: _rows("x", one, labels), x), training)
+    x = keras.tree.map_structure(lambda one: _rows("x", one, labels), _inputs(x))
+    output = _output_of_classes(model, x, training)
     rows, mask = _rows("labels", labels, labels), None if mask is None else _rows("mask", to_tensor(mask), labels)
     if output.head is None:
         of_tokens, valid = _of_output(output, rows, mask, temperature)
@@ -226,7 +227,13 @@ def _of_sequences(log_probs, valid, normalize):
 
 def _log_probs_and_valid(model, x, labels, mask, temperature, training):
     temperature = arguments.above_zero("temperature", temperature)
-    return _of_output(_output_of_classes(model, x, training), labels, mask, temperature)
+    return _of_output(_output_of_classes(model, _inputs(x), training), labels, mask, temperature)
+
+
+def _inputs(x):
+    """The inputs of a model; lists of numbers are an array, not as many inputs."""
+    are_numbers = isinstance(x, (list, tuple)) and all(isinstance(one, (int, float)) for one in keras.tree.flatten(x))
+    return to_tensor(x) if are_numbers else x
 
 
 def _output_of_classes(model, x, training):

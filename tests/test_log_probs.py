@@ -294,6 +294,19 @@ def test_a_preference_loss_trains_in_fit():
     assert losses[-1] < 0.1 * losses[0]
 
 
+def test_nested_lists_are_arrays():
+    model = built("LogitsDense")
+    x, labels, mask = (array.tolist() for array in (TOKENS, LABELS, MASK))
+    of_arrays = kx.token_log_probs(model, TOKENS, LABELS, mask=MASK)
+    np.testing.assert_array_equal(kx.token_log_probs(model, x, labels, mask=mask), of_arrays)
+    arrays = {"x": TOKENS[None], "labels": LABELS[None], "mask": MASK[None]}
+    lists = {name: array.tolist() for name, array in arrays.items()}
+    found, expected = (
+        kx.sequence_loss(model, **one, loss=lambda *log_probs: sum(log_probs)) for one in (lists, arrays)
+    )
+    np.testing.assert_array_equal(found, expected)
+
+
 def test_wrong_arguments_are_named():
     model = built("LogitsDense")
     with pytest.raises(ValueError, match="`temperature` must be a number above 0"):

@@ -25,7 +25,7 @@ from keras_xent.kernels._shapes import align_weights, same_shape
 def valid_mask(labels: Tensor, mask: Tensor, ignore_class: float | None) -> Tensor:
     """True where a label is valid: the mask allows it and it is not `ignore_class`. None where all are."""
     valid = None if mask is None else ops.cast(to_tensor(mask), "bool")
-    if valid is not None and len(valid.shape) <= len(labels.shape):
+    if valid is not None:
         # From the left, as weights: broadcasting would take a mask of examples for one of time steps.
         valid = align_weights(valid, labels.shape, "mask")
     if ignore_class is not None:
