@@ -17,12 +17,12 @@ from keras_xent.kernels._dtypes import dtype_of, to_tensor
 from keras_xent.kernels._masking import both
 from keras_xent.kernels._shapes import align_weights, squeeze_class_axis
 from keras_xent.kernels.probabilities import are_distributions, log_odds, log_probabilities
-from keras_xent.layers.fuse_head import output_layer
-from keras_xent.layers.logits_dense import dense_head
-from keras_xent.layers.tied_logits import embedding_head
+from keras_xent.layers.fuse_head import computes_as, has_own_call, output_layer
+from keras_xent.layers.logits_dense import LogitsDense, dense_head
+from keras_xent.layers.tied_logits import TiedLogits, embedding_head
 from keras_xent.provenance import Head
 
-_HEADS = (keras.layers.Dense, keras.layers.ReversibleEmbedding)
+_HEADS = (keras.layers.Dense, keras.layers.ReversibleEmbedding, LogitsDense, TiedLogits)
 _ACTIVATIONS = (None, keras.activations.linear, keras.activations.softmax)
 
 
@@ -62,13 +62,19 @@ class Output(NamedTuple):
 
 def output_of_classes(model: Any, x: Any, training: bool | None = None) -> Output:
     """The output of `call_without_logits`, if it has a number for each class."""
-    output = call_without_logits(model, x, training)
+    output = call_without_logits(model, as_inputs(x), training)
     if output.num_classes == 1:
         raise ValueError(
             "`model` must return a number for each class. Received: one unit, of a yes-or-no answer. Give a model with "
             "two units, or use the binary loss."
         )
     return output
+
+
+def as_inputs(x: Any) -> Any:
+    """The inputs of a model; lists of numbers are an array, not as many inputs."""
+    are_numbers = isinstance(x, (list, tuple)) and all(isinstance(one, (int, float)) for one in keras.tree.flatten(x))
+    return to_tensor(x) if are_numbers else x
 
 
 def call_without_logits(model: Any, x: Any, training: bool | None = None) -> Output:
@@ -83,7 +89,7 @@ def call_without_logits(model: Any, x: Any, training: bool | None = None) -> Out
     def output():
         return _only_output(model, model(x, training=training))
 
-    layer = output_layer(model)
+    layer = output_layer(model, as_called=True)
     layers = [one for one in _keras.all_layers(model) if _is_logits_layer(one)] if layer is None else [layer]
     if not (layers and _is_head(layers[0])):
         return _of_predictions(model, output())
@@ -141,7 +147,7 @@ def _ending_without_provenance(model, predictions):
     if is_eager(predictions):
         is_softmax = len(predictions.shape) > 1 and are_distributions(predictions)
         return "softmax" if is_softmax else None
-    outputs = getattr(model, "outputs", None) or []
+    outputs = [] if has_own_call(model) else getattr(model, "outputs", None) or []
     end = _endings.ending_of(outputs[0]) if len(outputs) == 1 else traced_ending(predictions)
     return None if end is None else end[1]
 
@@ -162,7 +168,7 @@ def _is_logits_layer(layer):
 
 
 def _is_head(layer):
-    is_plain = isinstance(layer, _HEADS) and not getattr(layer, "quantization_mode", None)
+    is_plain = any(computes_as(layer, kind) for kind in _HEADS) and not getattr(layer, "quantization_mode", None)
     return is_plain and getattr(layer, "activation", None) in _ACTIVATIONS
 
 
@@ -230,8 +236,8 @@ def _call_or_stand_in(layer, call):
         if is_traced():
             found.append(_Call(head, call(inputs, *args, **kwargs), is_stand_in=False, num_losses=0))
         else:
-            # One number for each token, of which nothing is computed.
-            stand_in = ops.zeros((*ops.shape(inputs)[:-1], 1), inputs.dtype)
+            # Two numbers for each token, of which nothing is computed: Keras warns of a softmax of one.
+            stand_in = ops.zeros((*ops.shape(inputs)[:-1], 2), inputs.dtype)
             found.append(_Call(head, stand_in, is_stand_in=True, num_losses=_num_losses(model)))
         return found[-1].output
 

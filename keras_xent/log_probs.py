@@ -9,7 +9,7 @@ from keras import ops
 from keras_xent import _words, arguments
 from keras_xent._backend import no_autograph
 from keras_xent._types import Reduction, Tensor
-from keras_xent._without_logits import output_of_classes
+from keras_xent._without_logits import as_inputs, output_of_classes
 from keras_xent.kernels import linear_sequence_loss, sparse_softmax_cross_entropy
 from keras_xent.kernels._dtypes import to_tensor, upcast
 from keras_xent.kernels._masking import where_or_zero
@@ -176,7 +176,8 @@ def sequence_loss(
     reduction = checked_reduction(reduction)
     labels = checked_groups(to_tensor(arguments.tensor("labels", labels)))
     shape = ops.shape(labels)
-    output = output_of_classes(model, keras.tree.map_structure(lambda one: _rows("x", one, labels), x), training)
+    x = keras.tree.map_structure(lambda one: _rows("x", one, labels), as_inputs(x))
+    output = output_of_classes(model, x, training)
     rows, mask = _rows("labels", labels, labels), None if mask is None else _rows("mask", to_tensor(mask), labels)
     if output.head is None:
         of_tokens, valid = _of_output(output, rows, mask, temperature)

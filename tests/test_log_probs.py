@@ -13,6 +13,7 @@ from tests.backend import BACKEND, MODES, every_mode, tensor, to_numpy
 from tests.tiers import fast_for
 
 VOCABULARY, WIDTH, LENGTH = 31, 8, 5
+Functional = type(keras.models.clone_model(keras.Model(*[keras.Input((1,))] * 2)))
 RNG = np.random.default_rng(3)
 TOKENS = RNG.integers(1, VOCABULARY, (4, LENGTH)).astype("int32")
 LABELS = RNG.integers(1, VOCABULARY, (4, LENGTH)).astype("int32")
@@ -34,14 +35,28 @@ class OfStructure(keras.Model):
 class Subclassed(keras.Model):
     """A model that returns what its head returns, or something made from it."""
 
-    def __init__(self, scale=None):
+    def __init__(self, scale=None, head=kx.layers.LogitsDense):
         super().__init__()
-        self.embedding, self.head = keras.layers.Embedding(VOCABULARY, WIDTH), kx.layers.LogitsDense(VOCABULARY)
+        self.embedding, self.head = keras.layers.Embedding(VOCABULARY, WIDTH), head(VOCABULARY)
         self.scale = scale
 
     def call(self, x):
         logits = self.head(self.embedding(x))
         return logits if self.scale is None else logits * self.scale[: logits.shape[-1]]
+
+
+def doubled(kind, method="call"):
+    """A subclass of a layer or model whose logits are doubled."""
+
+    def method_of_subclass(self, inputs, *args, **kwargs):
+        return 2 * getattr(kind, method)(self, inputs, *args, **kwargs)
+
+    return type(f"Doubled{kind.__name__}", (kind,), {method: method_of_subclass})
+
+
+def functional(kind, head=keras.layers.Dense):
+    tokens = keras.Input((None,), dtype="int32")
+    return kind(tokens, head(VOCABULARY)(keras.layers.Embedding(VOCABULARY, WIDTH)(tokens)))
 
 
 def tied():
@@ -59,8 +74,8 @@ def adapted():
     return model
 
 
-def sequential(*last):
-    return keras.Sequential([keras.layers.Embedding(VOCABULARY, WIDTH, mask_zero=True), *last])
+def sequential(*last, kind=keras.Sequential):
+    return kind([keras.layers.Embedding(VOCABULARY, WIDTH, mask_zero=True), *last])
 
 
 MODELS = {
@@ -72,6 +87,14 @@ MODELS = {
     "fused": lambda: kx.fuse_head(sequential(keras.layers.Dense(VOCABULARY))),
     "subclassed": Subclassed,
     "subclassed, scaled": lambda: Subclassed(np.linspace(0.5, 2, VOCABULARY).astype("float32")),
+    "Functional with its own call": lambda: functional(doubled(Functional)),
+    "Sequential with its own call": lambda: sequential(
+        kx.layers.LogitsDense(VOCABULARY), kind=doubled(keras.Sequential)
+    ),
+    "model with its own call inside": lambda: keras.Sequential([functional(doubled(Functional))]),
+    "Dense with its own call": lambda: sequential(doubled(keras.layers.Dense)(VOCABULARY)),
+    "Dense with its own __call__": lambda: sequential(doubled(keras.layers.Dense, "__call__")(VOCABULARY)),
+    "LogitsDense with its own call": lambda: Subclassed(head=doubled(kx.layers.LogitsDense)),
     "in a dict": lambda: OfStructure(lambda logits: {"logits": logits}),
     "softmax layer": lambda: keras.Sequential(
         [keras.layers.Embedding(VOCABULARY, WIDTH), keras.layers.Dense(VOCABULARY), keras.layers.Softmax()]
@@ -269,6 +292,19 @@ def test_a_preference_loss_trains_in_fit():
     pairs = np.stack([LABELS, (LABELS + 7) % VOCABULARY], axis=1)
     losses = model.fit(TOKENS, pairs, epochs=15, verbose=0, batch_size=4).history["loss"]
     assert losses[-1] < 0.1 * losses[0]
+
+
+def test_nested_lists_are_arrays():
+    model = built("LogitsDense")
+    x, labels, mask = (array.tolist() for array in (TOKENS, LABELS, MASK))
+    of_arrays = kx.token_log_probs(model, TOKENS, LABELS, mask=MASK)
+    np.testing.assert_array_equal(kx.token_log_probs(model, x, labels, mask=mask), of_arrays)
+    arrays = {"x": TOKENS[None], "labels": LABELS[None], "mask": MASK[None]}
+    lists = {name: array.tolist() for name, array in arrays.items()}
+    found, expected = (
+        kx.sequence_loss(model, **one, loss=lambda *log_probs: sum(log_probs)) for one in (lists, arrays)
+    )
+    np.testing.assert_array_equal(found, expected)
 
 
 def test_wrong_arguments_are_named():

@@ -105,6 +105,8 @@ def linear_distillation(
     student = checked_matrices(hidden, kernel, bias, transpose_kernel, low_rank=low_rank)
     teacher = checked_matrices(teacher_hidden, teacher_kernel, teacher_bias, transpose_teacher_kernel, of="teacher_")
     _check_same_tokens(student, teacher)
+    if accumulator_dtype(teacher.hidden) != accumulator_dtype(student.hidden):
+        teacher = teacher._replace(hidden=ops.cast(teacher.hidden, accumulator_dtype(student.hidden)))
     temperature = arguments.above_zero("temperature", temperature)
     rule = DistillationRule(
         Divergence(divergence, beta),

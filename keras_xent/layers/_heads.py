@@ -3,8 +3,34 @@
 import functools
 from typing import Any, NamedTuple
 
+import keras
+
 from keras_xent import provenance
 from keras_xent._backend import snapshot
+
+
+class HeadLayer(keras.Layer):
+    """What `LogitsDense` and `TiedLogits` do otherwise than Keras' layers, and in the same way."""
+
+    # Tells the losses that the logits of this layer come with a head.
+    carries_provenance = True
+    chunk_bytes: int | None
+
+    def get_config(self) -> dict[str, Any]:
+        """Every argument of the constructor."""
+        return {**super().get_config(), "chunk_bytes": self.chunk_bytes}
+
+    def quantize(self, mode: Any = None, type_check: bool = True, config: Any = None) -> None:
+        """Quantizes the weights as those of Keras' layer. Of modes other than int8 and int4 a loss reads the logits."""
+        # Keras refuses subclasses, since their `call` may be another one.
+        is_ours = HeadLayer in type(self).__bases__
+        super().quantize(mode, type_check=type_check and not is_ours, config=config)
+
+    def rematerialized_call(self, layer_call: Any, *args: Any, **kwargs: Any) -> Any:
+        """The call under `keras.RematScope`, whose flags are given before: JAX would trace them."""
+        flags = {name: kwargs.pop(name) for name in ("reverse", "training") if isinstance(kwargs.get(name), bool)}
+        call = super().rematerialized_call(functools.partial(layer_call, **flags), *args, **kwargs)
+        return lambda *args, **kwargs: call(*args, **{k: v for k, v in kwargs.items() if k not in flags})
 
 
 class Weights(NamedTuple):
@@ -44,10 +70,3 @@ def head_of(
         layer=layer.name,
         chunk_bytes=getattr(layer, "chunk_bytes", None),
     )
-
-
-def rematerialized(wrap: Any, layer_call: Any, *args: Any, **kwargs: Any) -> Any:
-    """The call that Keras wraps for `keras.RematScope`, whose flags are given before."""
-    flags = {name: kwargs.pop(name) for name in ("reverse", "training") if isinstance(kwargs.get(name), bool)}
-    call = wrap(functools.partial(layer_call, **flags), *args, **kwargs)
-    return lambda *args, **kwargs: call(*args, **{k: v for k, v in kwargs.items() if k not in flags})

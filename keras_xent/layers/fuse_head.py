@@ -48,8 +48,8 @@ def fuse_head(model: Any, layer: Any = None) -> Any:
     head = _named(model, layer) if layer is not None else output_layer(model)
     if isinstance(head, (LogitsDense, TiedLogits)) or is_fused(head):
         return model
-    # KerasHub's embedding is a subclass that adds nothing; others may have a `call` of their own.
-    kinds = [kind for kind in _CALLS if type(head) is kind or (isinstance(head, kind) and type(head).call is kind.call)]
+    # KerasHub's embedding is a subclass that adds nothing.
+    kinds = [kind for kind in _CALLS if computes_as(head, kind)]
     if not kinds:
         raise ValueError(
             "`model` must end in a `keras.layers.Dense` or a `keras.layers.ReversibleEmbedding`. "
@@ -77,6 +77,12 @@ def is_fused(layer: Any) -> bool:
     return any(call is own for own, _ in _CALLS.values())
 
 
+def computes_as(layer: Any, kind: type) -> bool:
+    """Returns whether a layer is of this class, or of a subclass that does not change what a call returns."""
+    same = all(getattr(type(layer), name) is getattr(kind, name) for name in ("call", "__call__"))
+    return isinstance(layer, kind) and same
+
+
 def _named(model, layer):
     if not isinstance(layer, str):
         return layer
@@ -88,22 +94,33 @@ def _named(model, layer):
     return found[0]
 
 
-def output_layer(model: Any) -> Any:
-    """The layer that makes the one output of a Functional or Sequential model, or None where it is not known."""
+def output_layer(model: Any, *, as_called: bool = False) -> Any:
+    """The layer that makes the one output of a Functional or Sequential model, or None where it is not known.
+
+    With `as_called` it is not known either of a subclass whose own `call` may return something else.
+    """
+    if as_called and has_own_call(model):
+        return None
     if isinstance(model, keras.Sequential):
         layers = [layer for layer in model.layers if not _is_linear(layer)]
-        return _inside(layers[-1]) if layers else None
+        return _inside(layers[-1], as_called) if layers else None
     outputs = getattr(model, "outputs", None) or []
     if len(outputs) != 1:
         return None
     made = _keras.producer(outputs[0])
     while _is_linear(made.layer):
         made = _keras.producer(made.input)
-    return _inside(made.layer)
+    return _inside(made.layer, as_called)
 
 
-def _inside(layer):
-    return output_layer(layer) if isinstance(layer, keras.Model) else layer
+def has_own_call(model: Any) -> bool:
+    """Returns whether a model's class does not leave it to Keras to call the layers."""
+    # Not `__call__`: that of KerasHub's models refuses strings, and changes nothing.
+    return type(model).call.__module__.split(".")[0] != "keras"
+
+
+def _inside(layer, as_called):
+    return output_layer(layer, as_called=as_called) if isinstance(layer, keras.Model) else layer
 
 
 def _is_linear(layer):

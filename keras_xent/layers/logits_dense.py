@@ -7,14 +7,14 @@ from keras import ops
 
 from keras_xent import arguments, provenance
 from keras_xent._backend import snapshot
-from keras_xent.layers._heads import head_of, rematerialized, weights_of
+from keras_xent.layers._heads import HeadLayer, head_of, weights_of
 from keras_xent.layers._plain_files import entry_of
 from keras_xent.layers._quantized import dequantized, has_matrix, quantized_head, with_projections
 from keras_xent.layers.vocabulary_layout import must_divide
 
 
 @keras.saving.register_keras_serializable(package="keras_xent")
-class LogitsDense(keras.layers.Dense):
+class LogitsDense(HeadLayer, keras.layers.Dense):
     """`keras.layers.Dense` for the last layer of a model with many classes.
 
     It returns ordinary logits and attaches to them the hidden states, kernel and bias that they are computed from. A
@@ -46,9 +46,6 @@ class LogitsDense(keras.layers.Dense):
     References: arXiv:2411.09009, section 2, on the memory of logits.
     """
 
-    # Tells the losses that the logits of this layer come with a head.
-    carries_provenance = True
-
     def __init__(self, units: int, *args: Any, chunk_bytes: int | None = None, **kwargs: Any) -> None:
         super().__init__(units, *args, **kwargs)
         self.chunk_bytes = None if chunk_bytes is None else arguments.count("chunk_bytes", chunk_bytes)
@@ -62,23 +59,9 @@ class LogitsDense(keras.layers.Dense):
         """Logits with their provenance attached."""
         return call_dense(self, inputs, training)
 
-    def get_config(self) -> dict[str, Any]:
-        """Every argument of the constructor."""
-        return {**super().get_config(), "chunk_bytes": self.chunk_bytes}
-
-    def quantize(self, mode: Any = None, type_check: bool = True, config: Any = None) -> None:
-        """Quantizes the weights as those of a `Dense` layer. Of modes other than int8 and int4 a loss reads the
-        logits.
-        """
-        super().quantize(mode, type_check=type_check and type(self) is not LogitsDense, config=config)
-
     def load_own_variables(self, store: Any) -> None:
         """Reads the weights, also from a file of a model with a `Dense` in the place of this layer."""
         super().load_own_variables(entry_of(self, LogitsDense, keras.layers.Dense, "dense", store))
-
-    def rematerialized_call(self, layer_call: Any, *args: Any, **kwargs: Any) -> Any:
-        """The call under `keras.RematScope`, with its flags left as they are: JAX would trace them."""
-        return rematerialized(super().rematerialized_call, layer_call, *args, **kwargs)
 
     def quantized_call(self, inputs: Any, training: bool | None = None) -> Any:
         """Logits of the quantized weights."""

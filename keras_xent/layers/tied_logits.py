@@ -8,14 +8,14 @@ from keras import ops
 from keras_xent import _keras, arguments, provenance
 from keras_xent._backend import snapshot
 from keras_xent.kernels._dtypes import is_float
-from keras_xent.layers._heads import head_of, rematerialized, weights_of
+from keras_xent.layers._heads import HeadLayer, head_of, weights_of
 from keras_xent.layers._plain_files import entry_of
 from keras_xent.layers._quantized import dequantized, has_matrix, quantized_head
 from keras_xent.layers.vocabulary_layout import must_divide
 
 
 @keras.saving.register_keras_serializable(package="keras_xent")
-class TiedLogits(keras.layers.ReversibleEmbedding):
+class TiedLogits(HeadLayer, keras.layers.ReversibleEmbedding):
     """`keras.layers.ReversibleEmbedding` for language models with many classes and tied embeddings.
 
     It returns ordinary logits and attaches to them the hidden states and embeddings that they are computed from. A
@@ -50,9 +50,6 @@ class TiedLogits(keras.layers.ReversibleEmbedding):
     References: tied weights, arXiv:1608.05859.
     """
 
-    # Tells the losses that the logits of this layer come with a head.
-    carries_provenance = True
-
     def __init__(
         self, input_dim: int, output_dim: int, *args: Any, chunk_bytes: int | None = None, **kwargs: Any
     ) -> None:
@@ -68,24 +65,10 @@ class TiedLogits(keras.layers.ReversibleEmbedding):
         """Embeddings, or logits with their provenance attached."""
         return _call(self, inputs, reverse, training)
 
-    def get_config(self) -> dict[str, Any]:
-        """Every argument of the constructor."""
-        return {**super().get_config(), "chunk_bytes": self.chunk_bytes}
-
-    def quantize(self, mode: Any = None, type_check: bool = True, config: Any = None) -> None:
-        """Quantizes the weights as those of a `ReversibleEmbedding`. Of other modes than int8 and int4 a loss reads
-        the logits.
-        """
-        super().quantize(mode, type_check=type_check and type(self) is not TiedLogits, config=config)
-
     def load_own_variables(self, store: Any) -> None:
         """Reads the weights, also from a file of a model with a `ReversibleEmbedding` in the place of this layer."""
         plain = keras.layers.ReversibleEmbedding
         super().load_own_variables(entry_of(self, TiedLogits, plain, "reversible_embedding", store))
-
-    def rematerialized_call(self, layer_call: Any, *args: Any, **kwargs: Any) -> Any:
-        """The call under `keras.RematScope`, with its flags left as they are: JAX would trace them."""
-        return rematerialized(super().rematerialized_call, layer_call, *args, **kwargs)
 
     def quantized_call(self, inputs: Any, reverse: bool = False, training: bool | None = None) -> Any:
         """Embeddings, or logits, of the quantized weights."""

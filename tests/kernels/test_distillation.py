@@ -137,6 +137,23 @@ def test_the_gradient_of_a_mean_is_formed_in_the_forward_pass_to_the_same():
     assert_close(my_gradients, [np.where(MASK[:, None], gradients[0], 0), *gradients[1:]])
 
 
+@fast_for("float64-float32")
+@pytest.mark.parametrize("dtype, of_teacher", [("float64", "float32"), ("float32", "float64"), ("float16", "float64")])
+def test_heads_may_differ_in_dtype(dtype, of_teacher):
+    teacher, teacher_kernel, teacher_bias = (a.astype(of_teacher) for a in (TEACHER, TEACHER_KERNEL, TEACHER_BIAS))
+
+    def function(*student):
+        return linear_distillation(*student[:2], teacher, teacher_kernel, student[2], teacher_bias)
+
+    student = [a.astype(dtype) for a in (HIDDEN, KERNEL, BIAS)]
+    upstream = np.ones(TOKENS)
+    value, gradients = oracle(*student, upstream)
+    mine, my_gradients = run(function, student, upstream)
+    rounding = 1e-3 if dtype == "float16" else 2e-6
+    for one, other in zip([mine, *my_gradients], [value, *gradients], strict=True):
+        np.testing.assert_allclose(one, other, atol=rounding * np.abs(other).max())
+
+
 @pytest.mark.whole
 def test_tied_kernels_are_the_transposed_ones():
     mine = linear_distillation(

@@ -48,9 +48,11 @@ def test_a_mask_of_examples_masks_all_their_tokens(shape, mode, name):
 
 
 @pytest.mark.parametrize("name", KERNELS)
-def test_one_mask_for_all_examples_masks_time_steps(name):
-    found = to_numpy(KERNELS[name](tensor(HIDDEN), MASK[None]))
-    expected = to_numpy(KERNELS[name](tensor(HIDDEN), np.tile(MASK, (SIZE, 1))))
+@pytest.mark.parametrize("shape", [(1, SIZE), (SIZE, SIZE, 1)])
+def test_masks_of_time_steps(shape, name):
+    whole = np.tile(MASK, (SIZE, 1))
+    found = to_numpy(KERNELS[name](tensor(HIDDEN), whole[: shape[0]].reshape(shape)))
+    expected = to_numpy(KERNELS[name](tensor(HIDDEN), whole))
     np.testing.assert_allclose(found, expected, rtol=1e-6)
 
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import keras_xent as kx
+from keras_xent._without_logits import call_without_logits
 from keras_xent.layers.fuse_head import is_fused
 from tests.tiers import sample
 
@@ -61,6 +62,7 @@ def test_log_probabilities_of_a_causal_language_model_are_those_of_its_logits():
     tokens = np.random.default_rng(1).integers(1, VOCABULARY, (3, LENGTH)).astype("int32")
     mask = np.arange(LENGTH) < np.array([12, 7, 3])[:, None]
     inputs, following = {"token_ids": tokens, "padding_mask": mask}, np.roll(tokens, -1, 1)
+    assert call_without_logits(model, inputs).head is not None
     log_probs = np.asarray(kx.token_log_probs(model, inputs, following, mask=mask))
     logits = keras.ops.log_softmax(model(inputs))
     expected = np.take_along_axis(np.asarray(logits), following[..., None], axis=-1)[..., 0]
