@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from keras_xent import arguments
 from keras_xent.deploy._scorer import Scorer
 from keras_xent.deploy._token_models import ExportedTokenModel, KerasTokenModel, padded, padded_length
 from keras_xent.deploy._tokenizers import text_tokenizer
@@ -73,10 +74,8 @@ class HarnessModel(LM):
             tokenizer = model.tokenizer if exported else getattr(preprocessor, "tokenizer", None)
         if tokenizer is None:
             raise ValueError("`tokenizer` must be given for a model that has none of its own.")
-        for name, value in (("batch_size", batch_size), ("context", context or 1)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"`{name}` must be a whole number of at least 1. Received: {name}={value!r}.")
-        self.batch_size = batch_size
+        self.batch_size = arguments.count("batch_size", batch_size)
+        context = context if context is None else arguments.count("context", context)
         self._encode, self._decode = text_tokenizer(tokenizer)
         self._model = ExportedTokenModel(model) if exported else KerasTokenModel(model)
         if context and self._model.limit and context > self._model.limit:
