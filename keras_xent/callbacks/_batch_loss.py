@@ -64,6 +64,8 @@ class BatchLoss(UnloggedMetric):
         self._unwatch: Callable[[], None] | None = None
         # A validation computes losses too, and need not say so: `training` is True by default.
         self._is_in_step = False
+        # The history of the `fit` that is watched; each has one of its own.
+        self._fit: Any = None
         # Of the step: the loss, weighted nll, its weight, valid tokens, and how many micro-batches were added.
         self._sums = self._variable("sums", (5,))
         self._verdict = self._variable("verdict", (len(Verdict._fields),))
@@ -88,20 +90,20 @@ class BatchLoss(UnloggedMetric):
         return getattr(model, "_keras_xent_batch_loss", None) is self and self.of is model.loss
 
     def watch(self, model: Any) -> None:
-        """Watches the batches of a model, from the next call of `fit` on until `unwatch`."""
+        """Watches the batches of a model, from the next call of `fit` on until `unwatch` or another `fit`."""
         if is_replicated(model):
             raise ValueError("SpikeDetector does not work under tf.distribute: each replica has a loss of its own.")
         before = getattr(model, "_keras_xent_batch_loss", None)
         if before is not self:
             if before is not None:
                 before.unwatch()
-            # As an attribute of the model its variables are part of the state of the training step.
-            model._keras_xent_batch_loss = self
+            self.attach(model, "_keras_xent_batch_loss")
+        self._fit = getattr(model, "history", None)
         if self._unwatch is None:
             self._watch(model)
 
     def _watch(self, model):
-        compute_loss = model.compute_loss
+        compute_loss, make_train_function = model.compute_loss, model.make_train_function
         reference: Callable[[], Any] = weakref.ref(model)
         takes_training = "training" in inspect.signature(compute_loss).parameters
 
@@ -122,9 +124,15 @@ class BatchLoss(UnloggedMetric):
             finally:
                 self._is_in_step = False
 
+        def made_function(force=False):
+            # Keras calls it when a `fit` begins, and no callback where the one before was interrupted.
+            if getattr(reference(), "history", None) is not self._fit:
+                self.unwatch()
+            return make_train_function(force)
+
         skips = self.limits.skip != "never"
         step = _backend.judged_step(model, observed_step, self._judge, self.variables, skips)
-        changed = {"compute_loss": watched, "train_step": step}
+        changed = {"compute_loss": watched, "train_step": step, "make_train_function": made_function}
         # Past the tracking of Keras, which takes what is set for a part of the model.
         before = {name: _backend.replace_own(model, name, value) for name, value in changed.items()}
 

@@ -39,8 +39,7 @@ class GradientNorm(UnloggedMetric):
         norm = getattr(model, "_keras_xent_gradient_norm", None)
         if norm is None or norm._optimizer() is not model.optimizer:
             norm = cls()
-            # As an attribute of the model the metric's variable is part of the state of its training step.
-            model._keras_xent_gradient_norm = norm
+            norm.attach(model, "_keras_xent_gradient_norm")
             norm._watch(model.optimizer)
             model.train_function = None
         return norm
