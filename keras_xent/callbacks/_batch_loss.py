@@ -28,23 +28,6 @@ class WorstToken(NamedTuple):
     context: list[int]
 
 
-class Limits(NamedTuple):
-    """When a step is a spike, and which steps are left out."""
-
-    threshold: float
-    window: int
-    skip: Batches
-
-
-class Seen(NamedTuple):
-    """What is known of the last batch."""
-
-    verdict: Verdict
-    worst: list[WorstToken]
-    # How many steps were left out, of all that were watched.
-    num_skipped: int
-
-
 class BatchLoss(UnloggedMetric):
     """Loss, mean nll in nats and the `worst` tokens with the largest nll of the last batch that was trained.
 
@@ -55,9 +38,9 @@ class BatchLoss(UnloggedMetric):
     # As a consumer of loss statistics: see `_loss_statistics`.
     needs_statistics: frozenset[str] = frozenset()
 
-    def __init__(self, worst: int, limits: Limits, loss: Any, name: str = "batch_loss", dtype: Any = None) -> None:
-        super().__init__(name=name, dtype=dtype)
-        self.worst, self.limits, self.of = worst, limits, loss
+    def __init__(self, loss: Any, threshold: float, window: int, worst: int, skip: Batches) -> None:
+        super().__init__(name="batch_loss")
+        self.of, self.threshold, self.window, self.worst, self.skip = loss, threshold, window, worst, skip
         # In a tuple, where Keras does not look for variables. It computes the values of tokens and sums up none.
         self._tokens = (_tokens_of(loss),)
         self._record: _loss_statistics.LossRecord | None = None
@@ -70,7 +53,7 @@ class BatchLoss(UnloggedMetric):
         self._sums = self._variable("sums", (5,))
         self._verdict = self._variable("verdict", (len(Verdict._fields),))
         # The values that a spike is measured by, and how many there were; one more is how many steps were left out.
-        self._before = self._variable("before", (limits.window,))
+        self._before = self._variable("before", (window,))
         self._counts = self._variable("counts", (2,), "int32")
         self._nll = self._variable("worst_nll", (worst,))
         # Label, sequence, position, and the labels before it; -1 where there is none.
@@ -130,7 +113,7 @@ class BatchLoss(UnloggedMetric):
                 self.unwatch()
             return make_train_function(force)
 
-        skips = self.limits.skip != "never"
+        skips = self.skip != "never"
         step = _backend.judged_step(model, observed_step, self._judge, self.variables, skips)
         changed = {"compute_loss": watched, "train_step": step, "make_train_function": made_function}
         # Past the tracking of Keras, which takes what is set for a part of the model.
@@ -206,12 +189,12 @@ class BatchLoss(UnloggedMetric):
             # It looks for steps that are not finite itself, and lowers its scale for them.
             gradients = ()
         sums, counts = ops.convert_to_tensor(self._sums), ops.convert_to_tensor(self._counts)
-        before, limits = ops.convert_to_tensor(self._before), self.limits
-        verdict, kept = judge(sums, gradients, before, counts[0], limits.threshold, self.knows_tokens)
-        skip = ops.zeros((), dtype="bool") if limits.skip == "never" else verdict.is_not_finite
-        if limits.skip == "always":
+        before = ops.convert_to_tensor(self._before)
+        verdict, kept = judge(sums, gradients, before, counts[0], self.threshold, self.knows_tokens)
+        skip = ops.zeros((), dtype="bool") if self.skip == "never" else verdict.is_not_finite
+        if self.skip == "always":
             skip = ops.logical_or(skip, verdict.is_spike)
-        place = ops.equal(ops.arange(limits.window, dtype="int32"), counts[0] % limits.window)
+        place = ops.equal(ops.arange(self.window, dtype="int32"), counts[0] % self.window)
         self._before.assign(ops.where(ops.logical_and(place, ops.isfinite(kept)), kept, before))
         added = ops.stack([ops.isfinite(kept), skip])
         self._counts.assign(counts + ops.cast(added, "int32"))
@@ -221,8 +204,8 @@ class BatchLoss(UnloggedMetric):
         self._sums.assign(ops.where(ops.arange(5) < 4, sums, 0.0))
         return skip
 
-    def read(self, model: Any) -> Seen:
-        """What is known of the last batch. Waits for the device."""
+    def read(self, model: Any) -> tuple[Verdict, list[WorstToken], int]:
+        """The verdict on the last batch, its worst tokens, and how many steps were left out. Waits for the device."""
         if self._unwatch is None:
             raise ValueError("`fit` can have one SpikeDetector only. Received: another one in its `callbacks`.")
         with _keras.training_state(model):
@@ -235,7 +218,7 @@ class BatchLoss(UnloggedMetric):
             WorstToken(one, label, sequence, position, [c for c in context if c >= 0])
             for one, label, sequence, position, *context in rows[: int(sums[3])]
         ]
-        return Seen(Verdict(value, mean, spread, *map(bool, flags)), worst, int(counts[1]))
+        return Verdict(value, mean, spread, *map(bool, flags)), worst, int(counts[1])
 
 
 def _largest(values, number):

@@ -17,8 +17,8 @@ class GradientNorm(UnloggedMetric):
     Keras shows the gradient to the optimizer only, which this watches.
     """
 
-    def __init__(self, name: str = "gradient_norm", dtype: Any = None) -> None:
-        super().__init__(name=name, dtype=dtype)
+    def __init__(self) -> None:
+        super().__init__(name="gradient_norm")
         self._norm = self.add_variable((), initializer="zeros", dtype="float32", name="norm")
         self._of_this_step: Any = None
         self._optimizer: Callable[[], Any] = lambda: None

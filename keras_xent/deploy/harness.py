@@ -11,6 +11,7 @@ from keras_xent import arguments
 from keras_xent.deploy._scorer import Scorer
 from keras_xent.deploy._token_models import ExportedTokenModel, KerasTokenModel, padded, padded_length
 from keras_xent.deploy._tokenizers import text_tokenizer
+from keras_xent.deploy._windows import windows
 
 try:
     from lm_eval.api.model import LM
@@ -162,11 +163,12 @@ class HarnessModel(LM):
     # Computation
 
     def _likelihoods(self, pairs, keep):
-        rows = [
-            (index, *window)
-            for index, (context, continuation) in enumerate(pairs)
-            for window in _windows([*context, *continuation], len(context), self.context, self._window_start)
-        ]
+        rows = []
+        for index, (context, continuation) in enumerate(pairs):
+            tokens = [*context, *continuation]
+            for window in windows(len(tokens), self.context, self.context, len(context)):
+                given = _last(tokens[: window.end], self.context + 1, self._window_start)
+                rows.append((index, given, window.end - window.first_scored))
         values, greedy = np.zeros(len(pairs)), np.ones(len(pairs), bool)
         windows_left = collections.Counter(index for index, *_ in rows)
         # The model is not given the last token.
@@ -216,14 +218,6 @@ class HarnessModel(LM):
 
     def _padded_batch(self, size):
         return min(self.batch_size, 1 << (size - 1).bit_length())
-
-
-def _windows(tokens: list[int], first: int, context: int, start: list[int]) -> Iterator[tuple[list[int], int]]:
-    """Windows of at most `context + 1` tokens that score those from `first` on once, and how many are new in each."""
-    while first < len(tokens):
-        end = min(len(tokens), first + context)
-        yield _last(tokens[:end], context + 1, start), end - first
-        first = end
 
 
 def _last(tokens, number, start):
