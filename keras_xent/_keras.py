@@ -24,25 +24,15 @@ _LOSS = "compute_loss_and_updates"
 _STEPS = ("train_step", "test_step", _LOSS)
 _FRAMEWORKS = ("keras_xent", "keras", "tensorflow", "jax")
 
-
-def mask_of(tensor: Tensor) -> Tensor:
-    """The mask that Keras left on a tensor (`_keras_mask`), or None."""
-    return get_keras_mask(tensor)
-
-
-def set_mask(tensor: Tensor, mask: Tensor) -> None:
-    """Leaves a mask on a tensor, where `keras.losses.Loss` looks for it (`set_keras_mask`)."""
-    set_keras_mask(tensor, mask)
+# The mask that Keras left on a tensor, or None, where `keras.losses.Loss` looks for it.
+mask_of, set_mask = get_keras_mask, set_keras_mask
+# The scope in which JAX runs a step of Keras, or None.
+stateless_scope = get_stateless_scope
 
 
 def logits_of(tensor: Tensor) -> Tensor:
     """The logits that a Keras activation left on its output (`_keras_logits`), or None."""
     return getattr(tensor, "_keras_logits", None)
-
-
-def stateless_scope() -> Any:
-    """The scope in which JAX runs a step of Keras (`get_stateless_scope`), or None."""
-    return get_stateless_scope()
 
 
 class Producer(NamedTuple):
@@ -108,6 +98,15 @@ def set_call(layer: Any, call: Any, quantized_call: Any) -> None:
     object.__setattr__(layer, "carries_provenance", True)
     for name, function in (("call", call), ("quantized_call", quantized_call)):
         object.__setattr__(layer, name, types.MethodType(function, layer))
+
+
+def set_metric(model: Any, name: str, metric: Any) -> None:
+    """Makes a metric an attribute of a model, of one that is built too (`_tracker`), in place of the one before."""
+    tracker = model._tracker
+    was_locked, tracker.locked = tracker.locked, False
+    tracker.untrack(getattr(model, name, None))
+    setattr(model, name, metric)
+    tracker.locked = was_locked
 
 
 def variables_of_loading() -> dict[str, Any]:

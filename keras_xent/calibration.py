@@ -140,8 +140,12 @@ def _batches(data: Any, batch_size: int) -> Iterator[tuple[Any, Any, Any]]:
         return
     if hasattr(data, "shape") or not (isinstance(data, keras.utils.PyDataset) or hasattr(data, "__iter__")):
         raise _not_data("None" if data is None else type(data).__name__)
-    # A PyDataset has a length, and may be read by index only.
-    batches = (data[i] for i in range(len(data))) if isinstance(data, keras.utils.PyDataset) else data
+    batches = data
+    if isinstance(data, keras.utils.PyDataset):
+        if data.num_batches is None:
+            raise _not_data("a PyDataset without an end")
+        # It may be read by index only.
+        batches = (data[i] for i in range(data.num_batches))
     for batch in batches:
         yield _parts(batch)
 

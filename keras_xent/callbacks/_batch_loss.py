@@ -28,23 +28,6 @@ class WorstToken(NamedTuple):
     context: list[int]
 
 
-class Limits(NamedTuple):
-    """When a step is a spike, and which steps are left out."""
-
-    threshold: float
-    window: int
-    skip: Batches
-
-
-class Seen(NamedTuple):
-    """What is known of the last batch."""
-
-    verdict: Verdict
-    worst: list[WorstToken]
-    # How many steps were left out, of all that were watched.
-    num_skipped: int
-
-
 class BatchLoss(UnloggedMetric):
     """Loss, mean nll in nats and the `worst` tokens with the largest nll of the last batch that was trained.
 
@@ -55,20 +38,22 @@ class BatchLoss(UnloggedMetric):
     # As a consumer of loss statistics: see `_loss_statistics`.
     needs_statistics: frozenset[str] = frozenset()
 
-    def __init__(self, worst: int, limits: Limits, loss: Any, name: str = "batch_loss", dtype: Any = None) -> None:
-        super().__init__(name=name, dtype=dtype)
-        self.worst, self.limits, self.of = worst, limits, loss
+    def __init__(self, loss: Any, threshold: float, window: int, worst: int, skip: Batches) -> None:
+        super().__init__(name="batch_loss")
+        self.of, self.threshold, self.window, self.worst, self.skip = loss, threshold, window, worst, skip
         # In a tuple, where Keras does not look for variables. It computes the values of tokens and sums up none.
         self._tokens = (_tokens_of(loss),)
         self._record: _loss_statistics.LossRecord | None = None
         self._unwatch: Callable[[], None] | None = None
         # A validation computes losses too, and need not say so: `training` is True by default.
         self._is_in_step = False
+        # The history of the `fit` that is watched; each has one of its own.
+        self._fit: Any = None
         # Of the step: the loss, weighted nll, its weight, valid tokens, and how many micro-batches were added.
         self._sums = self._variable("sums", (5,))
         self._verdict = self._variable("verdict", (len(Verdict._fields),))
         # The values that a spike is measured by, and how many there were; one more is how many steps were left out.
-        self._before = self._variable("before", (limits.window,))
+        self._before = self._variable("before", (window,))
         self._counts = self._variable("counts", (2,), "int32")
         self._nll = self._variable("worst_nll", (worst,))
         # Label, sequence, position, and the labels before it; -1 where there is none.
@@ -88,20 +73,20 @@ class BatchLoss(UnloggedMetric):
         return getattr(model, "_keras_xent_batch_loss", None) is self and self.of is model.loss
 
     def watch(self, model: Any) -> None:
-        """Watches the batches of a model, from the next call of `fit` on until `unwatch`."""
+        """Watches the batches of a model, from the next call of `fit` on until `unwatch` or another `fit`."""
         if is_replicated(model):
             raise ValueError("SpikeDetector does not work under tf.distribute: each replica has a loss of its own.")
         before = getattr(model, "_keras_xent_batch_loss", None)
         if before is not self:
             if before is not None:
                 before.unwatch()
-            # As an attribute of the model its variables are part of the state of the training step.
-            model._keras_xent_batch_loss = self
+            self.attach(model, "_keras_xent_batch_loss")
+        self._fit = getattr(model, "history", None)
         if self._unwatch is None:
             self._watch(model)
 
     def _watch(self, model):
-        compute_loss = model.compute_loss
+        compute_loss, make_train_function = model.compute_loss, model.make_train_function
         reference: Callable[[], Any] = weakref.ref(model)
         takes_training = "training" in inspect.signature(compute_loss).parameters
 
@@ -122,9 +107,15 @@ class BatchLoss(UnloggedMetric):
             finally:
                 self._is_in_step = False
 
-        skips = self.limits.skip != "never"
+        def made_function(force=False):
+            # Keras calls it when a `fit` begins, and no callback where the one before was interrupted.
+            if getattr(reference(), "history", None) is not self._fit:
+                self.unwatch()
+            return make_train_function(force)
+
+        skips = self.skip != "never"
         step = _backend.judged_step(model, observed_step, self._judge, self.variables, skips)
-        changed = {"compute_loss": watched, "train_step": step}
+        changed = {"compute_loss": watched, "train_step": step, "make_train_function": made_function}
         # Past the tracking of Keras, which takes what is set for a part of the model.
         before = {name: _backend.replace_own(model, name, value) for name, value in changed.items()}
 
@@ -198,12 +189,12 @@ class BatchLoss(UnloggedMetric):
             # It looks for steps that are not finite itself, and lowers its scale for them.
             gradients = ()
         sums, counts = ops.convert_to_tensor(self._sums), ops.convert_to_tensor(self._counts)
-        before, limits = ops.convert_to_tensor(self._before), self.limits
-        verdict, kept = judge(sums, gradients, before, counts[0], limits.threshold, self.knows_tokens)
-        skip = ops.zeros((), dtype="bool") if limits.skip == "never" else verdict.is_not_finite
-        if limits.skip == "always":
+        before = ops.convert_to_tensor(self._before)
+        verdict, kept = judge(sums, gradients, before, counts[0], self.threshold, self.knows_tokens)
+        skip = ops.zeros((), dtype="bool") if self.skip == "never" else verdict.is_not_finite
+        if self.skip == "always":
             skip = ops.logical_or(skip, verdict.is_spike)
-        place = ops.equal(ops.arange(limits.window, dtype="int32"), counts[0] % limits.window)
+        place = ops.equal(ops.arange(self.window, dtype="int32"), counts[0] % self.window)
         self._before.assign(ops.where(ops.logical_and(place, ops.isfinite(kept)), kept, before))
         added = ops.stack([ops.isfinite(kept), skip])
         self._counts.assign(counts + ops.cast(added, "int32"))
@@ -213,8 +204,8 @@ class BatchLoss(UnloggedMetric):
         self._sums.assign(ops.where(ops.arange(5) < 4, sums, 0.0))
         return skip
 
-    def read(self, model: Any) -> Seen:
-        """What is known of the last batch. Waits for the device."""
+    def read(self, model: Any) -> tuple[Verdict, list[WorstToken], int]:
+        """The verdict on the last batch, its worst tokens, and how many steps were left out. Waits for the device."""
         if self._unwatch is None:
             raise ValueError("`fit` can have one SpikeDetector only. Received: another one in its `callbacks`.")
         with _keras.training_state(model):
@@ -227,7 +218,7 @@ class BatchLoss(UnloggedMetric):
             WorstToken(one, label, sequence, position, [c for c in context if c >= 0])
             for one, label, sequence, position, *context in rows[: int(sums[3])]
         ]
-        return Seen(Verdict(value, mean, spread, *map(bool, flags)), worst, int(counts[1]))
+        return Verdict(value, mean, spread, *map(bool, flags)), worst, int(counts[1])
 
 
 def _largest(values, number):

@@ -17,8 +17,8 @@ class GradientNorm(UnloggedMetric):
     Keras shows the gradient to the optimizer only, which this watches.
     """
 
-    def __init__(self, name: str = "gradient_norm", dtype: Any = None) -> None:
-        super().__init__(name=name, dtype=dtype)
+    def __init__(self) -> None:
+        super().__init__(name="gradient_norm")
         self._norm = self.add_variable((), initializer="zeros", dtype="float32", name="norm")
         self._of_this_step: Any = None
         self._optimizer: Callable[[], Any] = lambda: None
@@ -39,8 +39,7 @@ class GradientNorm(UnloggedMetric):
         norm = getattr(model, "_keras_xent_gradient_norm", None)
         if norm is None or norm._optimizer() is not model.optimizer:
             norm = cls()
-            # As an attribute of the model the metric's variable is part of the state of its training step.
-            model._keras_xent_gradient_norm = norm
+            norm.attach(model, "_keras_xent_gradient_norm")
             norm._watch(model.optimizer)
             model.train_function = None
         return norm

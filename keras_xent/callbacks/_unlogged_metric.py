@@ -4,12 +4,23 @@ from typing import Any
 
 import keras
 
+from keras_xent import _backend, _keras
+
 
 class UnloggedMetric(keras.metrics.Metric):
     """Base of what keeps numbers of a step: on JAX one can leave them in variables of the model or its metrics only."""
 
     # Tells the readers of metrics that Keras' logs have no entry of it.
     is_in_logs = False
+
+    def attach(self, model: Any, name: str) -> None:
+        """Makes this an attribute of a model: its variables are then part of the state of the training step."""
+        _keras.set_metric(model, name, self)
+        if _backend.NAME == "jax" and not any(one is self for one in model.metrics):
+            raise ValueError(
+                f"The property `metrics` of {type(model).__name__} must return `super().metrics` too: on JAX numbers "
+                "of a step leave it in variables of these only."
+            )
 
     def update_state(self, *arguments: Any, **named: Any) -> None:
         """Does nothing: not the labels and predictions are watched, but what the step computes of them."""

@@ -42,7 +42,7 @@ class PerplexityLogger(TrainingLog):
 
     Args:
         path: a file that ends in `.csv` or `.jsonl`, or None. Columns: `kind` ("epoch", "batches" or "validation"),
-            `epoch` from 0, `step` in batches, `iterations` (the optimizer's count), `seconds` since training began,
+            `epoch` from 0, `step` in batches, `iterations` (the optimizer's count), `seconds` since `fit` began,
             valid `tokens`, `nll` in nats, `perplexity` and `bits_per_token`, and the same of validation with `val_`.
         picture: a file that ends in `.png`, `.svg`, `.pdf` or `.jpg`, or None.
         update_freq: `"epoch"`, or after how many batches a row is written too.

@@ -9,7 +9,7 @@ import keras
 
 from keras_xent import arguments
 from keras_xent._types import Batches
-from keras_xent.callbacks._batch_loss import BatchLoss, Limits
+from keras_xent.callbacks._batch_loss import BatchLoss
 from keras_xent.callbacks._token_text import TokenText
 
 _WHEN: tuple[str, ...] = typing.get_args(Batches)
@@ -49,7 +49,7 @@ class SpikeDetector(keras.callbacks.Callback):
 
     Raises:
         ValueError: a `threshold` that is not above 0; a `window` or `worst` that is no number; an unknown `stop` or
-            `skip`; two in one `fit`; under `tf.distribute`.
+            `skip`; two in one `fit`; under `tf.distribute`; on JAX a model whose `metrics` are without Keras'.
 
     Example:
 
@@ -68,9 +68,7 @@ class SpikeDetector(keras.callbacks.Callback):
         decode: Callable[[int], str] | Sequence[str] | Mapping[int, str] | None = None,
     ) -> None:
         super().__init__()
-        if threshold is None:
-            raise ValueError("`threshold` must be a number above 0. Received: threshold=None.")
-        self.threshold: Any = arguments.positive("threshold", threshold)
+        self.threshold = arguments.above_zero("threshold", threshold)
         self.window, self.worst = arguments.count("window", window), arguments.count("worst", worst)
         for argument, value in (("stop", stop), ("skip", skip)):
             if value not in _WHEN:
@@ -80,15 +78,15 @@ class SpikeDetector(keras.callbacks.Callback):
         self.reports: list[dict[str, Any]] = []
         self.num_skipped = 0
         self._epoch = 0
-        self._trained: Any = None
         self._watched: Any = None
+        # On JAX `self.model` would copy the state.
+        self._trained: Any = None
 
     def set_model(self, model: Any) -> None:
         """Called by `fit` and by `evaluate`."""
         super().set_model(model)
         if self._watched is None or not self._watched.watches(model):
-            limits = Limits(self.threshold, self.window, self.skip)
-            self._watched = BatchLoss(self.worst, limits, model.loss)
+            self._watched = BatchLoss(model.loss, self.threshold, self.window, self.worst, self.skip)
         self._trained = model
         self._watched.watch(model)
 
@@ -98,10 +96,9 @@ class SpikeDetector(keras.callbacks.Callback):
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         """Reports the batch that was trained, if there is a reason to."""
-        seen = self._watched.read(self._trained)
-        self.num_skipped = seen.num_skipped
-        if seen.verdict.is_not_finite or seen.verdict.is_spike:
-            self._report(batch, seen.verdict, seen.worst)
+        verdict, worst, self.num_skipped = self._watched.read(self._trained)
+        if verdict.is_not_finite or verdict.is_spike:
+            self._report(batch, verdict, worst)
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         """See `keras.callbacks.Callback`."""

@@ -55,7 +55,8 @@ class TensorBoard(TrainingLog, keras.callbacks.TensorBoard):
 
     Raises:
         ImportError: TensorBoard, TensorFlow or, for `probe`, Matplotlib is not installed.
-        ValueError: `probe` is not a batch of sequences, `hparams` not a dict, or `gradient_norm` under `tf.distribute`.
+        ValueError: `probe` is not a batch of sequences, `hparams` not a dict, or `gradient_norm` under `tf.distribute`,
+            or on JAX of a model whose `metrics` are without Keras'.
 
     Example:
 
@@ -104,7 +105,8 @@ class TensorBoard(TrainingLog, keras.callbacks.TensorBoard):
             embeddings_metadata,
         )
         # Keras then need not wait for the logs of each batch, which are not used here.
-        self.async_safe = not profile_batch
+        self._profiles = bool(profile_batch)
+        self.async_safe = not self._profiles
         self.gradient_norm = arguments.boolean("gradient_norm", gradient_norm)
         self.probe = None if probe is None else Probe(probe, decode)
         self.probe_freq = arguments.count("probe_freq", probe_freq)
@@ -152,10 +154,6 @@ class TensorBoard(TrainingLog, keras.callbacks.TensorBoard):
             with writing_epochs_only(self):
                 keras.callbacks.TensorBoard.on_train_begin(self, logs)
             self._keras_has_begun = True
-
-    @property
-    def _profiles(self) -> bool:
-        return not self.async_safe
 
     def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         """Writes what the batches before have brought; see `keras.callbacks.TensorBoard`."""

@@ -23,7 +23,8 @@ class TrainingStatistics(TrainingLog):
         update_freq: `"epoch"`, or after how many batches the logs of batches get new values.
 
     Raises:
-        ValueError: an `update_freq` that is no number of batches; under `tf.distribute`, `gradient_norm`.
+        ValueError: an `update_freq` that is no number of batches; `gradient_norm` under `tf.distribute`, or on JAX of a
+            model whose `metrics` are without Keras'.
 
     Warns once where tokens are asked for and the model has no metric that counts them.
 

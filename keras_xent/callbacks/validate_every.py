@@ -9,7 +9,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_xent import arguments
+from keras_xent import _keras, arguments
 from keras_xent.callbacks._metric_reader import MetricReader
 from keras_xent.callbacks._timeline import Timeline
 from keras_xent.callbacks._training_log import active_logs
@@ -196,10 +196,13 @@ class ValidateEvery(keras.callbacks.Callback):
 
 
 def _values_of_training(model):
-    """What a validation changes, and its values: metrics, which `evaluate` resets, and the state of random numbers."""
+    """What a validation changes, and its values: metrics, which `evaluate` resets, and states of seeds and layers."""
     weights = {id(variable) for variable in model.non_trainable_weights}
     seeds = [variable for variable in model.non_trainable_variables if id(variable) not in weights]
-    return _values_of([*model.metrics_variables, *seeds])
+    # Of recurrent layers, from one batch to the next.
+    stateful = [layer for layer in _keras.all_layers(model) if getattr(layer, "stateful", False)]
+    states = [state for layer in stateful for state in keras.tree.flatten(getattr(layer, "states", None) or [])]
+    return _values_of([*model.metrics_variables, *seeds, *states])
 
 
 def _values_of(variables):

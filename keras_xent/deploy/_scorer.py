@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from keras_xent import arguments
 from keras_xent.deploy import _extra_assets
 from keras_xent.deploy._windows import windows
 
@@ -157,19 +158,19 @@ class Scorer:
         return result if self.start_token is None else result[1:]
 
     def _checked_windows(self, context, stride, batch_size):
+        batch_size = arguments.count("batch_size", batch_size)
+        given = (("context", context), ("stride", stride))
+        context, stride = (value if value is None else arguments.count(name, value) for name, value in given)
         limit = self.context or self.length
-        if context is not None and limit is not None and context > limit:
+        if context and limit and context > limit:
             raise ValueError(
                 f"`context` must be at most {limit}, the number of tokens that the model takes. "
                 f"Received: context={context}."
             )
-        context = context or self.context or self.length or _DEFAULT_CONTEXT
+        context = context or limit or _DEFAULT_CONTEXT
         stride = stride or max(1, context // 2)
-        if not 1 <= stride <= context or batch_size < 1:
-            raise ValueError(
-                "`context`, `stride` and `batch_size` must be at least 1, and `stride` at most `context`. Received: "
-                f"context={context}, stride={stride} and batch_size={batch_size}."
-            )
+        if stride > context:
+            raise ValueError(f"`stride` must be at most `context`, {context}. Received: stride={stride}.")
         return context, stride, min(batch_size, self.batch or batch_size)
 
     def _with_start(self, ids):

@@ -12,8 +12,8 @@ class Window(NamedTuple):
     end: int
 
 
-def windows(length: int, context: int, stride: int) -> Iterator[Window]:
-    """Windows of at most `context + 1` tokens that score each token but the first once.
+def windows(length: int, context: int, stride: int, first_scored: int = 1) -> Iterator[Window]:
+    """Windows of at most `context + 1` tokens that score each token from `first_scored` on once.
 
     Example:
 
@@ -21,7 +21,6 @@ def windows(length: int, context: int, stride: int) -> Iterator[Window]:
     >>> [tuple(window) for window in windows(8, context=4, stride=2)]
     [(0, 1, 5), (2, 5, 7), (3, 7, 8)]
     """
-    first_scored = 1
     while first_scored < length:
         end = min(length, first_scored + (context if first_scored == 1 else stride))
         yield Window(max(0, end - context - 1), first_scored, end)

@@ -7,9 +7,11 @@ from typing import Any
 
 import numpy as np
 
+from keras_xent import arguments
 from keras_xent.deploy._scorer import Scorer
 from keras_xent.deploy._token_models import ExportedTokenModel, KerasTokenModel, padded, padded_length
 from keras_xent.deploy._tokenizers import text_tokenizer
+from keras_xent.deploy._windows import windows
 
 try:
     from lm_eval.api.model import LM
@@ -73,10 +75,8 @@ class HarnessModel(LM):
             tokenizer = model.tokenizer if exported else getattr(preprocessor, "tokenizer", None)
         if tokenizer is None:
             raise ValueError("`tokenizer` must be given for a model that has none of its own.")
-        for name, value in (("batch_size", batch_size), ("context", context or 1)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"`{name}` must be a whole number of at least 1. Received: {name}={value!r}.")
-        self.batch_size = batch_size
+        self.batch_size = arguments.count("batch_size", batch_size)
+        context = context if context is None else arguments.count("context", context)
         self._encode, self._decode = text_tokenizer(tokenizer)
         self._model = ExportedTokenModel(model) if exported else KerasTokenModel(model)
         if context and self._model.limit and context > self._model.limit:
@@ -163,11 +163,12 @@ class HarnessModel(LM):
     # Computation
 
     def _likelihoods(self, pairs, keep):
-        rows = [
-            (index, *window)
-            for index, (context, continuation) in enumerate(pairs)
-            for window in _windows([*context, *continuation], len(context), self.context, self._window_start)
-        ]
+        rows = []
+        for index, (context, continuation) in enumerate(pairs):
+            tokens = [*context, *continuation]
+            for window in windows(len(tokens), self.context, self.context, len(context)):
+                given = _last(tokens[: window.end], self.context + 1, self._window_start)
+                rows.append((index, given, window.end - window.first_scored))
         values, greedy = np.zeros(len(pairs)), np.ones(len(pairs), bool)
         windows_left = collections.Counter(index for index, *_ in rows)
         # The model is not given the last token.
@@ -217,14 +218,6 @@ class HarnessModel(LM):
 
     def _padded_batch(self, size):
         return min(self.batch_size, 1 << (size - 1).bit_length())
-
-
-def _windows(tokens: list[int], first: int, context: int, start: list[int]) -> Iterator[tuple[list[int], int]]:
-    """Windows of at most `context + 1` tokens that score those from `first` on once, and how many are new in each."""
-    while first < len(tokens):
-        end = min(len(tokens), first + context)
-        yield _last(tokens[:end], context + 1, start), end - first
-        first = end
 
 
 def _last(tokens, number, start):

@@ -53,22 +53,18 @@ class TokenMean(NamedArguments, keras.metrics.Metric):
     # Tells the losses that this metric does not make a step materialize the logits.
     reuses_loss_statistics = True
     logit_softcap: float | None = None
-    # How many sums a metric has behind its first ones.
-    _more_sums = 0
+    # The first are in the order of `Totals`.
+    _num_sums = len(Totals._fields)
     # False for what is the same of logits and of probabilities, capped or not: their order.
     _depends_on_logits = True
 
-    def __init__(
-        self, ignore_class: int | None, axis: int, name: str, dtype: DType, *, num_sums: int = len(Totals._fields)
-    ) -> None:
+    def __init__(self, ignore_class: int | None, axis: int, name: str, dtype: DType) -> None:
         self._given_dtype = arguments.dtype_or_none("dtype", dtype)
         super().__init__(name=name, dtype=self._given_dtype)
         self.ignore_class = arguments.class_or_none("ignore_class", ignore_class)
         self.axis = arguments.axis(axis)
-        # In the order of `Totals`.
-        num_sums += self._more_sums
-        self._sums = ExactSums(self, "sums", num_sums)
-        self._mailbox = _loss_statistics.Mailbox(self, num_sums)
+        self._sums = ExactSums(self, "sums", self._num_sums)
+        self._mailbox = _loss_statistics.Mailbox(self, self._num_sums)
         # Whether an update had weights: Keras runs the step symbolically before JAX traces it. A validation has perhaps
         # none.
         self._is_weighted: bool | None = None

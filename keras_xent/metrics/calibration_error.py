@@ -72,9 +72,9 @@ class CalibrationError(TokenMean):
         *,
         logit_softcap: float | None = None,
     ) -> None:
-        bins = arguments.count("bins", bins)
-        super().__init__(ignore_class, axis, name, dtype, num_sums=3 * bins)
-        self.bins = bins
+        self.bins = arguments.count("bins", bins)
+        self._num_sums = 3 * self.bins
+        super().__init__(ignore_class, axis, name, dtype)
         self.from_logits = arguments.boolean("from_logits", from_logits)
         self.logit_softcap = arguments.positive("logit_softcap", logit_softcap)
         _keras.set_direction(self, "down")

@@ -85,7 +85,7 @@ class Perplexity(TokenCrossentropy):
         group_of: Callable | str | None = None,
     ) -> None:
         self._groups = Groups(groups, group_of)
-        self._more_sums = 2 * len(self._groups)
+        self._num_sums = len(Totals._fields) + 2 * len(self._groups)
         super().__init__(from_logits, ignore_class, axis, name, dtype, logit_softcap=logit_softcap)
         self.groups, self.group_of = self._groups.names, group_of
 

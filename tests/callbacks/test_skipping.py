@@ -1,5 +1,6 @@
 """Steps that are left out: everything is as if their batches had not been there."""
 
+import contextlib
 import warnings
 
 import keras
@@ -8,7 +9,7 @@ import pytest
 from keras import ops
 
 import keras_xent as kx
-from tests.backend import to_numpy
+from tests.backend import BACKEND, to_numpy
 from tests.tiers import sample, whole
 
 BATCH, BATCHES, FEATURES, CLASSES = 4, 14, 6, 5
@@ -173,6 +174,59 @@ def test_training_without_it_is_as_before():
     step = accumulated.train_step
     trained("always", NOT_FINITE + SPIKES, model=accumulated)
     assert accumulated.train_step is step
+
+
+def test_a_fit_that_was_interrupted_leaves_the_next_one_alone():
+    class Interrupt(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            raise KeyboardInterrupt
+
+    model = model_of(use_ema=False)
+    with pytest.raises(KeyboardInterrupt):
+        trained("always", NOT_FINITE + SPIKES, [Interrupt()], model=model)
+    x, y, _ = data()
+    model.fit(x[1], y[1], BATCH, verbose=0)
+    assert np.isnan(to_numpy(model.trainable_weights[0].value)).any()
+
+
+def test_a_model_that_is_no_graph_of_layers_is_watched_after_it_was_built():
+    class Model(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.dense = keras.layers.Dense(CLASSES)
+
+        def call(self, x):
+            return self.dense(x)
+
+    model, (x, y, _) = Model(), data()
+    model.compile("sgd", kx.losses.SparseCategoricalCrossentropy(from_logits=True))
+    model(x[0])
+    for _ in range(2):
+        detector = kx.callbacks.SpikeDetector(skip="non_finite")
+        statistics = kx.callbacks.TrainingStatistics(tokens_per_second=False, valid_share=False, gradient_norm=True)
+        with pytest.warns(UserWarning, match="Its step was skipped."):
+            history = model.fit(x[1], y[1], BATCH, verbose=0, callbacks=[statistics, detector]).history
+        # No step was made.
+        assert detector.num_skipped == 1 and history["gradient_norm"] == [0.0]
+    # Those of the fit before have left the model.
+    assert sum(type(one).__name__ == "BatchLoss" for one in model.metrics) == 1
+
+
+def test_metrics_that_leave_out_those_of_keras_are_an_error_on_jax():
+    class Model(keras.Sequential):
+        own = keras.metrics.Mean(name="own")
+
+        @property
+        def metrics(self):
+            return [self.own]
+
+    model = Model([keras.Input((FEATURES,)), keras.layers.Dense(CLASSES)])
+    model.compile("sgd", kx.losses.SparseCategoricalCrossentropy(from_logits=True))
+    refused = pytest.raises(ValueError, match="The property `metrics` of Model must return `super...metrics` too")
+    # On TensorFlow a step may assign any variable.
+    with refused if BACKEND == "jax" else contextlib.nullcontext():
+        _, _, detector, _ = trained("non_finite", model=model)
+        assert detector.num_skipped == 1
 
 
 @whole

@@ -135,7 +135,7 @@ def test_a_batch_without_a_valid_token_is_no_spike():
 
 def test_arguments_are_checked():
     for options, message in (
-        ({"threshold": 0}, "`threshold` must be None or a number above 0. Received: threshold=0."),
+        ({"threshold": 0}, "`threshold` must be a number above 0. Received: threshold=0."),
         ({"threshold": None}, "`threshold` must be a number above 0. Received: threshold=None."),
         ({"window": 0}, "`window` must be a whole number of at least 1. Received: window=0."),
         ({"stop": True}, "`stop` must be one of 'never', 'non_finite', 'always'. Received: stop=True."),

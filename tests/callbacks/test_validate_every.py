@@ -166,6 +166,21 @@ def test_random_numbers_of_the_training_are_left_alone():
     assert history(kx.callbacks.ValidateEvery(1, validation())) == history()
 
 
+def test_states_of_recurrent_layers_are_those_of_the_training():
+    def history(*callbacks):
+        keras.utils.set_random_seed(0)
+        tokens = keras.Input(batch_shape=(2, LENGTH))
+        hidden = keras.layers.SimpleRNN(8, return_sequences=True, stateful=True)(
+            keras.layers.Embedding(CLASSES, 8)(tokens)
+        )
+        built = keras.Model(tokens, kx.layers.LogitsDense(CLASSES)(hidden))
+        built.compile("sgd", kx.losses.MaskedSequenceCrossentropy(ignore_class=0))
+        return fit(built, *callbacks, validation=False, epochs=1, batch_size=2)["loss"]
+
+    x, y = data()
+    assert history(kx.callbacks.ValidateEvery(1, (x[:4], y[:4]), batch_size=2)) == history()
+
+
 @whole
 def test_every_validation_has_the_batches_of_a_generator():
     """A generator cannot begin again, and one that never ends would give other batches each time."""

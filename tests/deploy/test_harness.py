@@ -265,6 +265,10 @@ def test_what_cannot_be_served_is_a_sentence(model, tokenizer):
             "`batch_size` must be a whole number of at least 1. Received: batch_size=0.",
         ),
         (
+            lambda: HarnessModel(model, context=0),
+            "`context` must be a whole number of at least 1. Received: context=0.",
+        ),
+        (
             lambda: HarnessModel(plain, tokenizer).loglikelihood_rolling(requests(("a",))),
             "A text without a context needs a token before it: give `start_token` or `end_token`.",
         ),

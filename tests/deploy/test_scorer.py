@@ -236,10 +236,16 @@ def test_masks_that_do_not_fit(scorer):
     assert str(error.value) == "`mask` must have the shape of `token_ids`. Received: (1, 1) and (1, 2)."
 
 
-@pytest.mark.parametrize("arguments", [{"context": 4, "stride": 5}, {"batch_size": 0}, {"context": -1}, {"stride": -1}])
-def test_windows_that_cannot_be(scorer, arguments):
-    with pytest.raises(ValueError, match="`context`, `stride` and `batch_size` must be at least 1, and `stride` at"):
-        scorer.score_document(TOKENS, **arguments)
+@pytest.mark.parametrize("value", [0, -1, 2.5, True])
+@pytest.mark.parametrize("name", ["context", "stride", "batch_size"])
+def test_windows_that_cannot_be(scorer, name, value):
+    with pytest.raises(ValueError, match=f"`{name}` must be a whole number of at least 1. Received: {name}={value}."):
+        scorer.score_document(TOKENS, **{name: value})
+
+
+def test_a_stride_above_the_context_is_refused(scorer):
+    with pytest.raises(ValueError, match="`stride` must be at most `context`, 4. Received: stride=5."):
+        scorer.score_document(TOKENS, context=4, stride=5)
 
 
 def test_a_context_above_that_of_the_export_is_refused(tmp_path):

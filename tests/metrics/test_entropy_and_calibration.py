@@ -253,6 +253,25 @@ def test_calibrate_names_what_it_cannot_use():
         kx.calibrate(None, (X[:8], Y[:8]))
 
 
+@pytest.mark.parametrize("number", [2, None])
+def test_calibrate_takes_batches_by_index(number):
+    class Batches(keras.utils.PyDataset):
+        @property
+        def num_batches(self):
+            return number
+
+        def __getitem__(self, index):
+            return X[30 * index : 30 * index + 30], Y[30 * index : 30 * index + 30]
+
+    model = identity(7, scale=3.0)
+    if number is None:
+        with pytest.raises(ValueError, match="`data` must be arrays .*Received: a PyDataset without an end."):
+            kx.calibrate(model, Batches())
+    else:
+        expected = kx.calibrate(model, (X[:60], Y[:60]), batch_size=30)
+        assert kx.calibrate(model, Batches()) == pytest.approx(expected, rel=1e-6)
+
+
 @whole
 def test_batches_may_be_lists_and_arrays_lists_of_numbers():
     model, whole = identity(7, scale=3.0), (X[:60], Y[:60])
