@@ -152,7 +152,7 @@ def training_state(model: Any) -> Iterator[None]:
     `jax_state_sync` this copies nothing and leaves the state with `fit`, so that the next step stays as fast as it was.
     """
     state = getattr(model, "_jax_state", None)
-    if not state or not _is_empty(model.metrics_variables[0]):
+    if not state or not any(map(_is_empty, model.metrics_variables[:1])):
         yield
         return
     pairs = list(zip(model.metrics_variables, state.get("metrics_variables") or (), strict=False))

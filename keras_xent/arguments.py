@@ -177,7 +177,7 @@ def tensor(name: str, value: Any) -> Any:
     else:
         dtype = str(getattr(getattr(value, "dtype", None), "name", getattr(value, "dtype", "")))
     if value is None:
-        what, fix = "None", "Give one for each example."
+        what, fix = "None", "Give an array of numbers."
     elif isinstance(value, dict):
         what, fix = "a dict", "Give each loss the entry of its own output."
     elif isinstance(value, keras.KerasTensor):

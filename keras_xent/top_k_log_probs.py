@@ -56,7 +56,7 @@ def top_k_log_probs(
     >>> import keras_xent as kx
     >>> model = keras.Sequential([keras.layers.Embedding(9, 4), keras.layers.Dense(9, kernel_initializer="zeros")])
     >>> model.build((None, None))
-    >>> model.layers[-1].bias.assign(np.log(np.arange(9) + 1.0))
+    >>> _ = model.layers[-1].bias.assign(np.log(np.arange(9) + 1.0))
     >>> ids, log_probs = kx.top_k_log_probs(model, np.array([[1, 2]]), 2)
     >>> [int(i) for i in ids[0, 0]], [round(float(p), 4) for p in log_probs[0, 0]]  # ln(9 / 45), ln(8 / 45)
     ([8, 7], [-1.6094, -1.7272])

@@ -81,7 +81,8 @@ def checked_matrices(
     hidden: Tensor, kernel: Tensor, bias: Tensor, transpose: bool, *, low_rank: Any = None, of: str = ""
 ) -> Matrices:
     """The matrices as tensors; a ValueError where they do not fit. `of` is a prefix of the arguments' names."""
-    hidden, kernel = to_float_tensor(hidden), to_float_tensor(kernel)
+    hidden = to_float_tensor(arguments.tensor(f"{of}hidden", hidden))
+    kernel = to_float_tensor(arguments.tensor(f"{of}kernel", kernel))
     features = hidden.shape[-1] if len(hidden.shape) else None
     axis = 1 if transpose else 0
     if len(kernel.shape) != 2 or len(hidden.shape) < 1 or kernel.shape[axis] != features:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from keras import ops
 
+from keras_xent import arguments
 from keras_xent._backend import no_autograph, on_any_mesh, take_at_columns, uses_xla_cpu
 from keras_xent._named_arguments import named_arguments
 from keras_xent._types import Reduction, Tensor
@@ -287,7 +288,7 @@ def with_statistics(
 
 def checked_labels(labels: Tensor, hidden: Tensor) -> Tensor:
     """The labels as a tensor of the shape of the hidden states without their last axis."""
-    labels = to_tensor(labels)
+    labels = to_tensor(arguments.tensor("labels", labels))
     if len(labels.shape) == len(hidden.shape) and labels.shape[-1] == 1 and hidden.shape[-1] != 1:
         labels = ops.squeeze(labels, axis=-1)
     if not same_shape(labels.shape, hidden.shape[:-1]):

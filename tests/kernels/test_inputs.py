@@ -1,10 +1,16 @@
-"""What the kernels of logits take for labels, logits and weights, and what they refuse."""
+"""What kernels take for labels, logits, weights and heads, and what they refuse."""
 
 import keras
 import numpy as np
 import pytest
 
-from keras_xent.kernels import sigmoid_cross_entropy, softmax_cross_entropy, sparse_softmax_cross_entropy
+from keras_xent.kernels import (
+    linear_cross_entropy,
+    linear_softmax_cross_entropy,
+    sigmoid_cross_entropy,
+    softmax_cross_entropy,
+    sparse_softmax_cross_entropy,
+)
 from tests import oracles
 from tests.backend import BACKEND, to_numpy
 from tests.kernels.softmax_examples import dense, example, one_hot, sparse
@@ -68,6 +74,16 @@ def test_inputs_that_are_not_dense_tensors_of_numbers_are_refused(kernel):
             kernel(x, one)
         with pytest.raises(ValueError, match="`(labels|targets)` must be a dense tensor of numbers"):
             kernel(one, x)
+
+
+@pytest.mark.parametrize("name", ["hidden", "kernel", "labels", "targets"])
+def test_inputs_of_heads_that_are_missing_are_named(name):
+    given = {"hidden": np.ones((4, 3)), "kernel": np.ones((3, 5)), "labels": np.zeros(4, "int32"), name: None}
+    with pytest.raises(ValueError, match=rf"`{name}` must be a dense tensor of numbers. Received: None"):
+        if name == "targets":
+            linear_softmax_cross_entropy(given["hidden"], given["kernel"], None)
+        else:
+            linear_cross_entropy(given["hidden"], given["kernel"], given["labels"])
 
 
 def test_a_single_label_that_is_too_large_for_jax_is_refused():

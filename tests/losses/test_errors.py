@@ -221,7 +221,7 @@ def test_z_loss_and_softcap_refuse_probabilities_without_logits(name, option):
 def _unusual():
     """What no loss can read, and what is said of it."""
     names = "Turn names into integers first, for instance with `keras.layers.StringLookup`."
-    yield None, "None. Give one for each example."
+    yield None, "None. Give an array of numbers."
     yield {"a": np.zeros(2)}, "a dict. Give each loss the entry of its own output."
     yield np.array(["cat", "dog"]), f"strings. {names}"
     yield ["cat", "dog"], f"strings. {names}"
