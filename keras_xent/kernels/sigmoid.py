@@ -130,7 +130,7 @@ def _positive_weights(pos_weight, rows):
             f"`pos_weight` must be one number, or one for each of the {rows.shape[1]} labels of an example. "
             f"Received: pos_weight of shape {tuple(weights.shape)}."
         )
-    if weights.shape:
+    if len(weights.shape):
         weights = ensure_size(weights, size_of(rows, 1), "`pos_weight` must be one number, or one for each label.")
     return ops.reshape(weights, (1, -1) + (1,) * (len(rows.shape) - 2))
 

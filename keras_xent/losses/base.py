@@ -230,7 +230,7 @@ class Crossentropy(NamedArguments, _one_program.HasProgram, keras.losses.Loss):
         return y_true, self._logits(provenance.read_variable(y_pred))
 
     def _logits(self, y_pred: Tensor) -> Tensor:
-        axis = self.axis if isinstance(self.axis, int) and y_pred.shape else -1
+        axis = self.axis if isinstance(self.axis, int) and len(y_pred.shape) else -1
         checked_axis(axis, len(y_pred.shape), "predictions") if self._activation == "softmax" else None
         activation, logits = provenance.activation_and_logits(y_pred, self._activation, axis)
         if self.from_logits and not is_eager(y_pred) and logits is None:
