@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 
 import keras
 import numpy
-from keras import ops
 from keras.src.backend import get_keras_mask, set_keras_mask
 from keras.src.backend.common.stateless_scope import get_stateless_scope
 
@@ -30,9 +29,19 @@ mask_of, set_mask = get_keras_mask, set_keras_mask
 stateless_scope = get_stateless_scope
 
 
+# What a Keras activation leaves on its output: the logits before it.
+LOGITS = "_keras_logits"
+
+
 def logits_of(tensor: Tensor) -> Tensor:
-    """The logits that a Keras activation left on its output (`_keras_logits`), or None."""
-    return getattr(tensor, "_keras_logits", None)
+    """The logits that a Keras activation left on its output, or None."""
+    return getattr(tensor, LOGITS, None)
+
+
+def activation_at_work() -> tuple[str, Any] | None:
+    """The name and the axis of the activation of Keras that calls this, where it leaves the logits on its output."""
+    frame = _frame_of("activations.activations", variable="output")
+    return None if frame is None else (frame.f_code.co_name, frame.f_locals.get("axis"))
 
 
 class Producer(NamedTuple):
@@ -133,15 +142,6 @@ def batches_seen(optimizer: Any) -> Any:
     # The first of possibly thousands.
     named = (one for one in getattr(optimizer, "variables", ()) if one.name == "iteration")
     return next(named, getattr(optimizer, "iterations", None))
-
-
-def to_numpy(variable: Any) -> numpy.ndarray:
-    """The value of a variable. `ops.convert_to_numpy` takes several times as long on TensorFlow, seen in each step."""
-    value = variable.value
-    if not hasattr(value, "numpy"):
-        return ops.convert_to_numpy(value)
-    # `numpy` of a TensorFlow variable copies twice: the variable to a tensor, and that to an array.
-    return (value.value() if callable(getattr(value, "value", None)) else value).numpy()
 
 
 @contextlib.contextmanager

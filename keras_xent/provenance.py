@@ -13,7 +13,17 @@ import keras
 from keras import ops
 
 from keras_xent import _keras
-from keras_xent._backend import constant_of, get_attribute, is_eager, matmul, operation_of, program_of, set_attribute
+from keras_xent._backend import (
+    constant_of,
+    get_attribute,
+    is_eager,
+    let_tracers_keep,
+    matmul,
+    note_beside,
+    operation_of,
+    program_of,
+    set_attribute,
+)
 from keras_xent._types import Tensor
 from keras_xent.kernels import linear
 from keras_xent.kernels._dtypes import dtype_of, is_float, to_tensor
@@ -21,6 +31,7 @@ from keras_xent.kernels._options import SoftmaxOptions
 from keras_xent.kernels.probabilities import log_odds, log_probabilities
 
 _ACTIVATIONS = ("Softmax", "Sigmoid")
+let_tracers_keep(_keras.LOGITS, _keras.activation_at_work)
 
 
 class Head(NamedTuple):
@@ -168,8 +179,8 @@ def read_variable(predictions: Tensor) -> Tensor:
 def activation_and_logits(predictions: Tensor, activation: str = "softmax", axis: int = -1) -> tuple[str | None, Any]:
     """The activation ("softmax" over `axis`, "sigmoid", "other") that made `predictions`, and the logits before it.
 
-    `(None, None)` where no activation is known. Activations are known in eager mode and in TensorFlow graphs, through
-    the casts of mixed precision, but not of tensors that JAX traces: there a model should end in logits. Where both
+    `(None, None)` where no activation is known. Activations are known in eager mode, in TensorFlow graphs, through the
+    casts of mixed precision, and of what JAX traces, if it is what an activation of Keras returned, itself. Where both
     activations give the same values, it was `activation`.
     """
     operation, over = _activation_operation(predictions)
@@ -182,8 +193,13 @@ def activation_and_logits(predictions: Tensor, activation: str = "softmax", axis
         same_axis = over == axis % len(predictions.shape)
         return ("softmax" if same_axis and logits is not None else "other"), logits
     logits = _keras.logits_of(predictions)
-    if logits is None or not is_eager(logits):
+    if logits is None:
         return None, None
+    if not is_eager(logits):
+        kind, over = note_beside(predictions, _keras.LOGITS) or (None, None)
+        if kind not in ("softmax", "sigmoid"):
+            return None, None
+        return ("other" if kind == "softmax" and not _is_axis(over, axis, logits) else kind), logits
     # An eager tensor does not know its operation, but its values do.
     rank = len(logits.shape)
     sigmoid = _distance(ops.sigmoid(logits), predictions)
@@ -209,6 +225,11 @@ def _activation_operation(predictions):
     return (operation, axis) if operation is not None and operation.type in _ACTIVATIONS else (None, None)
 
 
+def _is_axis(over, axis, logits):
+    rank = len(logits.shape)
+    return isinstance(over, int) and over % rank == axis % rank
+
+
 def reading(predictions: Tensor, *, axis: int, from_logits: bool) -> str:
     """Returns how a loss or metric of classes reads predictions: "logits", "probabilities", or the input of a softmax.
 
@@ -223,7 +244,10 @@ def _is_softmax(predictions, axis):
     if is_eager(predictions):
         return _keras.logits_of(predictions) is not None
     operation, over = _activation_operation(predictions)
-    return operation is not None and operation.type == "Softmax" and over == axis % len(predictions.shape)
+    if operation is None:
+        kind, over = note_beside(predictions, _keras.LOGITS) or (None, None)
+        return kind == "softmax" and _is_axis(over, axis, predictions)
+    return operation.type == "Softmax" and over == axis % len(predictions.shape)
 
 
 def _softmax(logits, axis):

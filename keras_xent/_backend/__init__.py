@@ -84,6 +84,9 @@ operation_of = _module.operation_of
 constant_of = _module.constant_of
 program_of = _module.program_of
 traced_ending = _module.traced_ending
+let_tracers_keep = _module.let_tracers_keep
+note_beside = _module.note_beside
+to_numpy = _module.to_numpy
 
 
 def uses_xla_cpu() -> bool:

@@ -25,6 +25,8 @@ from keras_xent._backend._jax_program import starts_programs as starts_programs
 from keras_xent._backend._jax_rows import pad_to_bucket as pad_to_bucket
 from keras_xent._backend._jax_rows import take_rows as take_rows
 from keras_xent._backend._jax_rows import with_rounded_rows as with_rounded_rows
+from keras_xent._backend._jax_tracers import let_tracers_keep as let_tracers_keep
+from keras_xent._backend._jax_tracers import note_beside as note_beside
 from keras_xent._types import Function, Tensor
 
 NAME = "jax"
@@ -214,6 +216,11 @@ def all_reduce_sum(value: Tensor) -> Tensor:
 def with_value_of_all_replicas(value: Tensor) -> Tensor:
     """`value`, which is that of all devices already."""
     return value
+
+
+def to_numpy(variable: Any) -> Any:
+    """The value of a variable."""
+    return keras.ops.convert_to_numpy(variable.value)
 
 
 def operation_of(tensor: Tensor) -> None:

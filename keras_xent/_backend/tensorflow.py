@@ -218,6 +218,22 @@ def _replica():
     return tf.distribute.get_replica_context() if num_replicas() > 1 else None
 
 
+def to_numpy(variable: Any) -> Any:
+    """The value of a variable. `ops.convert_to_numpy` takes several times as long, seen in each step."""
+    value = variable.value
+    # `numpy` of a variable copies twice: the variable to a tensor, and that to an array.
+    return (value.value() if callable(getattr(value, "value", None)) else value).numpy()
+
+
+def let_tracers_keep(name: str, note: Callable[[], Any]) -> None:
+    """Nothing: tensors take any attribute."""
+
+
+def note_beside(tensor: Tensor, name: str) -> Any:
+    """None: nothing is noted."""
+    return None
+
+
 def operation_of(tensor: Tensor) -> Any:
     """The operation of a graph that made the tensor, seen through casts; None in eager mode."""
     if is_eager(tensor) or hasattr(tensor, "assign"):

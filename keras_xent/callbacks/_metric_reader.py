@@ -8,7 +8,8 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_xent._keras import to_numpy, training_state
+from keras_xent._backend import to_numpy
+from keras_xent._keras import training_state
 from keras_xent.callbacks._units import sibling_tag, to_nats, units_of
 from keras_xent.metrics import Perplexity
 from keras_xent.metrics._token_mean import Totals

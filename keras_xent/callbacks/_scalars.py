@@ -10,7 +10,8 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_xent._keras import to_numpy, training_state
+from keras_xent._backend import to_numpy
+from keras_xent._keras import training_state
 from keras_xent.callbacks._metric_reader import PerplexityMetric
 from keras_xent.callbacks._timeline import Mark
 from keras_xent.callbacks._training_log import Batches, Epoch

@@ -4,7 +4,8 @@ import weakref
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
-from keras_xent._keras import batches_seen, to_numpy, training_state
+from keras_xent._backend import to_numpy
+from keras_xent._keras import batches_seen, training_state
 
 
 class Mark(NamedTuple):

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 from keras import ops
 
-from keras_xent._keras import to_numpy
+from keras_xent._backend import to_numpy
 
 
 class ExactSums:

@@ -223,7 +223,7 @@ class TokenMean(NamedArguments, keras.metrics.Metric):
 
     def _warn_of_reading(self, y_pred: Tensor, activation: str = "softmax") -> None:
         """Says once that probabilities are taken for logits, or logits for probabilities."""
-        if "from_logits" in self._warned:
+        if "from_logits" in self._warned or _keras.is_building():
             return
         if provenance.activation_and_logits(y_pred, activation, self.axis)[1] is None:
             given = {"from_logits": self.from_logits, "activation": activation, "axis": self.axis}

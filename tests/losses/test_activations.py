@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from keras import ops
 
-from tests.backend import every_mode, tensor, tensorflow_only, to_numpy
+from tests.backend import BACKEND, every_mode, tensor, tensorflow_only, to_numpy, value_and_gradient
 from tests.losses.cases import LOW_PRECISION, Binary, Categorical, Sequence, Sparse
 from tests.losses.running import assert_close, run
 from tests.tiers import fast_for, sample
@@ -45,7 +45,6 @@ HEADS = [
 
 
 @fast_for("Categorical*")
-@tensorflow_only(reason="tensors that JAX traces do not remember their activation")
 @pytest.mark.parametrize(
     "loss, policy, fit", sample(HEADS, [(Sparse, "mixed_float16", FITS[0]), (Categorical, "mixed_bfloat16", FITS[0])])
 )
@@ -59,7 +58,6 @@ def test_a_softmax_that_is_wrong_with_certainty_learns(loss, policy, fit):
     assert np.array_equal(model.get_weights()[0], [[1.0, 29.0]])
 
 
-@tensorflow_only(reason="tensors that JAX traces do not remember their activation")
 @pytest.mark.parametrize(
     "policy, fit", sample([(policy, fit) for policy in POLICIES for fit in FITS], [("mixed_float16", FITS[0])])
 )
@@ -86,6 +84,38 @@ def test_ignore_class_does_not_lose_the_logits_behind_a_softmax(ignore_class):
     assert np.array_equal(tape.gradient(loss, logits), [[-1.0, 1.0]])
 
 
+@every_mode
+def test_a_traced_activation_has_the_gradient_of_its_logits_unless_it_is_frozen(mode):
+    x = tensor(np.array([[0.0, 100.0]], "float32"))
+
+    def of(freeze, loss=Sparse, activation="softmax", labels=(0,)):
+        activate = getattr(keras.activations, activation)
+        return lambda x: loss()(np.array(labels), freeze(activate(x)))
+
+    loss, gradient = value_and_gradient(of(lambda p: p), x, mode=mode)
+    assert loss == 100.0
+    assert np.array_equal(gradient, [[-1.0, 1.0]])
+    loss, gradient = value_and_gradient(of(lambda p: p, Binary, "sigmoid", [[0, 0]]), x, mode=mode)
+    assert_close(loss, (100 + math.log(2)) / 2)
+    assert_close(gradient, [[0.25, 0.5]])
+    loss, gradient = value_and_gradient(lambda x: of(ops.stop_gradient)(x) + 0.0 * ops.sum(x), x, mode=mode)
+    assert_close(loss, -math.log(1e-7), rtol=1e-6)
+    assert np.array_equal(gradient, [[0.0, 0.0]])
+
+
+# A graph of TensorFlow does not say over which axis, if it is not the last one.
+@every_mode
+@pytest.mark.parametrize("axis", [1, -1] if BACKEND == "jax" else [-1])
+def test_a_traced_softmax_over_another_axis_counts_as_probabilities(axis, mode):
+    x = tensor(np.random.default_rng(0).normal(scale=20, size=(2, 3, 4)).astype("float32"))
+    labels = np.ones((2, 4) if axis == 1 else (2, 3), int)
+    loss = Sparse(axis=axis)
+    found, _ = value_and_gradient(lambda x: loss(labels, keras.activations.softmax(x, axis=1)), x, mode=mode)
+    p = tensor(to_numpy(keras.activations.softmax(x, axis=1)).astype("float32"))
+    expected = Sparse(axis=1, from_logits=True)(labels, x) if axis == 1 else loss(labels, p)
+    assert_close(found, float(expected), rtol=1e-6)
+
+
 def _warning(loss, layer, activation, use):
     return (
         f"{loss.__name__} has from_logits=True, but {layer} ends in a {activation}. The loss {use}. Remove the "
@@ -104,7 +134,6 @@ EXPECTED_WARNINGS = [
 
 
 @fast_for("Sparse*")
-@tensorflow_only(reason="tensors that JAX traces do not remember their activation")
 @pytest.mark.parametrize(
     "loss, activation, use, policy", sample(EXPECTED_WARNINGS, [EXPECTED_WARNINGS[i] for i in (1, 4)])
 )
@@ -146,7 +175,6 @@ def test_the_warning_points_at_the_call(loss, activation):
     assert caught[0].filename == __file__
 
 
-@tensorflow_only(reason="tensors that JAX traces do not remember their activation")
 @pytest.mark.parametrize(
     "loss, activation",
     sample([(Sparse, "softmax"), (Categorical, "softmax"), (Binary, "sigmoid")], [(Sparse, "softmax")]),
