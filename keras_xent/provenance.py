@@ -199,7 +199,8 @@ def activation_and_logits(predictions: Tensor, activation: str = "softmax", axis
         kind, over = note_beside(predictions, _keras.LOGITS) or (None, None)
         if kind not in ("softmax", "sigmoid"):
             return None, None
-        return ("other" if kind == "softmax" and not _is_axis(over, axis, logits) else kind), logits
+        same_axis = isinstance(over, int) and (over - axis) % len(logits.shape) == 0
+        return ("other" if kind == "softmax" and not same_axis else kind), logits
     # An eager tensor does not know its operation, but its values do.
     rank = len(logits.shape)
     sigmoid = _distance(ops.sigmoid(logits), predictions)
@@ -216,18 +217,28 @@ def _activation_operation(predictions):
     axis = len(predictions.shape) - 1 if operation is not None else None
     if operation is not None and operation.type == "Transpose":
         # What a softmax over another axis than the last one ends in.
-        order = constant_of(operation.inputs[1])
-        if order is None:
-            return None, None
-        axis, operation = list(order).index(axis), operation_of(operation.inputs[0])
+        order, operation = constant_of(operation.inputs[1]), operation_of(operation.inputs[0])
         if operation is None or operation.type != "Softmax":
+            return None, None
+        axis = _last_axis_before(predictions, operation.outputs[0]) if order is None else list(order).index(axis)
+        if axis is None:
             return None, None
     return (operation, axis) if operation is not None and operation.type in _ACTIVATIONS else (None, None)
 
 
-def _is_axis(over, axis, logits):
-    rank = len(logits.shape)
-    return isinstance(over, int) and over % rank == axis % rank
+def _last_axis_before(predictions, swapped):
+    """The axis that is the last one in `swapped`, whose other axes lie as those of the predictions; None if unclear.
+
+    TensorFlow computes in the graph how the axes lie, but not their sizes.
+    """
+
+    def exchanged(axis):
+        sizes = list(predictions.shape)
+        sizes[axis], sizes[-1] = sizes[-1], sizes[axis]
+        return sizes
+
+    found = [axis for axis in range(len(predictions.shape) - 1) if exchanged(axis) == list(swapped.shape)]
+    return found[0] if len(found) == 1 else None
 
 
 def reading(predictions: Tensor, *, axis: int, from_logits: bool) -> str:
@@ -243,11 +254,7 @@ def reading(predictions: Tensor, *, axis: int, from_logits: bool) -> str:
 def _is_softmax(predictions, axis):
     if is_eager(predictions):
         return _keras.logits_of(predictions) is not None
-    operation, over = _activation_operation(predictions)
-    if operation is None:
-        kind, over = note_beside(predictions, _keras.LOGITS) or (None, None)
-        return kind == "softmax" and _is_axis(over, axis, predictions)
-    return operation.type == "Softmax" and over == axis % len(predictions.shape)
+    return activation_and_logits(predictions, "softmax", axis)[0] == "softmax"
 
 
 def _softmax(logits, axis):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from keras import ops
 
-from tests.backend import BACKEND, every_mode, tensor, tensorflow_only, to_numpy, value_and_gradient
+from tests.backend import every_mode, tensor, tensorflow_only, to_numpy, value_and_gradient
 from tests.losses.cases import LOW_PRECISION, Binary, Categorical, Sequence, Sparse
 from tests.losses.running import assert_close, run
 from tests.tiers import fast_for, sample
@@ -103,9 +103,8 @@ def test_a_traced_activation_has_the_gradient_of_its_logits_unless_it_is_frozen(
     assert np.array_equal(gradient, [[0.0, 0.0]])
 
 
-# A graph of TensorFlow does not say over which axis, if it is not the last one.
 @every_mode
-@pytest.mark.parametrize("axis", [1, -1] if BACKEND == "jax" else [-1])
+@pytest.mark.parametrize("axis", [1, -1])
 def test_a_traced_softmax_over_another_axis_counts_as_probabilities(axis, mode):
     x = tensor(np.random.default_rng(0).normal(scale=20, size=(2, 3, 4)).astype("float32"))
     labels = np.ones((2, 4) if axis == 1 else (2, 3), int)
