@@ -120,8 +120,7 @@ def test_the_loss_of_a_model_goes_without_the_logits(monkeypatch, activation):
         model.compile(keras.optimizers.SGD(0.5), loss)
         history = model.fit(tokens, targets, sample_weight=np.arange(1.0, 5.0), epochs=2, verbose=0).history["loss"]
         found.append([*history, *map(to_numpy, model.weights)])
-        # Of what JAX traces the logits before a softmax are not known.
-        is_fused = layer is kx.layers.LogitsDense and (activation is None or keras.backend.backend() == "tensorflow")
+        is_fused = layer is kx.layers.LogitsDense
         assert bool(calls) == is_fused
         calls.clear()
     for ours, theirs in zip(*found, strict=True):
