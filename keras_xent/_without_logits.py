@@ -13,7 +13,7 @@ from keras import ops
 from keras_xent import _endings, _keras, arguments, provenance
 from keras_xent._backend import is_eager, is_traced, replace_own, restore_own, snapshot, traced_ending
 from keras_xent._types import Tensor
-from keras_xent.kernels._dtypes import dtype_of, to_tensor
+from keras_xent.kernels._dtypes import dtype_of, to_tensor, upcast
 from keras_xent.kernels._masking import both
 from keras_xent.kernels._shapes import align_weights, squeeze_class_axis
 from keras_xent.kernels.probabilities import are_distributions, log_odds, log_probabilities
@@ -38,6 +38,11 @@ class Output(NamedTuple):
     def num_classes(self) -> int:
         """The number of classes."""
         return self.logits.shape[-1] if self.head is None else self.head.num_classes
+
+    def logits_at(self, temperature: float) -> Tensor:
+        """The logits divided by a temperature."""
+        # Quotients of 16-bit logits would be rounded once more.
+        return self.logits if temperature == 1.0 else upcast(self.logits) / temperature
 
     def aligned(self, labels: Tensor, mask: Tensor = None) -> tuple[Tensor, Tensor]:
         """The labels, one for each distribution, and which of them this mask and the output's allow; None: all."""

@@ -11,7 +11,7 @@ from keras_xent._backend import no_autograph
 from keras_xent._types import Reduction, Tensor
 from keras_xent._without_logits import as_inputs, output_of_classes
 from keras_xent.kernels import linear_sequence_loss, sparse_softmax_cross_entropy
-from keras_xent.kernels._dtypes import to_tensor, upcast
+from keras_xent.kernels._dtypes import to_tensor
 from keras_xent.kernels._masking import where_or_zero
 from keras_xent.kernels._shapes import same_shape
 from keras_xent.kernels.reduction import checked_reduction
@@ -239,9 +239,7 @@ def _of_output(output, labels, mask, temperature):
     with _named():
         labels, valid = output.aligned(labels, mask)
         if output.head is None:
-            # Quotients of 16-bit logits would be rounded once more.
-            logits = output.logits if temperature == 1.0 else upcast(output.logits) / temperature
-            losses = sparse_softmax_cross_entropy(labels, logits, mask=valid)
+            losses = sparse_softmax_cross_entropy(labels, output.logits_at(temperature), mask=valid)
             return where_or_zero(-losses, ops.not_equal(losses, 0)), valid
         (log_probs,) = token_columns(
             labels=labels,

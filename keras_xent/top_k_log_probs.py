@@ -70,12 +70,11 @@ def top_k_log_probs(
             k=k, temperature=temperature, mask=valid, logit_softcap=head.logit_softcap, **head.arguments()
         )
     k, shape = checked_k(k, output.num_classes), ops.shape(output.logits)[:-1]
-    logits = ops.reshape(ops.stop_gradient(output.logits), (-1, output.num_classes))  # [N, V]
-    largest, ids = largest_of_rows(logits, k)
-    first = sparse_softmax_cross_entropy(ids[:, 0], logits if temperature == 1.0 else upcast(logits) / temperature)
-    largest = upcast(largest)
-    log_probs = -(first[:, None] + max_minus_logit(largest, largest[:, :1], None) / temperature)
-    ids, log_probs = (ops.reshape(one, (*shape, k)) for one in (ops.cast(ids, "int32"), log_probs))
+    largest, ids = largest_of_rows(ops.reshape(output.logits, (-1, output.num_classes)), k)  # [N, k]
+    largest, ids = (ops.reshape(one, (*shape, k)) for one in (upcast(largest), ids))
+    first = sparse_softmax_cross_entropy(ids[..., 0], output.logits_at(temperature))
+    below = max_minus_logit(largest, largest[..., :1], None) / temperature
+    log_probs = -ops.stop_gradient(first[..., None] + below)
     if valid is None:
         return TopK(ids, log_probs)
     valid = valid[..., None]

@@ -11,11 +11,10 @@ from keras_xent._named_arguments import named_arguments
 from keras_xent._types import Tensor
 from keras_xent.kernels import _linear_loop
 from keras_xent.kernels import _softmax_row as row
-from keras_xent.kernels._dtypes import to_tensor
+from keras_xent.kernels._labels import valid_mask
 from keras_xent.kernels._linear_loop import Data
 from keras_xent.kernels._linear_pass import checked_matrices, static_options
 from keras_xent.kernels._rule import ColumnsAndGradient, Rule
-from keras_xent.kernels._shapes import align_weights
 from keras_xent.kernels.token_statistics import StatisticsRule
 
 # The first integer that float32, in which the loop returns its columns, cannot hold is one more than this.
@@ -96,8 +95,8 @@ def linear_top_k(
     shape = ops.shape(matrices.hidden)[:-1]
     is_active = None
     if mask is not None:
-        mask = align_weights(ops.cast(to_tensor(mask), "bool"), matrices.hidden.shape[:-1], "mask")
-        is_active = ops.reshape(ops.broadcast_to(mask, shape), (-1, 1))  # [N, 1]
+        valid = valid_mask(matrices.hidden[..., 0], mask, None)
+        is_active = ops.reshape(ops.broadcast_to(valid, shape), (-1, 1))  # [N, 1]
     inputs = [None if one is None else ops.stop_gradient(one) for one in matrices.inputs(is_active)]
     static = static_options(rule, matrices, chunk_bytes)
     columns = _linear_loop.run(inputs, None, Data(is_active, ()), needs_grad=(False,) * len(inputs), **static).columns

@@ -29,20 +29,20 @@ WITHOUT_GRADIENTS = {"likeliest": {"gradients": False}}
 
 def times(question: str) -> Iterator[Work]:
     """Loss and gradients of many tokens, or what is computed without gradients."""
-    case = _case(question, MANY_TOKENS, beside=list(BESIDE.get(question, ())), **WITHOUT_GRADIENTS.get(question, {}))
+    case = _case(question, MANY_TOKENS, beside=list(BESIDE.get(question, ())))
     yield Work(question.replace("_", "-"), case, PEERS[question])
 
 
 def memory(question: str) -> Iterator[Work]:
     """The peak memory of the same, in fresh processes."""
     peers = {name: library for name, library in PEERS[question].items() if name != "floor"}
-    case = _case(question, MANY_TOKENS, calls=2, **WITHOUT_GRADIENTS.get(question, {}))
+    case = _case(question, MANY_TOKENS, calls=2)
     yield Work(f"{question.replace('_', '-')}-memory", case, peers, "megabytes")
 
 
 def _case(question, head, **more):
     """Every label is valid."""
-    case = of_head(head) | {"question": question, **more}
+    case = of_head(head) | {"question": question, **WITHOUT_GRADIENTS.get(question, {}), **more}
     return {name: value for name, value in case.items() if name != "valid"}
 
 
