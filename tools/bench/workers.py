@@ -122,13 +122,17 @@ class Workers:
         """Those that run."""
         return [worker for worker in self._there.values() if not worker.ended()]
 
+    def end(self) -> None:
+        """Ends them all; the next request starts another."""
+        for worker in self._there.values():
+            worker.end()
+        self._there.clear()
+
     def __enter__(self) -> "Workers":
         return self
 
     def __exit__(self, *_) -> None:
-        for worker in self._there.values():
-            worker.end()
-        self._there.clear()
+        self.end()
 
 
 def cores() -> int:
