@@ -153,3 +153,31 @@ def in_torch(tmp_path_factory):
 @rows("F")
 def test_pytorch(there, here, in_torch):
     same(here, in_torch[there])
+
+
+def test_smoothing_of_the_other_classes_alone_is_that_of_fairseq():
+    x, k, share = INPUTS["x"].astype("float64"), INPUTS["k"], 0.1
+    examples, classes = x.shape
+    targets = np.full(x.shape, share / (classes - 1))
+    targets[np.arange(examples), k] = 1 - share
+    log_p = x - np.log(np.exp(x).sum(axis=1, keepdims=True))
+    loss = keras_xent.losses.SparseCategoricalCrossentropy(True, label_smoothing=share * classes / (classes - 1))
+    assert float(loss(k, INPUTS["x"])) == pytest.approx(-(targets * log_p).sum(axis=1).mean(), rel=1e-6)
+
+
+def test_trl_counts_completions_without_a_token():
+    of = {**INPUTS, "mask": INPUTS["mask"] * (np.arange(len(INPUTS["mask"])) != 1)[:, None]}
+    there = configs(of).GRPOConfig(loss_type="grpo")
+    here = float(keras_xent.preference.grpo(of["lp"], of["old"], of["a"], mask=of["mask"]))
+    share = np.mean(of["mask"].any(axis=1))
+    assert share < 1 and here * share == pytest.approx(there, rel=1e-5)
+
+
+def test_torchmetrics_has_a_bin_for_predictions_of_probability_1():
+    probabilities, labels = np.array([0.95, 1.0, 1.0, 0.3], "float32"), np.array([1, 1, 0, 1])
+    metric = keras_xent.metrics.CalibrationError(bins=10, from_logits=False)
+    metric.update_state(labels, probabilities)
+    assert float(metric.result()) == pytest.approx((0.7 + abs(2.95 - 2)) / 4)  # there (0.7 + 0.05 + 1) / 4
+    confidence, hits, weight = metric.reliability()
+    gap, share = np.abs(confidence - hits), weight / weight.sum()
+    assert gap.max() == pytest.approx(0.7) and (gap**2 * share).sum() == pytest.approx(0.7**2 / 4 + 0.95**2 / 12)

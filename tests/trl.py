@@ -80,7 +80,7 @@ def grpo(
     max_completion_length=None,
 ):
     log_ratio, mask, advantages = of.lp - of.old, of.mask, of.a[:, None]
-    tokens = mask.sum(axis=1, keepdims=True)
+    tokens = mask.sum(axis=1, keepdims=True).clip(min=1)
     if importance_sampling_level == "sequence":
         log_ratio = (log_ratio * mask).sum(axis=1, keepdims=True) / tokens
     ratio = np.exp(log_ratio)
