@@ -5,6 +5,8 @@ import math
 from keras import ops
 
 from keras_xent import arguments
+from keras_xent._backend import no_autograph
+from keras_xent._named_arguments import named_arguments
 from keras_xent._types import Reduction, Tensor
 from keras_xent.kernels import reduction as _reduction
 from keras_xent.kernels._dtypes import to_tensor
@@ -13,6 +15,8 @@ from keras_xent.kernels._shapes import align_weights
 from keras_xent.preference._log_probs import aligned, check_shape, checked
 
 
+@no_autograph
+@named_arguments
 def grpo(
     policy_logps: Tensor,
     old_logps: Tensor,
