@@ -12,6 +12,7 @@ import numpy as np
 from keras import ops
 
 from keras_xent import _words, arguments
+from keras_xent._named_arguments import named_arguments
 from keras_xent._types import Tensor
 from keras_xent._without_logits import Output, call_without_logits
 from keras_xent.kernels._dtypes import accumulator_dtype, to_float_tensor, to_tensor, upcast
@@ -25,6 +26,7 @@ from keras_xent.kernels.token_statistics import StatisticsRule, token_columns
 _LIMIT = math.log(1024)
 
 
+@named_arguments
 def calibrate(
     model: Any,
     data: Any,
@@ -106,7 +108,7 @@ def _root(function, tolerance):
             warnings.warn(
                 "calibrate finds no best temperature: the cross-entropy falls as far as 1 / 1024, where the model is "
                 "right everywhere in these data, or 1024, where the logits say nothing of the labels.",
-                stacklevel=3,
+                stacklevel=4,
             )
             return high
         low, at_low = high, at_high or at_low

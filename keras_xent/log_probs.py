@@ -8,6 +8,7 @@ from keras import ops
 
 from keras_xent import _words, arguments
 from keras_xent._backend import no_autograph
+from keras_xent._named_arguments import named_arguments
 from keras_xent._types import Reduction, Tensor
 from keras_xent._without_logits import as_inputs, output_of_classes
 from keras_xent.kernels import linear_sequence_loss, sparse_softmax_cross_entropy
@@ -21,6 +22,7 @@ from keras_xent.provenance import is_training
 
 
 @no_autograph
+@named_arguments
 def token_log_probs(
     model: Any,
     x: Any,
@@ -68,6 +70,7 @@ def token_log_probs(
 
 
 @no_autograph
+@named_arguments
 def sequence_log_probs(
     model: Any,
     x: Any,
@@ -114,6 +117,7 @@ def sequence_log_probs(
 
 
 @no_autograph
+@named_arguments
 def sequence_loss(
     model: Any,
     x: Any,

@@ -6,6 +6,7 @@ from keras import ops
 
 from keras_xent import arguments
 from keras_xent._backend import no_autograph
+from keras_xent._named_arguments import named_arguments
 from keras_xent._types import Tensor
 from keras_xent._without_logits import output_of_classes
 from keras_xent.kernels import TopK, linear_top_k, sparse_softmax_cross_entropy
@@ -15,6 +16,7 @@ from keras_xent.kernels.top_k import checked_k, largest_of_rows
 
 
 @no_autograph
+@named_arguments
 def top_k_log_probs(
     model: Any,
     x: Any,

@@ -15,8 +15,8 @@ from keras_xent._backend import custom_gradient
 from keras_xent._types import DivergenceName, Tensor
 from keras_xent.kernels import _softmax_row as row
 from keras_xent.kernels._compiled import CompiledKernel, row_kernel
-from keras_xent.kernels._dtypes import dtype_of, upcast
-from keras_xent.kernels._masking import multiply_no_nan, where_or_zero
+from keras_xent.kernels._dtypes import dtype_of, is_finite, upcast
+from keras_xent.kernels._masking import multiply_no_nan, nan_unless, where_or_zero
 
 NAMES: tuple[str, ...] = typing.get_args(DivergenceName)
 
@@ -31,7 +31,14 @@ class Softmax:
     def normalize(self, logits: Tensor, max_logit: Tensor = None) -> "Normalizer":
         """Returns the numbers by which single logits of these rows become probabilities."""
         max_logit = row.max_of_logits(logits) if max_logit is None else max_logit
-        return Normalizer(max_logit, ops.sum(self._exp_shifted(logits, max_logit), axis=1, keepdims=True))
+        return self.normalizer(max_logit, ops.sum(self._exp_shifted(logits, max_logit), axis=1, keepdims=True))
+
+    def normalizer(self, max_logit: Tensor, sum_exp: Tensor) -> "Normalizer":
+        """These numbers, NaN for rows that have no limit: with several logits of +inf, or only -inf."""
+        if self.softcap is None:
+            # Each of these has counted as a largest logit.
+            sum_exp = nan_unless(ops.logical_or(is_finite(max_logit), sum_exp < 1.5), sum_exp)
+        return Normalizer(max_logit, sum_exp)
 
     def log_prob(self, logits: Tensor, normalizer: "Normalizer") -> Tensor:
         """The log-probabilities of these logits."""
@@ -99,8 +106,11 @@ class Divergence:
             raise ValueError(
                 f"`divergence` must be one of {', '.join(map(repr, NAMES))}. Received: divergence={self.name!r}."
             )
-        if not 0 < arguments.above_zero("beta", self.beta) < 1:
-            raise ValueError(f"`beta` must be a number between 0 and 1. Received: beta={self.beta!r}.")
+        if not 0 < arguments.not_negative("beta", self.beta) < 1:
+            raise ValueError(
+                f"`beta` must be a number between 0 and 1. Received: beta={self.beta!r}. What GKD calls a beta of 0 is "
+                '`divergence="forward_kl"`, and 1 is `"reverse_kl"`.'
+            )
 
     def of_rows(self, rows: Pair) -> tuple[Tensor, Tensor]:
         """The divergence of each row `[n, 1]`, and the mean of the log-ratio under `q`, for the gradient."""

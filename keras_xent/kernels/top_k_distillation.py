@@ -12,7 +12,7 @@ from keras_xent._backend import add_at_columns, is_eager, no_autograph, on_accel
 from keras_xent._named_arguments import named_arguments
 from keras_xent._types import Reduction, Tensor
 from keras_xent.kernels import _exponentials
-from keras_xent.kernels._divergence import Normalizer, Softmax
+from keras_xent.kernels._divergence import Softmax
 from keras_xent.kernels._dtypes import accumulator_dtype, dtype_of, is_float, to_tensor
 from keras_xent.kernels._exponentials import LogitGradient
 from keras_xent.kernels._labels import class_indices
@@ -165,7 +165,7 @@ class TopKRule(Rule):
         exp_shifted = _exponentials.in_place(
             logits, max_logit, scale=inverse, read_before=(ops.sum(of_classes, axis=1, keepdims=True),)
         )
-        normalizer = Normalizer(max_logit, ops.sum(exp_shifted, axis=1, keepdims=True))
+        normalizer = self.softmax.normalizer(max_logit, ops.sum(exp_shifted, axis=1, keepdims=True))
         loss = self._loss(self.softmax.log_prob(of_classes, normalizer), log_p)
         if upstream is None:
             return (loss,), None

@@ -5,6 +5,8 @@ import math
 from keras import ops
 
 from keras_xent import arguments
+from keras_xent._backend import no_autograph
+from keras_xent._named_arguments import named_arguments
 from keras_xent._types import Reduction, Tensor
 from keras_xent.kernels import reduction as _reduction
 from keras_xent.kernels._dtypes import to_tensor
@@ -13,6 +15,8 @@ from keras_xent.kernels._shapes import align_weights
 from keras_xent.preference._log_probs import aligned, check_shape, checked
 
 
+@no_autograph
+@named_arguments
 def grpo(
     policy_logps: Tensor,
     old_logps: Tensor,
@@ -43,8 +47,9 @@ def grpo(
             does not clip.
         reference_logps: the same, of the model that training started from, for `beta` above 0.
         beta: weight of the divergence from the reference.
-        reduction: `"sequence_mean"`, the mean over completions of each one's token mean, as in the paper;
-            `"token_mean"` as in DAPO; `"sum"`; or `"none"`, which returns a loss for each log-probability.
+        reduction: `"sequence_mean"`, the mean over completions of each one's token mean, as in the paper, without
+            completions that have no token; `"token_mean"` as in DAPO; `"sum"`, to be divided by a constant in
+            Dr. GRPO; or `"none"`, which returns a loss for each log-probability.
 
     Returns:
         The loss, a scalar, or of the shape of `policy_logps`.
@@ -60,8 +65,8 @@ def grpo(
     >>> round(float(loss), 4)  # (-min(1.5, 1.2) + max(1.5, 1.2)) / 2
     0.15
 
-    References: arXiv:2402.03300, equation (3); clip range of two sides and token mean, arXiv:2503.14476 (DAPO); ratios
-    of completions, arXiv:2507.18071 (GSPO).
+    References: arXiv:2402.03300, equation (3); clip range of two sides and token mean, arXiv:2503.14476 (DAPO); a
+    constant divisor, arXiv:2503.20783 (Dr. GRPO); ratios of completions, arXiv:2507.18071 (GSPO).
     """
     _reduction.checked_reduction(reduction)
     if arguments.not_negative("beta", beta) and reference_logps is None:

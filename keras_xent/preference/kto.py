@@ -3,11 +3,15 @@
 from keras import ops
 
 from keras_xent import arguments
+from keras_xent._backend import no_autograph
+from keras_xent._named_arguments import named_arguments
 from keras_xent._types import Tensor
 from keras_xent.kernels._dtypes import to_tensor
 from keras_xent.preference._log_probs import check_shape, checked, of_sequences
 
 
+@no_autograph
+@named_arguments
 def kto(
     policy_logps: Tensor,
     reference_logps: Tensor,

@@ -3,10 +3,14 @@
 from keras import ops
 
 from keras_xent import arguments
+from keras_xent._backend import no_autograph
+from keras_xent._named_arguments import named_arguments
 from keras_xent._types import Tensor
 from keras_xent.preference._log_probs import of_sequences
 
 
+@no_autograph
+@named_arguments
 def dpo(
     policy_chosen_logps: Tensor,
     policy_rejected_logps: Tensor,
@@ -47,6 +51,8 @@ def dpo(
     return _logistic(arguments.above_zero("beta", beta) * margin, label_smoothing)
 
 
+@no_autograph
+@named_arguments
 def ipo(
     policy_chosen_logps: Tensor,
     policy_rejected_logps: Tensor,
@@ -85,6 +91,8 @@ def ipo(
     return ops.square(margin - 0.5 / arguments.above_zero("beta", beta))
 
 
+@no_autograph
+@named_arguments
 def simpo(
     policy_chosen_logps: Tensor,
     policy_rejected_logps: Tensor,
@@ -125,6 +133,8 @@ def simpo(
     return _logistic(margin, label_smoothing)
 
 
+@no_autograph
+@named_arguments
 def orpo(policy_chosen_logps: Tensor, policy_rejected_logps: Tensor, *, beta: float = 0.1) -> Tensor:
     """Odds ratio preference optimization: supervised tuning and preference in one loss, without a reference model.
 

@@ -179,6 +179,12 @@ def test_one_hot_rows_of_255_are_told():
         (kx.kernels.sparse_softmax_cross_entropy, "ignore_index", "ignore_class"),
         (kx.kernels.linear_cross_entropy, "softcap", "logit_softcap"),
         (kx.kernels.linear_cross_entropy, "sample_weight", "token_weights"),
+        (kx.metrics.CalibrationError, "n_bins", "bins"),
+        (kx.preference.dpo, "ref_chosen_logps", "reference_chosen_logps"),
+        (kx.preference.simpo, "simpo_gamma", "gamma"),
+        (kx.preference.grpo, "epsilon_low", "epsilon"),
+        (kx.sequence_log_probs, "average_log_prob", "normalize"),
+        (kx.calibrate, "ignore_index", "ignore_class"),
     ],
 )
 def test_the_argument_names_of_other_libraries_are_translated(kind, wrong, right):
@@ -195,11 +201,13 @@ def test_the_argument_names_of_other_libraries_are_translated(kind, wrong, right
         (Binary, "weight", "Give `pos_weight` to a loss of binary labels, or `sample_weight` where the loss is called"),
         (Sparse, "num_classes", "The number of classes is the size of the class axis of `y_pred`"),
         (Sparse, "label_smothing", "Did you mean `label_smoothing`?"),
+        (kx.preference.kto, "loss_type", "Each loss of `keras_xent.preference` is a function of its own"),
+        (kx.kernels.linear_cross_entropy, "shift", "Give labels without the first token"),
         (kx.metrics.Perplexity, "base", "It has: from_logits, ignore_class, axis, name, dtype"),
     ],
 )
 def test_an_argument_that_a_class_does_not_have_gets_advice(kind, wrong, advice):
-    with pytest.raises(TypeError, match=f"^{kind.__name__} has no argument `{wrong}`. {re.escape(advice)}"):
+    with pytest.raises(TypeError, match=rf"^{kind.__name__}(\(\))? has no argument `{wrong}`. {re.escape(advice)}"):
         kind(**{wrong: 1})
 
 

@@ -339,6 +339,13 @@ def test_a_class_that_only_the_teacher_has_is_an_error_or_nan():
         np.testing.assert_allclose(found, np.where(np.arange(TOKENS) == 4, 0, expected), rtol=1e-6, atol=1e-7)
 
 
+@pytest.mark.parametrize("reduction", ["none", "sum"])
+def test_a_student_without_a_limit_has_the_loss_nan(reduction):
+    bias = np.where(np.arange(CLASSES) < 2, np.inf, 0).astype("float32")
+    options = {"reduction": reduction, "training": False}
+    assert np.isnan(to_numpy(linear_top_k_distillation(HIDDEN, KERNEL, IDS, LOG_P, bias, **options))).all()
+
+
 @pytest.mark.parametrize(
     "call, sentence",
     [
@@ -346,7 +353,7 @@ def test_a_class_that_only_the_teacher_has_is_an_error_or_nan():
         (lambda: linear_distillation(HIDDEN, KERNEL, TEACHER, KERNEL), "`teacher_hidden` must have shape"),
         (lambda: linear_distillation(HIDDEN, KERNEL, HIDDEN, KERNEL[:, 1:]), "`teacher_kernel` must have the classes"),
         (lambda: linear_distillation(HIDDEN, KERNEL, HIDDEN, KERNEL, divergence="kl"), "`divergence` must be one of"),
-        (lambda: linear_distillation(HIDDEN, KERNEL, HIDDEN, KERNEL, beta=1.0), "`beta` must be a number between"),
+        (lambda: linear_distillation(HIDDEN, KERNEL, HIDDEN, KERNEL, beta=1.0), "`beta` must.*reverse_kl"),
         (lambda: linear_top_k_distillation(HIDDEN, KERNEL, IDS, LOG_P[:, 1:]), "`log_probs` must have the shape"),
         (
             lambda: linear_top_k_distillation(HIDDEN, KERNEL, LOG_P, IDS),

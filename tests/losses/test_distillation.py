@@ -68,6 +68,24 @@ def test_one_class_is_refused_whose_loss_is_always_0(loss):
         loss(np.array([[3.0], [-2.0], [0.5]]), np.zeros((3, 1), "float32"))
 
 
+@pytest.mark.parametrize("without_limit", [[np.inf, 0, np.inf], [-np.inf] * 3], ids=["two of +inf", "all -inf"])
+@pytest.mark.parametrize("divergence", ["forward_kl", "reverse_kl", "jensen_shannon"])
+def test_a_row_without_a_limit_has_the_loss_nan(divergence, without_limit):
+    rows, others = np.array([without_limit, [1, 0, 2]], "float32"), np.array([[0, 1, 2]] * 2, "float32")
+    loss = kx.losses.Distillation(2.0, divergence, reduction="none")
+    for teacher, student in ((rows, others), (others, rows)):
+        losses, gradient = value_and_gradient(lambda x, teacher=teacher: loss(teacher, x), tensor(student))
+        assert np.isnan(losses).tolist() == [True, False]
+        assert np.isnan(gradient).tolist() == [[True] * 3, [False] * 3]
+
+
+@pytest.mark.parametrize("name, divergence", [("teacher", "forward_kl"), ("student", "reverse_kl")])
+def test_one_logit_of_infinity_has_all_the_probability(name, divergence):
+    sure, other = np.array([[np.inf, 0, 1]], "float32"), np.log(np.array([[0.25, 0.5, 0.25]], "float32"))
+    teacher, student = (sure, other) if name == "teacher" else (other, sure)
+    assert float(kx.losses.Distillation(divergence=divergence)(teacher, student)) == pytest.approx(np.log(4), rel=1e-6)
+
+
 @pytest.mark.parametrize("student, teacher", [("bfloat16", "float32"), ("float16", "float32"), ("float32", "bfloat16")])
 def test_teacher_and_student_are_read_in_their_own_dtypes(student, teacher):
     x, y = tensor(20 * STUDENT, student), tensor(20 * TEACHER, teacher)
