@@ -56,7 +56,8 @@ class Output(NamedTuple):
         valid = None
         for one in (mask, self.mask):
             if one is not None:
-                one = ops.cast(align_weights(to_tensor(one), like.shape, "mask", like=like), "bool")
+                one = to_tensor(arguments.tensor("mask", one))
+                one = ops.cast(align_weights(one, like.shape, "mask", like=like), "bool")
                 valid = both(valid, ops.broadcast_to(one, ops.shape(like)))
         return valid
 

@@ -36,6 +36,7 @@ jit = _module.jit
 custom_gradient = _module.custom_gradient
 fused_gradient = _module.fused_gradient
 with_gradient_of_sum = _module.with_gradient_of_sum
+with_slope = _module.with_slope
 one_program = _module.one_program
 starts_programs = _module.starts_programs
 reads_variables_once = _module.reads_variables_once

@@ -252,6 +252,16 @@ def with_gradient_of_sum(total: Callable) -> Callable:
     return result
 
 
+def with_slope(function: Callable, slope: Callable) -> Callable:
+    """`function(x)`, number by number, differentiated as one whose derivative is `slope(x)`."""
+
+    @tf.custom_gradient
+    def result(x):
+        return function(x), lambda upstream: upstream * slope(x)
+
+    return result
+
+
 def clear_programs() -> None:
     """Frees the programs of this backend."""
     _residuals_vjp.cache_clear()

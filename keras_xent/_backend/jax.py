@@ -16,6 +16,7 @@ from keras_xent._backend._jax_gradients import is_eager as is_eager
 from keras_xent._backend._jax_gradients import is_traced as is_traced
 from keras_xent._backend._jax_gradients import jit as jit
 from keras_xent._backend._jax_gradients import with_gradient_of_sum as with_gradient_of_sum
+from keras_xent._backend._jax_gradients import with_slope as with_slope
 from keras_xent._backend._jax_judging import judged_step as judged_step
 from keras_xent._backend._jax_mesh import on_any_mesh as on_any_mesh
 from keras_xent._backend._jax_program import is_concrete as is_concrete

@@ -15,6 +15,7 @@ from keras_xent._backend._tensorflow_gradients import fused_gradient as fused_gr
 from keras_xent._backend._tensorflow_gradients import is_eager as is_eager
 from keras_xent._backend._tensorflow_gradients import jit as jit
 from keras_xent._backend._tensorflow_gradients import with_gradient_of_sum as with_gradient_of_sum
+from keras_xent._backend._tensorflow_gradients import with_slope as with_slope
 from keras_xent._backend._tensorflow_graph import assert_in_graph as assert_in_graph
 from keras_xent._backend._tensorflow_graph import asserts_in_graph as asserts_in_graph
 from keras_xent._backend._tensorflow_graph import in_xla as in_xla

@@ -24,8 +24,11 @@ from keras_xent.kernels._shapes import align_weights, ensure_size, same_shape
 
 def valid_mask(labels: Tensor, mask: Tensor, ignore_class: float | None) -> Tensor:
     """True where a label is valid: the mask allows it and it is not `ignore_class`. None where all are."""
-    # From the left, as weights: broadcasting would take a mask of examples for one of time steps.
-    valid = None if mask is None else align_weights(ops.cast(to_tensor(mask), "bool"), labels.shape, "mask")
+    valid = None
+    if mask is not None:
+        # From the left, as weights: broadcasting would take a mask of examples for one of time steps.
+        valid = ops.cast(to_tensor(arguments.tensor("mask", mask)), "bool")
+        valid = align_weights(valid, labels.shape, "mask")
     if ignore_class is not None:
         valid = both(valid, ops.logical_not(equals_ignored(labels, ignore_class)))
     return valid

@@ -95,7 +95,7 @@ def checked_matrices(
         )
     num_classes = kernel.shape[1 - axis]
     if bias is not None:
-        bias = to_float_tensor(bias)
+        bias = to_float_tensor(arguments.tensor(f"{of}bias", bias))
         if tuple(bias.shape) != (num_classes,):
             raise ValueError(
                 f"`{of}bias` must have shape ({num_classes},), one number for each class of the {of}kernel. "
@@ -186,10 +186,11 @@ def reduced_over_tokens(
     like = ops.zeros(ops.shape(matrices.hidden)[:-1], "bool")
     valid = weights = None
     if mask is not None:
-        valid = align_weights(ops.cast(to_tensor(mask), "bool"), shape, "mask", like=like)
+        valid = align_weights(ops.cast(to_tensor(arguments.tensor("mask", mask)), "bool"), shape, "mask", like=like)
         valid = ops.logical_or(valid, like)
     if token_weights is not None:
-        weights = ops.cast(to_tensor(token_weights), accumulator_dtype(matrices.hidden))
+        weights = to_tensor(arguments.tensor("token_weights", token_weights))
+        weights = ops.cast(weights, accumulator_dtype(matrices.hidden))
         weights = align_weights(weights, shape, "token_weights", like=like)
     loss, _ = reduced(
         rule,

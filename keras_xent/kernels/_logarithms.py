@@ -1,11 +1,11 @@
 """Logarithms as polynomials, for float32 on a CPU (`_xla_cpu.py` has the reason)."""
 
+import functools
 import math
 
 from keras import ops
 
-from keras_xent import _backend
-from keras_xent._backend import uses_xla_cpu
+from keras_xent._backend import bitcast, uses_xla_cpu, with_slope
 from keras_xent._types import Tensor
 from keras_xent.kernels._dtypes import dtype_of, smallest_normal
 
@@ -67,9 +67,19 @@ def finite_log(x: Tensor) -> Tensor:
     """
     if dtype_of(x) != "float32" or not uses_xla_cpu():
         return ops.log(ops.maximum(x, smallest_normal(x)))
-    bits = _backend.bitcast(x, "int32")
+    return _log_of_bits(x)
+
+
+def _slope_of_log(x):
+    return 1.0 / ops.maximum(x, smallest_normal(x))
+
+
+# Bits have no derivative.
+@functools.partial(with_slope, slope=_slope_of_log)
+def _log_of_bits(x):
+    bits = bitcast(x, "int32")
     exponent = ops.right_shift(bits - _BITS_OF_SQRT_HALF, 23)
-    mantissa_minus_one = _backend.bitcast(bits - ops.left_shift(exponent, 23), "float32") - 1.0
+    mantissa_minus_one = bitcast(bits - ops.left_shift(exponent, 23), "float32") - 1.0
     quotient = _LOG[0]
     for coefficient in _LOG[1:]:
         quotient = quotient * mantissa_minus_one + coefficient

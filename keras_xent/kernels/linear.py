@@ -258,7 +258,7 @@ def with_statistics(
     dtype = accumulator_dtype(matrices.hidden)
     weights, counted = None, valid
     if token_weights is not None:
-        weights = ops.cast(to_tensor(token_weights), dtype)
+        weights = ops.cast(to_tensor(arguments.tensor("token_weights", token_weights)), dtype)
         weights = align_weights(weights, labels.shape, "token_weights", like=labels)
         # Under weight 0 a label may be anything.
         has_weight = ops.broadcast_to(ops.not_equal(weights, 0), ops.shape(labels))

@@ -106,7 +106,7 @@ def sigmoid_cross_entropy(
     label_axis = -1 if axis is None else checked_axis(axis, rank)
     given = [logits, labels]
     if mask is not None:
-        given.append(_of_shape(ops.cast(to_tensor(mask), "bool"), logits, "mask"))
+        given.append(_of_shape(ops.cast(to_tensor(arguments.tensor("mask", mask)), "bool"), logits, "mask"))
     rows, label_rows, *masks = (as_rows(t, label_axis) if rank else ops.reshape(t, (1, 1)) for t in given)
     options = SigmoidOptions(label_smoothing, focal_gamma, focal_alpha, ignore_class, axis is not None)
     weight = _positive_weights(pos_weight, rows)

@@ -12,11 +12,10 @@ from keras_xent.kernels import _fast_steps, _first_steps
 from keras_xent.kernels import _softmax_row as row
 from keras_xent.kernels._compiled import CompiledKernel, RowKernel
 from keras_xent.kernels._dtypes import accumulator_dtype, is_float, to_float_tensor, to_tensor
-from keras_xent.kernels._labels import optional_class_weights
+from keras_xent.kernels._labels import optional_class_weights, valid_mask
 from keras_xent.kernels._masking import multiply_no_nan, where_or_zero
 from keras_xent.kernels._options import SoftmaxOptions
 from keras_xent.kernels._shapes import (
-    align_weights,
     as_rows,
     checked_axis,
     ensure_shape,
@@ -109,8 +108,7 @@ def softmax_cross_entropy(
     options = SoftmaxOptions(label_smoothing, focal_gamma, z_loss, logit_softcap)
     loss = _losses(rows, target_rows, *weights, options=options, differentiable_targets=differentiable_targets)
     loss = reshape_to(loss, logits, without=axis)
-    valid = None if mask is None else align_weights(ops.cast(to_tensor(mask), "bool"), loss.shape, "mask")
-    return where_or_zero(loss, valid)
+    return where_or_zero(loss, valid_mask(loss, mask, None))
 
 
 def _smooth(targets, class_weight, inverse_num_classes, dtype, smoothing):

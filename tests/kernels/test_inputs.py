@@ -86,6 +86,15 @@ def test_inputs_of_heads_that_are_missing_are_named(name):
             linear_cross_entropy(given["hidden"], given["kernel"], given["labels"])
 
 
+@pytest.mark.parametrize("name", ["bias", "mask", "token_weights"])
+@pytest.mark.parametrize("kernel", [linear_cross_entropy, linear_softmax_cross_entropy])
+def test_optional_inputs_that_are_not_numbers_are_named(kernel, name):
+    labels = np.zeros(4, "int32") if kernel is linear_cross_entropy else np.ones((4, 5))
+    for one in ("hidden", {"a": 1.0}):
+        with pytest.raises(ValueError, match=rf"`{name}` must be a dense tensor of numbers"):
+            kernel(np.ones((4, 3)), np.ones((3, 5)), labels, **{name: one})
+
+
 def test_a_single_label_that_is_too_large_for_jax_is_refused():
     with pytest.raises(ValueError, match="`labels` must be classes from 0 to 2"):
         sparse_softmax_cross_entropy(np.int64(2**32), np.ones(3, "float32"))

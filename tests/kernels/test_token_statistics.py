@@ -93,6 +93,26 @@ def test_values_and_gradients_are_those_of_the_oracle(case, mode):
         np.testing.assert_allclose(one, other, atol=1e-6 * np.abs(other).max())
 
 
+if BACKEND == "jax":
+
+    @pytest.mark.parametrize("case", ["plain", "temperature", "softcap"])
+    def test_second_derivatives_are_those_of_the_oracle(case):
+        """Central differences of its gradients. (On TensorFlow they raise an error.)"""
+        import jax
+
+        options, direction = CASES[case], np.random.default_rng(1).standard_normal(HIDDEN.shape)
+        named = {"softcap" if name == "logit_softcap" else name: value for name, value in options.items()}
+        low, high = (oracle(HIDDEN + step * direction, KERNEL, BIAS, **named)[1][0] for step in (-1e-5, 1e-5))
+
+        def total(hidden):
+            values = linear_token_statistics(hidden, KERNEL, LABELS, BIAS, **options)[:3]
+            return sum(ops.sum(a * b) for a, b in zip(UPSTREAM, values, strict=True))
+
+        along = jax.jvp(jax.grad(total), (HIDDEN,), (direction.astype("float32"),))[1]
+        expected = (high - low) / 2e-5
+        np.testing.assert_allclose(along, expected, atol=2e-6 * np.abs(expected).max())
+
+
 @whole
 @pytest.mark.parametrize("dtype", [d for d in DTYPES if d != "float32"])
 def test_other_dtypes_have_their_own_accuracy(dtype):
