@@ -26,6 +26,7 @@ _OTHER_NAMES = {
     "logit_softcap": ("softcap", "logit_soft_cap", "final_logit_softcapping"),
     "z_loss": ("lse_square_scale", "z_loss_weight", "z_loss_multiplier"),
     "temperature": ("T", "tau"),
+    "divergence": ("loss",),
     "labels": ("target", "targets", "y_true", "y"),
     "targets": ("target", "labels", "y_true", "y"),
     "logits": ("input", "predictions", "y_pred"),

@@ -179,6 +179,7 @@ def test_one_hot_rows_of_255_are_told():
         (kx.kernels.sparse_softmax_cross_entropy, "ignore_index", "ignore_class"),
         (kx.kernels.linear_cross_entropy, "softcap", "logit_softcap"),
         (kx.kernels.linear_cross_entropy, "sample_weight", "token_weights"),
+        (kx.distillation.LogitsDistillation, "loss", "divergence"),
     ],
 )
 def test_the_argument_names_of_other_libraries_are_translated(kind, wrong, right):
