@@ -57,6 +57,15 @@ def is_active() -> bool:
     return is_counting() or _micro_batch.get() is not None
 
 
+def steps_of_optimizer(optimizer: Any) -> int | None:
+    """The `gradient_accumulation_steps` of an optimizer, or of one inside of it; None where it accumulates nothing."""
+    inner = getattr(optimizer, "inner_optimizer", None)
+    # Those of a `keras.optimizers.MultiOptimizer`.
+    inside = getattr(optimizer, "optimizers", None) or [] if inner is None else [inner]
+    own = getattr(optimizer, "gradient_accumulation_steps", None)
+    return own or next(filter(None, map(steps_of_optimizer, inside)), None)
+
+
 def divisor(normalizer: float | None) -> Any:
     """Returns the divisor of this call of a loss: the normalizer, or for a micro-batch that of the whole batch."""
     calls = _micro_batch.get()

@@ -44,6 +44,7 @@ _OTHER_NAMES = {
     "epsilon": ("epsilon_low", "clip_ratio", "clip_ratio_low"),
     "epsilon_high": ("clip_ratio_high",),
     "gamma": ("simpo_gamma",),
+    "divergence": ("loss",),
     "labels": ("target", "targets", "y_true", "y"),
     "targets": ("target", "labels", "y_true", "y"),
     "logits": ("input", "predictions", "y_pred"),

@@ -74,10 +74,11 @@ def accumulate_gradients(model: Any, steps: int) -> Any:
 
 
 def _check(model: Any) -> None:
-    if getattr(model.optimizer, "gradient_accumulation_steps", None):
+    own_steps = _accumulation.steps_of_optimizer(model.optimizer)
+    if own_steps:
         raise ValueError(
             "The optimizer of a model with `accumulate_gradients` must not accumulate too. Received: an optimizer with "
-            f"gradient_accumulation_steps={model.optimizer.gradient_accumulation_steps}. Leave it out."
+            f"gradient_accumulation_steps={own_steps}. Leave it out."
         )
     foreign = [loss for loss in keras.tree.flatten(model.loss) if loss is not None and not _counts(loss)]
     for loss in foreign:

@@ -6,12 +6,13 @@ import keras
 from keras import ops
 
 from keras_xent import _endings, arguments
+from keras_xent._named_arguments import NamedArguments
 from keras_xent._types import DivergenceName, Reduction, Tensor
 from keras_xent.losses import Distillation
 
 
 @keras.saving.register_keras_serializable(package="keras_xent")
-class LogitsDistillation(keras.distillation.DistillationLoss):
+class LogitsDistillation(NamedArguments, keras.distillation.DistillationLoss):
     """Distillation of the teacher's logits, in place of `keras.distillation.LogitsDistillation`.
 
     Keras' own, with its default loss, clips logits as if they were probabilities, and has gradient 0 where it clips.
@@ -78,7 +79,7 @@ class LogitsDistillation(keras.distillation.DistillationLoss):
 
     def get_config(self) -> dict[str, Any]:
         """Every argument of the constructor."""
-        return {name: getattr(self, name) for name in ("temperature", "divergence", "beta", "reduction")}
+        return self._given_arguments()
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> "LogitsDistillation":

@@ -3,7 +3,7 @@
 import inspect
 from typing import Any
 
-from keras_xent import _keras
+from keras_xent import _accumulation, _keras
 from keras_xent._types import Tensor
 
 # Means whose denominator is the number of valid labels, and those in which it is the sum of their weights.
@@ -17,8 +17,7 @@ def warn_of_accumulation(loss: Any, y_pred: Tensor, sample_weight: Tensor) -> No
     """
     if "accumulation" in loss._warned or not _may_differ(loss, y_pred, sample_weight):
         return
-    optimizer = getattr(_keras.model_of_step(), "optimizer", None)
-    if not getattr(getattr(optimizer, "inner_optimizer", optimizer), "gradient_accumulation_steps", None):
+    if not _accumulation.steps_of_optimizer(getattr(_keras.model_of_step(), "optimizer", None)):
         return
     or_normalizer = (
         ", or give the loss `normalizer`" if "normalizer" in inspect.signature(type(loss)).parameters else ""

@@ -185,6 +185,7 @@ def test_one_hot_rows_of_255_are_told():
         (kx.preference.grpo, "epsilon_low", "epsilon"),
         (kx.sequence_log_probs, "average_log_prob", "normalize"),
         (kx.calibrate, "ignore_index", "ignore_class"),
+        (kx.distillation.LogitsDistillation, "loss", "divergence"),
     ],
 )
 def test_the_argument_names_of_other_libraries_are_translated(kind, wrong, right):
