@@ -12,6 +12,7 @@ from typing import Any
 
 from keras import ops
 
+from keras_xent import arguments
 from keras_xent._types import Tensor
 from keras_xent.kernels import reduction as _reduction
 
@@ -81,7 +82,13 @@ def reduce(losses: Tensor, *, reduction: str | None, normalizer: float | None = 
     found = _counted.get()
     if found is None:
         return _reduction.reduce(losses, reduction=reduction, normalizer=divisor(normalizer), **weighting)
+    is_reduced = reduction not in ("none", None)
+    if not is_reduced:
+        arguments.warn(
+            "What your code makes of losses with reduction=None is not counted by `accumulate_gradients`: unless it is "
+            "their mean over rows, the step is not that of the whole batch. Give the loss the reduction."
+        )
     # Sums, and what is divided by a number, need no count.
-    is_fixed = normalizer is not None or reduction in ("sum", "none", None)
+    is_fixed = normalizer is not None or reduction == "sum" or not is_reduced
     found.append(None if is_fixed else _reduction.reduction_weights(losses, reduction=reduction, **weighting)[1])
-    return ops.zeros((), losses.dtype)
+    return ops.zeros((), losses.dtype) if is_reduced else ops.zeros_like(losses)

@@ -23,9 +23,9 @@ def accumulate_gradients(model: Any, steps: int) -> Any:
 
     Formula: `grad = sum_m grad sum_n t_n l_n / sum_n t_n w_n`, the inner sum over the valid tokens of micro-batch `m`
     and the denominator that of the whole batch, which is counted first, from labels, weights and mask. The same holds
-    for every reduction of this package's losses, `normalizer`, and each of several outputs; losses of Keras are means
-    over rows. A last batch of fewer rows is cut into fewer or smaller micro-batches. Under `tf.distribute` each replica
-    cuts its own rows.
+    for every reduction of this package's losses but None, `normalizer`, and each of several outputs. Losses of Keras,
+    and what your code makes of losses with reduction None, are taken for means over rows. A last batch of fewer rows is
+    cut into fewer or smaller micro-batches. Under `tf.distribute` each replica cuts its own rows.
 
     What sees one micro-batch at a time, as in any accumulation: batch normalization and dropout's random numbers. A
     `train_step` of your own is used, if it computes its loss by `compute_loss` and calls `optimizer` once. Saving
@@ -42,8 +42,8 @@ def accumulate_gradients(model: Any, steps: int) -> Any:
         ValueError: `steps` that is no number of micro-batches. In `fit`: an optimizer with
             `gradient_accumulation_steps`; a loss of Keras whose reduction is no mean over rows.
 
-    Warns once of a loss of Keras for an output with a mask, or with `ignore_class`: its mean is over the valid elements
-    of a micro-batch.
+    Warns once of a loss with reduction None, and of a loss of Keras for an output with a mask, or with `ignore_class`:
+    its mean is over the valid elements of a micro-batch.
 
     Example:
 

@@ -79,8 +79,8 @@ def is_fused(layer: Any) -> bool:
 
 def computes_as(layer: Any, kind: type) -> bool:
     """Returns whether a layer is of this class, or of a subclass that does not change what a call returns."""
-    same = all(getattr(type(layer), name) is getattr(kind, name) for name in ("call", "__call__"))
-    return isinstance(layer, kind) and same
+    names = "call", "__call__"
+    return isinstance(layer, kind) and all(getattr(type(layer), name) is getattr(kind, name) for name in names)
 
 
 def _named(model, layer):

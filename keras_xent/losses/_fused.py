@@ -29,7 +29,7 @@ def head_for(loss: Any, y_pred: Tensor) -> provenance.Head | None:
     if head is not None and (readers := _metrics_that_read_logits()):
         loss._warn_once(
             "readers",
-            f"The logits of layer '{head.layer}' are materialized, since the metric '{readers[0]}' reads them; "
+            f"The logits of layer '{head.layer}' are materialized, since the metric {readers[0]} reads them; "
             f"{name} alone does not. Nor do keras_xent.metrics.TokenAccuracy and Perplexity.",
         )
     # Two caps, one after the other, are not one cap.
@@ -70,7 +70,7 @@ def mask_and_weights(y_pred: Tensor, sample_weight: Tensor, tokens: Tensor) -> t
 
 
 def _metrics_that_read_logits() -> list[str]:
-    """Names of the metrics that read the logits of the model whose step calls the loss, by what it was compiled with.
+    """Names and packages of the metrics that read the logits of the model of this step, by what it was compiled with.
 
     Of a model with several outputs it is not known which metrics belong to which.
     """
@@ -79,4 +79,5 @@ def _metrics_that_read_logits() -> list[str]:
         return []
     # Those that were given to `compile` are inside one of the model's metrics.
     compiled = [metric for one in model.metrics for metric in getattr(one, "metrics", ())]
-    return [metric.name for metric in compiled if not getattr(metric, "reuses_loss_statistics", False)]
+    readers = [metric for metric in compiled if not getattr(metric, "reuses_loss_statistics", False)]
+    return [f"'{metric.name}' of {type(metric).__module__.partition('.')[0]}" for metric in readers]

@@ -163,9 +163,10 @@ class CategoricalCrossentropy(Crossentropy):
         return options if self.class_weight is None and self.axis == -1 else None
 
     def _labels_of_program(self, y_true: Tensor, logits: Tensor) -> Tensor:
-        if not is_eager(y_true):
+        targets = None if logits.shape[-1] == 1 else super()._labels_of_program(y_true, logits)
+        if targets is not None and not is_eager(y_true):
             self._warn_of_targets(y_true, logits, Alignment())
-        return None if logits.shape[-1] == 1 else super()._labels_of_program(y_true, logits)
+        return targets
 
     def _unreduced_in_program(self, y_true: Tensor, logits: Tensor, valid: Tensor, weights: Tensor) -> Unreduced:
         return self._of_logits(y_true, logits, valid)

@@ -156,3 +156,25 @@ def test_a_loss_computes_no_ranks_for_metrics_of_other_models(fused, monkeypatch
         assert found and any("rank" in needed for needed in found) is needs
     assert model.evaluate(x, y, verbose=0)[1] == 0.5
     del other
+
+
+@pytest.mark.skipif(BACKEND != "jax", reason="on TensorFlow no variable has to leave a gradient")
+@pytest.mark.parametrize("keeps", [True, False], ids=["kept", "dropped"])
+def test_a_step_of_ones_own_may_drop_the_metrics_variables_of_the_gradient(keeps):
+    import jax
+
+    model, metric, loss = language_model(), kx.metrics.Perplexity(), kx.losses.MaskedSequenceCrossentropy()
+    variables = [*model.trainable_variables, *metric.variables]
+
+    def loss_of(weights, state):
+        with keras.StatelessScope(zip(variables, [*weights, *state], strict=True)) as scope:
+            y_pred = model(X)
+            return loss(Y, y_pred), (y_pred, [scope.get_current_value(one) for one in metric.variables])
+
+    @jax.jit
+    def step(weights, state):
+        _, (y_pred, updated) = jax.grad(loss_of, has_aux=True)(weights, state)
+        return metric.stateless_result(metric.stateless_update_state(updated if keeps else state, Y, y_pred))
+
+    got = step(*[[one.value for one in some] for some in (model.trainable_variables, metric.variables)])
+    np.testing.assert_allclose(np.log(to_numpy(got)), nll(model(X)).mean(), rtol=1e-6)

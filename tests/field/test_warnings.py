@@ -258,3 +258,13 @@ def test_arguments_are_shown():
         "MaskedSequenceCrossentropy(from_logits=True, ignore_class=0, label_smoothing=0.1, reduction='token_mean')"
     )
     assert repr(kx.metrics.Perplexity(ignore_class=0)) == "Perplexity(from_logits=True, ignore_class=0)"
+
+
+def test_integer_labels_for_a_dense_loss_are_no_targets_whose_sum_is_too_large():
+    """An array given to `fit`, whose labels sum to more than 100."""
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(20)])
+    model.compile("sgd", kx.losses.CategoricalCrossentropy(from_logits=True))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        with pytest.raises(ValueError, match="For integer labels use SparseCategoricalCrossentropy"):
+            model.fit(np.ones((16, 3)), np.full(16, 19), verbose=0)

@@ -56,6 +56,15 @@ def test_fuse_head_finds_the_head_of_sequential_and_nested_models():
     assert kx.fuse_head(outer) is outer
 
 
+def test_fuse_head_asks_which_of_several_outputs_is_the_head():
+    inputs = keras.Input((4,))
+    hidden = keras.layers.Dense(3)(inputs)
+    model = keras.Model(inputs, [keras.layers.Dense(5, name="logits")(hidden), hidden])
+    with pytest.raises(ValueError, match="with no layer that is known at its end. Name the output layer with `layer`"):
+        kx.fuse_head(model)
+    assert is_fused(kx.fuse_head(model, "logits").get_layer("logits"))
+
+
 def test_fuse_head_says_what_it_cannot_do():
     tokens = keras.Input((4,))
     conv = keras.Model(tokens, keras.layers.Rescaling(2.0, name="scaled")(tokens), name="other")

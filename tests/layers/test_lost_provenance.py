@@ -87,7 +87,7 @@ def test_a_metric_that_reads_logits_works_and_warns_once():
     assert told == [
         [],
         [
-            "The logits of layer 'vocabulary' are materialized, since the metric 'accuracy' reads them; "
+            "The logits of layer 'vocabulary' are materialized, since the metric 'accuracy' of keras reads them; "
             "MaskedSequenceCrossentropy alone does not. Nor do keras_xent.metrics.TokenAccuracy and Perplexity."
         ],
     ]

@@ -309,3 +309,17 @@ def test_a_loss_of_keras_for_an_output_with_a_mask_warns():
     tokens = data()[0][:4]
     with pytest.warns(UserWarning, match="mean over the valid elements of each micro-batch"):
         kx.accumulate_gradients(model, 2).fit(tokens, tokens % 4, verbose=0)
+
+
+def test_what_ones_own_code_makes_of_losses_without_a_reduction_warns():
+    class Summed(keras.Model):
+        def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
+            losses = kx.losses.SparseCategoricalCrossentropy(from_logits=True, reduction=None)(y, y_pred)
+            return ops.sum(losses, axis=0)
+
+    inputs = keras.Input((3,))
+    model = Summed(inputs, keras.layers.Dense(CLASSES)(inputs))
+    model.compile("sgd")
+    with pytest.warns(UserWarning, match="reduction=None is not counted") as caught:
+        kx.accumulate_gradients(model, 2).fit(np.ones((4, 3)), np.arange(4) % CLASSES, verbose=0)
+    assert caught[0].filename == __file__
