@@ -157,7 +157,8 @@ class BatchLoss(UnloggedMetric):
             num_valid = ops.sum(ops.cast(is_active, "float32"))
             nll, weight = ops.sum(ops.where(is_active, values * weights, 0.0)), ops.sum(weights)
             # Labels of one sequence: all but the first axis.
-            length = ops.maximum(ops.cast(ops.size(labels), "int32") // ops.maximum(ops.shape(y)[0], 1), 1)
+            rows = ops.convert_to_tensor(ops.shape(y)[0], dtype="int32")
+            length = ops.maximum(ops.cast(ops.size(labels), "int32") // ops.maximum(rows, 1), 1)
             self._observe_tokens(ops.where(is_active, values, float("-inf")), labels, length, continues)
         loss = ops.cast(ops.stop_gradient(loss), "float32") * _accumulation.share_of_rows()
         one = ops.ones((), dtype="float32")
@@ -201,7 +202,7 @@ class BatchLoss(UnloggedMetric):
         numbers = [ops.cast(one, "float32") for one in verdict._replace(is_skipped=skip)]
         self._verdict.assign(ops.stack(numbers))
         # The next loss begins a step.
-        self._sums.assign(ops.where(ops.arange(5) < 4, sums, 0.0))
+        self._sums.assign(ops.where(ops.arange(5, dtype="int32") < 4, sums, 0.0))
         return skip
 
     def read(self, model: Any) -> tuple[Verdict, list[WorstToken], int]:

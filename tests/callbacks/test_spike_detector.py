@@ -144,3 +144,18 @@ def test_arguments_are_checked():
         with pytest.raises(ValueError) as error:
             kx.callbacks.SpikeDetector(**options)
         assert str(error.value) == message
+
+
+def test_whole_numbers_are_int32_whatever_floatx_is():
+    # Keras gives numbers of Python, as sizes that are known, the width of floatx.
+    detector = kx.callbacks.SpikeDetector(worst=1)
+    keras.config.set_floatx("float16")
+    try:
+        built = keras.Sequential([keras.Input((3, 2)), kx.layers.LogitsDense(4, dtype="float32")])
+        built.compile("sgd", kx.losses.SparseCategoricalCrossentropy(from_logits=True))
+        x, y = np.zeros((2, 3, 2), "float32"), np.zeros((2, 3), "int32")
+        x[1, 2] = np.nan
+        with pytest.warns(UserWarning, match="in sequence 1 at 2"):
+            fitted(built, detector, x, y)
+    finally:
+        keras.config.set_floatx("float32")
