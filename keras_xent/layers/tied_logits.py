@@ -20,7 +20,8 @@ class TiedLogits(HeadLayer, keras.layers.ReversibleEmbedding):
 
     It returns ordinary logits and attaches to them the hidden states and embeddings that they are computed from. A
     sparse loss of this package computes the loss from these in chunks, so that a compiled training step never stores
-    all logits. As in Keras, the logits have no mask, with `mask_zero=True` neither: name the padding by `ignore_class`.
+    all logits. As in Keras, the logits have no mask, not even with `mask_zero=True`: name the padding with
+    `ignore_class`.
 
     Formula: with `reverse=True`, `inputs @ transpose(embeddings)`, or `inputs @ reverse_embeddings` if the weights are
     not tied; soft-capped with `logit_soft_cap`.
