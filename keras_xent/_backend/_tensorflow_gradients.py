@@ -227,8 +227,8 @@ def fused_gradient(forward: Callable, backward: Callable) -> Callable:
         def vjp(upstream, *present):
             def second_derivative(*_):
                 raise NotImplementedError(
-                    "`linear_cross_entropy` has no second derivatives on TensorFlow. For these, compute the logits and "
-                    "use `sparse_softmax_cross_entropy`."
+                    "What is computed without logits has no second derivatives on TensorFlow. For these, compute the "
+                    "logits, and use a loss or kernel of logits, such as `sparse_softmax_cross_entropy`."
                 )
 
             arrays = captured((residuals, stopped, nondiff_args))

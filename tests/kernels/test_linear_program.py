@@ -65,8 +65,8 @@ if BACKEND == "tensorflow":
                     loss = tf.reduce_sum(linear_cross_entropy(hidden, kernel, labels, reduction=reduction))
                 outer.gradient(inner.gradient(loss, hidden), hidden)
             assert str(error.value) == (
-                "`linear_cross_entropy` has no second derivatives on TensorFlow. For these, compute the logits and use "
-                "`sparse_softmax_cross_entropy`."
+                "What is computed without logits has no second derivatives on TensorFlow. For these, compute the "
+                "logits, and use a loss or kernel of logits, such as `sparse_softmax_cross_entropy`."
             )
 
 else:
