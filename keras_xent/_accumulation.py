@@ -60,11 +60,11 @@ def is_active() -> bool:
 
 def steps_of_optimizer(optimizer: Any) -> int | None:
     """The `gradient_accumulation_steps` of an optimizer, or of one inside of it; None where it accumulates nothing."""
-    inner = getattr(optimizer, "inner_optimizer", None)
-    # Those of a `keras.optimizers.MultiOptimizer`.
-    inside = getattr(optimizer, "optimizers", None) or [] if inner is None else [inner]
     own = getattr(optimizer, "gradient_accumulation_steps", None)
-    return own or next(filter(None, map(steps_of_optimizer, inside)), None)
+    # A `LossScaleOptimizer` has one inside, a `keras.optimizers.MultiOptimizer` several.
+    inside = [getattr(optimizer, "inner_optimizer", None), *(getattr(optimizer, "optimizers", None) or ())]
+    of_others = (steps_of_optimizer(one) for one in inside if one is not None)
+    return own or next(filter(None, of_others), None)
 
 
 def divisor(normalizer: float | None) -> Any:
@@ -82,13 +82,14 @@ def reduce(losses: Tensor, *, reduction: str | None, normalizer: float | None = 
     found = _counted.get()
     if found is None:
         return _reduction.reduce(losses, reduction=reduction, normalizer=divisor(normalizer), **weighting)
-    is_reduced = reduction not in ("none", None)
-    if not is_reduced:
+    if reduction in ("none", None):
         arguments.warn(
             "What your code makes of losses with reduction=None is not counted by `accumulate_gradients`: unless it is "
             "their mean over rows, the step is not that of the whole batch. Give the loss the reduction."
         )
+        found.append(None)
+        return ops.zeros_like(losses)
     # Sums, and what is divided by a number, need no count.
-    is_fixed = normalizer is not None or reduction == "sum" or not is_reduced
+    is_fixed = normalizer is not None or reduction == "sum"
     found.append(None if is_fixed else _reduction.reduction_weights(losses, reduction=reduction, **weighting)[1])
-    return ops.zeros((), losses.dtype) if is_reduced else ops.zeros_like(losses)
+    return ops.zeros((), losses.dtype)

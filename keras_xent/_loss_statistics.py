@@ -122,7 +122,9 @@ class Mailbox:
 
     def __init__(self, metric: Any, num_sums: int) -> None:
         self._variable: Any = None
-        self._keys: list[tuple[Callable, Callable, Callable]] = []
+        self._keys: list[tuple[Callable, Callable]] = []
+        # The variable's value before the first of these.
+        self._before: Callable = lambda: None
         if not _backend.METRICS_SEE_PREDICTIONS_OF_LOSS:
             self._variable = metric.add_variable(
                 (_MAILBOX_ROWS, num_sums), initializer="zeros", dtype="float32", name="mailbox"
@@ -132,18 +134,19 @@ class Mailbox:
         """Keeps `[num_sums]` float32 for an update with these labels and weights; nothing where it is full."""
         row = len(self._keys)
         if row < _MAILBOX_ROWS:
-            before = weakref.ref(self._variable.value)
+            if not row:
+                self._before = weakref.ref(self._variable.value)
             rows = ops.slice_update(ops.convert_to_tensor(self._variable), (row, 0), ops.stop_gradient(sums)[None])
             self._variable.assign(rows)
             weight = (lambda: None) if sample_weight is None else weakref.ref(sample_weight)
-            self._keys.append((weakref.ref(y_true), weight, before))
+            self._keys.append((weakref.ref(y_true), weight))
 
     def take(self, y_true: Tensor, sample_weight: Tensor) -> Tensor | None:
         """The sums kept for these labels and weights, or None; the mailbox is empty then."""
         keys, self._keys = self._keys, []
-        if keys and keys[0][2]() is self._variable.value:
+        if keys and self._before() is self._variable.value:
             # A step of the user's own has not handed on the variables that left the gradient.
             return None
-        rows = [i for i, (labels, weight, _) in enumerate(keys) if labels() is y_true and weight() is sample_weight]
+        rows = [i for i, (labels, weight) in enumerate(keys) if labels() is y_true and weight() is sample_weight]
         # Of two outputs with the very same labels it is not known which is this one's.
         return ops.convert_to_tensor(self._variable)[rows[0]] if len(rows) == 1 else None

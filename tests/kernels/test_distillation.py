@@ -353,7 +353,10 @@ def test_a_student_without_a_limit_has_the_loss_nan(reduction):
         (lambda: linear_distillation(HIDDEN, KERNEL, TEACHER, KERNEL), "`teacher_hidden` must have shape"),
         (lambda: linear_distillation(HIDDEN, KERNEL, HIDDEN, KERNEL[:, 1:]), "`teacher_kernel` must have the classes"),
         (lambda: linear_distillation(HIDDEN, KERNEL, HIDDEN, KERNEL, divergence="kl"), "`divergence` must be one of"),
-        (lambda: linear_distillation(HIDDEN, KERNEL, HIDDEN, KERNEL, beta=1.0), "`beta` must.*reverse_kl"),
+        (
+            lambda: linear_distillation(HIDDEN, KERNEL, HIDDEN, KERNEL, beta=1.0),
+            "`beta` must be a number between.*reverse_kl",
+        ),
         (lambda: linear_top_k_distillation(HIDDEN, KERNEL, IDS, LOG_P[:, 1:]), "`log_probs` must have the shape"),
         (
             lambda: linear_top_k_distillation(HIDDEN, KERNEL, LOG_P, IDS),

@@ -59,15 +59,16 @@ def run(arguments: argparse.Namespace) -> None:
         libraries = {name: library for name, library in libraries.items() if name in arguments.library}
         works = [work.of_libraries(arguments.library) for work in works]
         works = [work for work in works if work.peers]
-    start, failed = time.monotonic(), []
+    start, failed, row = time.monotonic(), [], None
     with Workers(libraries) as workers:
         found = _results.read(path, machine.facts() | measuring.versions(workers))
         for number, work in enumerate(works, 1):
             if arguments.resume and _results.has(found, work.row, work.case, work.unit, rounds):
                 continue
-            if number > 1 and work.row != works[number - 2].row:
+            if row not in (None, work.row):
                 # A process that has trained large models takes longer for the next (DPO by a tenth).
                 workers.end()
+            row = work.row
             begin = time.monotonic()
             title = tables.title(work.row, work.case)
             print(f"[{number}/{len(works)}, {(begin - start) / 60:.1f} min] {title}", file=sys.stderr)
