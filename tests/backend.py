@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 from keras import ops
 
+from tests import internals
+
 BACKEND = keras.backend.backend()
 
 if BACKEND == "tensorflow":
@@ -34,6 +36,12 @@ every_mode = pytest.mark.parametrize(
 # JAX has float64 under JAX_ENABLE_X64=1.
 HAS_FLOAT64 = BACKEND == "tensorflow" or jax.config.jax_enable_x64
 DTYPES = ("float64", "float32", "bfloat16", "float16") if HAS_FLOAT64 else ("float32", "bfloat16", "float16")
+
+
+def skip_on_accelerator(reason):
+    """For what a GPU computes in another way, or does not check. Not a mark: to look for one starts the backend."""
+    if internals.on_accelerator():
+        pytest.skip(reason)
 
 
 def value_and_gradient(function, argument, upstream=None, mode="eager"):

@@ -7,7 +7,7 @@ import pytest
 
 from tests.backend import BACKEND
 from tests.tiers import fast_for
-from tools.bench import agreement, bars_of_outputs, data, rows_of_outputs, tables
+from tools.bench import agreement, bars_of_outputs, data, rows_of_gpu, rows_of_outputs, tables
 from tools.bench.shapes import Head
 from tools.bench.work import Work, of_head
 from tools.bench.workers import Library, Worker
@@ -37,6 +37,18 @@ def test_kernels_dense_logits_and_float64_agree(question, more, tmp_path):
     assert compared
 
 
+@fast_for("policy")
+@pytest.mark.parametrize("question", rows_of_gpu.OUTPUTS)
+def test_what_is_measured_on_a_gpu_agrees_with_float64(question, tmp_path):
+    library = importlib.import_module(f"tools.bench.peers.{BACKEND}")
+    case = rows_of_outputs.case_of(question, TOY)
+    data.write(case, tmp_path)
+    expected = agreement.reference(case, tmp_path)
+    for name in "ours", "Keras":
+        agreement.must_agree(library.arrays(library.peer(name, case, str(tmp_path))()), expected, "float32")
+    library.forget()
+
+
 def test_the_loss_that_is_timed_beside_another_is_not_compared_with_it():
     (work,) = rows_of_outputs.ROWS["top-k"]()
     assert set(work.case["beside"]) < set(work.peers) and work.case["beside"][0] == "ours, labels"
@@ -62,6 +74,14 @@ def test_bars_compare_with_the_better_of_the_dense_peers_and_show_the_largest_er
     worst = by_text["largest error of three outputs and their gradients, in millionths"]
     assert worst.number(found) == pytest.approx(2.0)
     assert worst.met(2.0) == "no"
+
+
+def test_what_does_other_work_is_not_the_best():
+    values = {"ours": [2.0], "ours, labels": [1.0], "Keras": [3.0]}
+    record = {"row": "gpu-outputs", "case": {"output": "DPO", "beside": ["ours, labels"]}, "unit": "milliseconds"}
+    record |= {"rounds": 1, "peers": list(values), "values": values, "missing": {}}
+    line = tables.table({"rows": [record]}, "gpu-outputs").splitlines()[-1]
+    assert line == "| DPO | **2** | 1 (0.50) | 3 (1.50) |"
 
 
 def test_an_error_is_shown_without_a_ratio():

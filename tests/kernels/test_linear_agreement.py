@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from keras import ops
 
 from keras_xent.kernels import linear_cross_entropy, sparse_softmax_cross_entropy
-from tests.backend import MODES, every_mode, tensor, to_numpy
+from tests.backend import MODES, every_mode, skip_on_accelerator, tensor, to_numpy
 from tests.internals import REDUCTIONS
 from tests.kernels.linear_examples import (
     CLASSES,
@@ -171,6 +171,7 @@ def test_token_weights_have_a_gradient():
 
 @pytest.mark.parametrize("transpose", [False, True])
 def test_rounding_to_a_digit_of_the_label_is_not_added_up_over_many_classes(transpose):
+    skip_on_accelerator("the label's gradient is in the product with the kernel there")
     rng = np.random.default_rng(2)
     hidden, labels = rng.standard_normal((16, 8)).astype("float32"), rng.integers(0, 8000, 16)
     kernel = 0.1 * rng.standard_normal((8, 8000)).astype("float32")

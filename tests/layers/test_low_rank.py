@@ -8,7 +8,7 @@ import pytest
 from keras import ops
 
 import keras_xent as kx
-from tests.backend import BACKEND, MODES, TWO_MODES, to_numpy
+from tests.backend import BACKEND, MODES, TWO_MODES, skip_on_accelerator, to_numpy
 from tests.tiers import fast_for, whole
 
 TOKENS = np.random.default_rng(0).integers(1, 20, (4, 6))
@@ -82,6 +82,8 @@ QUANTIZED = {
 @pytest.mark.parametrize("build", [dense, tied])
 def test_factors_of_a_quantized_head_train_as_those_of_keras(build, config, formed):
     """Logits of a quantized `ReversibleEmbedding` have no LoRA in Keras; its embeddings have."""
+    if config == "int8":
+        skip_on_accelerator("Keras' product of int8 matrices is another number there (1 %, JAX 0.11 on an H100)")
     after = []
     for loss in (
         kx.losses.SparseCategoricalCrossentropy(from_logits=True),

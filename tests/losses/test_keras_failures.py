@@ -20,11 +20,11 @@ from tests.backend import (
     environment,
     every_mode,
     hessian_vector_product,
+    skip_on_accelerator,
     tensor,
     tensorflow_only,
     to_numpy,
 )
-from tests.internals import on_accelerator
 from tests.losses.cases import LOW_PRECISION, Binary, Categorical, Sequence, Sparse, example
 from tests.losses.running import assert_close, run, value
 from tests.tiers import fast_for, sample, whole
@@ -104,8 +104,7 @@ def _poisoned(label):
 def test_an_out_of_range_label_is_named_by_a_graph_on_the_cpu(label):
     import tensorflow as tf
 
-    if on_accelerator():
-        pytest.skip("a check would make the accelerator wait, so the loss is NaN there")
+    skip_on_accelerator("a check would make the device wait, so the loss is NaN there")
     labels, logits = _poisoned(label)
     parts = rf"classes from 0 to .*Received: label\] \[{label}\] \[at flat position\] \[1\] .*number of classes\] \[3\]"
     with pytest.raises(tf.errors.InvalidArgumentError, match=parts):

@@ -8,7 +8,9 @@ IGNORED = -100
 # Pairs of sequences for preference losses, classes that a stored teacher has, and the rank of trained factors.
 PAIRS, TOP, RANK = 32, 64, 8
 TEMPERATURE = 2.0
-OF_HEADS = ("linear", "statistics", "accuracy", "top_k", "likeliest", "dpo", "distillation", "lora")
+# The weight of the entropy in the loss of a policy.
+ENTROPY_BONUS = 0.01
+OF_HEADS = ("linear", "statistics", "accuracy", "policy", "top_k", "likeliest", "dpo", "distillation", "lora")
 
 
 def write(case: dict, folder: Path) -> None:
@@ -54,7 +56,9 @@ def _of_head(rng, case):
 def _teacher(rng, case):
     kernel = rng.standard_normal((case["features"], case["classes"]), "float32")
     hidden = rng.standard_normal((case["rows"], case["features"]), "float32")
-    return {"teacher_hidden": hidden, "teacher_kernel": kernel * np.float32(2.0 / np.sqrt(case["features"]))}
+    kernel *= np.float32(2.0 / np.sqrt(case["features"]))
+    arrays = {"teacher_hidden": hidden, "teacher_kernel": kernel}
+    return {name: _as_stored(array, case["dtype"]) for name, array in arrays.items()}
 
 
 def _likeliest_classes(rng, case):

@@ -56,6 +56,17 @@ def _of_labels(logits, chosen, arrays, case):
     return losses, share
 
 
+def _of_policy(logits, chosen, arrays, case):
+    """-log p of the label, less a share of the entropy."""
+    log_p = _log_softmax(logits)
+    places, p = (np.arange(len(chosen)), arrays["labels"][chosen]), np.exp(log_p)
+    entropy = -(p * log_p).sum(axis=1)
+    losses = -log_p[places] - data.ENTROPY_BONUS * entropy
+    share = p + data.ENTROPY_BONUS * p * (log_p + entropy[:, None])
+    share[places] -= 1.0
+    return losses, share
+
+
 def _of_pair(logits, chosen, arrays, case):
     """-log sigmoid(0.1 (sum of the first half's log-probabilities - sum of the other's))."""
     nll, share = _of_labels(logits, chosen, arrays, case)
@@ -66,8 +77,8 @@ def _of_pair(logits, chosen, arrays, case):
 
 def _of_teacher(logits, chosen, arrays, case):
     temperature = data.TEMPERATURE
-    teacher = arrays["teacher_hidden"][chosen].astype("float64") @ arrays["teacher_kernel"].astype("float64")
-    log_p, log_q = _log_softmax(teacher / temperature), _log_softmax(logits / temperature)
+    hidden, kernel = (data.floats(arrays[f"teacher_{name}"], case["dtype"]) for name in ("hidden", "kernel"))
+    log_p, log_q = _log_softmax(hidden[chosen] @ kernel / temperature), _log_softmax(logits / temperature)
     p = np.exp(log_p)
     losses = temperature**2 * (p * (log_p - log_q)).sum(axis=1)
     return losses, temperature * (np.exp(log_q) - p)
@@ -84,7 +95,8 @@ def _of_likeliest_classes(logits, chosen, arrays, case):
 def _of_stored_classes(logits, chosen, arrays, case):
     """The sums of the log-probabilities of the likeliest classes, which have no gradient."""
     log_p = _log_softmax(logits)
-    return np.sort(log_p, axis=1)[:, -data.TOP :].sum(axis=1), np.zeros_like(log_p)
+    first = max(0, log_p.shape[1] - data.TOP)
+    return np.partition(log_p, first, axis=1)[:, first:].sum(axis=1), np.zeros_like(log_p)
 
 
 def _of_output(logits, chosen, arrays, case):
@@ -108,6 +120,7 @@ def _log_softmax(logits):
 _RULES = {
     "linear": _of_labels,
     "statistics": _of_labels,
+    "policy": _of_policy,
     "dpo": _of_pair,
     "distillation": _of_teacher,
     "top_k": _of_likeliest_classes,

@@ -263,17 +263,20 @@ def _gpu_short(results):
 def _gpu_sentence(results):
     """The large head on a GPU, in words."""
     case = {"classes": 32_000, "valid": 1.0}
-    (time,), (memory,) = (_results.find(results, row, **case) for row in ("gpu-linear", "gpu-memory"))
+    head = [_results.find(results, row, **case)[0] for row in ("gpu-linear", "gpu-memory")]
+    dpo = [_results.find(results, row, question="dpo")[0] for row in ("gpu-outputs", "gpu-outputs-memory")]
 
-    def figures(name):
-        milliseconds, megabytes = (median(record["values"][name]) for record in (time, memory))
+    def figures(name, records=head):
+        milliseconds, megabytes = (median(record["values"][name]) for record in records)
         return f"{tables.number(milliseconds, 2)} ms and {tables.number(megabytes)} MB"
 
     gpu = " ".join(results["machine"]["GPU"].split()[:2])
     return textwrap.fill(
         f"On a GPU ({gpu}, JAX, bfloat16), an output layer of 2048 features and 32,000 classes with its loss and "
         f"gradients, for 8192 tokens, takes {figures('ours')}; with optax {figures('optax')}, with PyTorch "
-        f"{figures('PyTorch')}, with `torch.compile` {figures('torch.compile')}.",
+        f"{figures('PyTorch')}, with `torch.compile` {figures('torch.compile')}. With dense logits rounded to "
+        f"bfloat16, as those of Keras' `Dense` in mixed precision, the loss of DPO takes {figures('Keras', dpo)}; here "
+        f"{figures('ours', dpo)}.",
         width=120,
     )
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from tools.bench import rows
+from tools.bench import rows, rows_of_outputs
 from tools.bench.rows import Work
 from tools.bench.shapes import IMAGENET, LARGE_VOCABULARY_BATCH, LLAMA3, MODEL_OF_GPU, SEGMENTATION, TOKENS_OF_GPU
 from tools.bench.workers import Library
@@ -12,7 +12,18 @@ LIBRARIES = {
     "pytorch": Library("tools.bench.peers.pytorch"),
 }
 OF_LOSSES = {"ours": "jax", "optax": "jax", "PyTorch": "pytorch", "torch.compile": "pytorch", "Liger": "pytorch"}
-OF_HEADS = OF_LOSSES | {"cut cross-entropy": "pytorch"}
+# The logits of the first are rounded to the dtype of the hidden states, as those of Keras' `Dense` in mixed precision.
+OF_HEADS = OF_LOSSES | {"optax, rounded logits": "jax", "cut cross-entropy": "pytorch"}
+# What a head gives beside its loss; "ours, labels" is its loss alone, timed and not compared.
+DENSE = {"Keras": "jax", "PyTorch": "pytorch", "torch.compile": "pytorch"}
+LOSS_ALONE = {"ours, labels": "jax"}
+OUTPUTS = {
+    "policy": ("log-probabilities and entropy", {"ours": "jax"} | LOSS_ALONE | DENSE),
+    "dpo": ("DPO", {"ours": "jax"} | LOSS_ALONE | DENSE | {"Liger": "pytorch"}),
+    "distillation": ("distillation", {"ours": "jax"} | DENSE | {"Liger": "pytorch"}),
+    "top_k": ("distillation of 64 classes", {"ours": "jax"} | LOSS_ALONE | DENSE),
+    "likeliest": ("64 likeliest classes", {"ours": "jax"} | DENSE),
+}
 FLOOR = {"floor": "jax"}
 # Calls that are timed together, and rows of the gradients that are compared: whole ones have a gigabyte.
 QUEUED, COMPARED = 10, 64
@@ -38,6 +49,14 @@ def heads() -> Iterator[Work]:
             yield Work("gpu-memory", case, OF_HEADS, "megabytes")
 
 
+def outputs() -> Iterator[Work]:
+    """What a head gives beside its loss, with gradients, and the memory that this takes."""
+    for row, unit in ("gpu-outputs", "milliseconds"), ("gpu-outputs-memory", "megabytes"):
+        for question, (output, peers) in OUTPUTS.items():
+            case = rows_of_outputs.case_of(question, MODEL_OF_GPU, output=output, beside=[*LOSS_ALONE])
+            yield Work(row, _on_gpu(case | {"dtype": "bfloat16"}), peers, unit)
+
+
 def fits() -> Iterator[Work]:
     """A step of `fit` on JAX."""
     for work in rows.fits():
@@ -49,4 +68,4 @@ def _on_gpu(case):
     return case | {"device": "gpu", "queued": QUEUED, "compared": COMPARED}
 
 
-ROWS = {"gpu-losses": losses, "gpu-heads": heads, "gpu-fit": fits}
+ROWS = {"gpu-losses": losses, "gpu-heads": heads, "gpu-outputs": outputs, "gpu-fit": fits}

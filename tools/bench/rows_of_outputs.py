@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from tools.bench.shapes import GEMMA2, MANY_TOKENS, SMALL_MODEL
+from tools.bench.shapes import GEMMA2, MANY_TOKENS, SMALL_MODEL, Head
 from tools.bench.work import Work, of_head, of_model
 
 OURS = {"ours": "tensorflow", "ours, JAX": "jax"}
@@ -29,19 +29,19 @@ WITHOUT_GRADIENTS = {"likeliest": {"gradients": False}}
 
 def times(question: str) -> Iterator[Work]:
     """Loss and gradients of many tokens, or what is computed without gradients."""
-    case = _case(question, MANY_TOKENS, beside=list(BESIDE.get(question, ())))
+    case = case_of(question, MANY_TOKENS, beside=list(BESIDE.get(question, ())))
     yield Work(question.replace("_", "-"), case, PEERS[question])
 
 
 def memory(question: str) -> Iterator[Work]:
     """The peak memory of the same, in fresh processes."""
     peers = {name: library for name, library in PEERS[question].items() if name != "floor"}
-    case = _case(question, MANY_TOKENS, calls=2)
+    case = case_of(question, MANY_TOKENS, calls=2)
     yield Work(f"{question.replace('_', '-')}-memory", case, peers, "megabytes")
 
 
-def _case(question, head, **more):
-    """Every label is valid."""
+def case_of(question: str, head: Head, **more) -> dict:
+    """The case of a question about a head. Every label is valid."""
     case = of_head(head) | {"question": question, **WITHOUT_GRADIENTS.get(question, {}), **more}
     return {name: value for name, value in case.items() if name != "valid"}
 
@@ -49,7 +49,7 @@ def _case(question, head, **more):
 def low_rank() -> Iterator[Work]:
     """Peak memory of the largest head, of which two factors of rank 8 are trained, or nothing, or all."""
     peers = dict.fromkeys(("ours, LoRA", "ours, frozen", "ours"), "tensorflow")
-    yield Work("lora-memory", _case("lora", GEMMA2, calls=1), peers, "megabytes")
+    yield Work("lora-memory", case_of("lora", GEMMA2, calls=1), peers, "megabytes")
 
 
 def scores(unit: str) -> Iterator[Work]:
@@ -74,7 +74,7 @@ def four_metrics() -> Iterator[Work]:
 def accuracy() -> Iterator[Work]:
     """The errors of outputs and of their gradients."""
     for output in "log_prob", "entropy", "logsumexp":
-        case = _case("accuracy", SMALL_MODEL, output=output)
+        case = case_of("accuracy", SMALL_MODEL, output=output)
         yield Work("accuracy", case, OURS | {"Keras, graph": "tensorflow"}, "error")
 
 

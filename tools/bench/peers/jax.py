@@ -116,7 +116,8 @@ def _of_head(name, case, folder):
     def by_optax(hidden, kernel, labels):
         import optax
 
-        logits = jnp.matmul(hidden, kernel, preferred_element_type="float32")
+        rounded = name == "optax, rounded logits"
+        logits = jnp.matmul(hidden, kernel, preferred_element_type=None if rounded else "float32").astype("float32")
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.maximum(labels, 0))
         valid = labels != data.IGNORED
         return jnp.sum(jnp.where(valid, losses, 0.0)) / jnp.sum(valid)

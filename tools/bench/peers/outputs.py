@@ -10,9 +10,9 @@ import keras
 from keras import ops
 
 import keras_xent as kx
-from tools.bench.data import PAIRS, TEMPERATURE, TOP
+from tools.bench.data import ENTROPY_BONUS, PAIRS, TEMPERATURE, TOP
 
-QUESTIONS = ("statistics", "accuracy", "top_k", "likeliest", "dpo", "distillation", "lora")
+QUESTIONS = ("statistics", "accuracy", "policy", "top_k", "likeliest", "dpo", "distillation", "lora")
 
 
 def peer(name: str, case: dict) -> tuple[Callable, tuple[str, ...]]:
@@ -28,7 +28,8 @@ def peer(name: str, case: dict) -> tuple[Callable, tuple[str, ...]]:
     losses = {
         "dpo": (_dpo, _dpo_of_logits),
         "distillation": (_distillation, _kl_of_logits),
-        "top_k": (_top_k,),
+        "policy": (_policy, _policy_of_logits),
+        "top_k": (_top_k, _top_k_of_logits),
         "likeliest": (_likeliest, _likeliest_of_logits),
     }
     return losses[case["question"]][parts[0] != "ours"], trained if case.get("gradients", True) else ()
@@ -72,6 +73,23 @@ def _sum_of_logits(output, arrays):
     return ops.sum(value), {"value": value}
 
 
+def _policy(arrays):
+    found = kx.kernels.linear_token_statistics(arrays["hidden"], arrays["kernel"], arrays["labels"])
+    return -ops.mean(found.log_prob + ENTROPY_BONUS * found.entropy), {}
+
+
+def _policy_of_logits(arrays):
+    log_p = ops.log_softmax(_logits(arrays))
+    entropy = -ops.sum(ops.exp(log_p) * log_p, axis=1)
+    of_labels = ops.take_along_axis(log_p, arrays["labels"][:, None], axis=1)[:, 0]
+    return -ops.mean(of_labels + ENTROPY_BONUS * entropy), {}
+
+
+def _logits(arrays, of=""):
+    """In float32, as for a loss in mixed precision."""
+    return ops.cast(ops.matmul(arrays[f"{of}hidden"], arrays[f"{of}kernel"]), "float32")
+
+
 def _dpo(arrays):
     hidden, labels = (_in_pairs(arrays[name]) for name in ("hidden", "labels"))
     reference = ops.zeros((PAIRS,))
@@ -86,8 +104,7 @@ def _in_pairs(array):
 
 
 def _dpo_of_logits(arrays):
-    logits = ops.matmul(arrays["hidden"], arrays["kernel"])
-    return _of_pairs(_log_probs_of_logits(logits, arrays["labels"]))
+    return _of_pairs(_log_probs_of_logits(_logits(arrays), arrays["labels"]))
 
 
 def _log_probs_of_logits(logits, labels):
@@ -111,15 +128,19 @@ def _distillation(arrays):
 
 def _kl_of_logits(arrays):
     """The formula of Keras' `LogitsDistillation`, with log-softmax in place of a clipped softmax."""
-    teacher = ops.matmul(arrays["teacher_hidden"], arrays["teacher_kernel"]) / TEMPERATURE
-    student = ops.matmul(arrays["hidden"], arrays["kernel"]) / TEMPERATURE
-    log_p, log_q = ops.log_softmax(teacher), ops.log_softmax(student)
+    log_p, log_q = (ops.log_softmax(_logits(arrays, of) / TEMPERATURE) for of in ("teacher_", ""))
     return TEMPERATURE**2 * ops.mean(ops.sum(ops.exp(log_p) * (log_p - log_q), axis=1)), {}
 
 
 def _top_k(arrays):
     inputs = (arrays[name] for name in ("hidden", "kernel", "ids", "log_probs"))
     return kx.kernels.linear_top_k_distillation(*inputs, reduction="token_mean"), {}
+
+
+def _top_k_of_logits(arrays):
+    log_q = ops.take_along_axis(ops.log_softmax(_logits(arrays)), arrays["ids"], axis=1)
+    log_p = arrays["log_probs"]
+    return ops.mean(ops.sum(ops.exp(log_p) * (log_p - log_q), axis=1)), {}
 
 
 def _number_of_likeliest(arrays):
@@ -132,6 +153,5 @@ def _likeliest(arrays):
 
 
 def _likeliest_of_logits(arrays):
-    logits = ops.matmul(arrays["hidden"], arrays["kernel"])
-    log_probs, ids = ops.top_k(ops.log_softmax(logits), _number_of_likeliest(arrays))
+    log_probs, ids = ops.top_k(ops.log_softmax(_logits(arrays)), _number_of_likeliest(arrays))
     return ops.mean(ops.sum(log_probs, axis=1)), {"ids": ids, "log_probs": log_probs}

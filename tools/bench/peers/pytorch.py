@@ -11,13 +11,14 @@ import torch
 import torch.nn.functional as F
 
 from tools.bench import data
+from tools.bench.peers import pytorch_outputs
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def peer(name: str, case: dict, folder: str) -> Callable:
     """One of the peers, ready to be called."""
-    return {"loss": _of_loss, "linear": _of_head}[case["question"]](name, case, folder)
+    return {"loss": _of_loss, "linear": _of_head}.get(case["question"], _of_output)(name, case, folder)
 
 
 def arrays(results: dict) -> dict:
@@ -84,6 +85,12 @@ def _with_gradients(name, loss, **inputs):
         value.backward()
         return {"loss": value.detach(), **{name: tensor.grad for name, tensor in inputs.items()}}
 
+    return _synchronized(launch, inputs)
+
+
+def _synchronized(launch, inputs):
+    """A call that waits for its results; what it is made of is for those that do not."""
+
     def run():
         results = launch()
         if DEVICE == "cuda":
@@ -133,6 +140,22 @@ def _of_head(name, case, folder):
         def loss(hidden, kernel):
             return F.cross_entropy((hidden @ kernel.T).float(), labels, ignore_index=data.IGNORED)
 
+    return _of_matrices(name, case, loss, hidden, kernel)
+
+
+def _of_output(name, case, folder):
+    """Other losses of a head."""
+    names = data.names(folder)
+    arrays = dict(zip(names, _inputs(folder, names), strict=True))
+    _inputs.cache_clear()
+    arrays |= {key: arrays[key].T.contiguous() for key in arrays if key.endswith("kernel")}
+    hidden, kernel = arrays.pop("hidden"), arrays.pop("kernel")
+    loss = functools.partial(pytorch_outputs.loss(name, case), **arrays)
+    return _of_matrices(name, case, loss, hidden, kernel)
+
+
+def _of_matrices(name, case, loss, hidden, kernel):
+    """Loss and gradients of hidden states and a kernel `[classes, features]`, or the loss alone."""
     if not case.get("gradients", True):
         compiled = torch.compile(loss, dynamic=False) if name == "torch.compile" else loss
 
@@ -140,7 +163,7 @@ def _of_head(name, case, folder):
             with torch.no_grad():
                 return {"loss": compiled(hidden, kernel)}
 
-        return evaluate
+        return _synchronized(evaluate, {})
     run = _with_gradients(name, loss, hidden=hidden, kernel=kernel)
 
     @functools.wraps(run)
