@@ -9,7 +9,7 @@ from keras import ops
 
 import keras_xent as kx
 from keras_xent.kernels import linear_sequence_loss
-from tests.backend import BACKEND, MODES, TWO_MODES, tensor, to_numpy
+from tests.backend import BACKEND, MODES, TWO_MODES, tensor, to_numpy, value_and_gradient
 from tests.internals import without_xla
 from tests.tiers import fast_for
 
@@ -233,3 +233,31 @@ def test_errors_say_what_the_loss_and_the_labels_should_be():
         linear_sequence_loss(hidden, KERNEL, labels, loss=lambda c, r, a: c - r - a, arrays=REFERENCES[0])
     with pytest.raises(ValueError, match=r"`labels` must have shape \[G, S, T\], with a known S"):
         linear_sequence_loss(hidden[0], KERNEL, labels[0], loss=dpo, arrays=REFERENCES)
+
+
+def test_a_token_can_be_a_group_as_for_grpo():
+    """Under the mask the advantage is 0, and so is the loss."""
+    rng = np.random.default_rng(5)
+    hidden = rng.standard_normal((40, FEATURES)).astype("float32")
+    labels, mask = rng.integers(0, CLASSES, 40), rng.random(40) < 0.7
+    old, advantages = rng.standard_normal((2, 40)).astype("float32") - [[3.0], [0.0]]
+    clipped = functools.partial(kx.preference.grpo, epsilon=0.2)
+
+    def of_groups(hidden):
+        return linear_sequence_loss(
+            hidden[:, None, None],
+            KERNEL,
+            labels[:, None, None],
+            loss=functools.partial(clipped, reduction="none"),
+            arrays=(old, np.where(mask, advantages, 0.0)),
+            mask=mask,
+            reduction="sum",
+        )
+
+    def of_log_probs(hidden):
+        log_probs = kx.kernels.linear_token_statistics(hidden, KERNEL, labels, mask=mask).log_prob
+        return clipped(log_probs, old, advantages, mask=mask, reduction="sum")
+
+    found, expected = (value_and_gradient(f, tensor(hidden), mode=TWO_MODES[1]) for f in (of_groups, of_log_probs))
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(one, other, rtol=2e-6, atol=2e-6)
