@@ -13,7 +13,8 @@ _MOST = 2**24
 def expected(case: dict, folder: str | Path) -> dict[str, np.ndarray]:
     """The loss (of accuracy the output of each token), and the gradients, of as many rows as are compared."""
     arrays = {name: np.asarray(data.read(folder, name)) for name in data.names(folder)}
-    hidden, kernel = (data.floats(arrays[name], case["dtype"]) for name in ("hidden", "kernel"))
+    arrays |= {name: data.floats(arrays[name], case["dtype"]) for name in arrays if name.endswith(("hidden", "kernel"))}
+    hidden, kernel = arrays["hidden"], arrays["kernel"]
     chunks, number = _chunks(case, arrays["labels"])
     part = case.get("compared", len(hidden) + len(kernel))  # rows of each gradient
     total, for_hidden, for_kernel = 0.0, np.zeros(hidden.shape), np.zeros(kernel[:part].shape)
@@ -77,8 +78,8 @@ def _of_pair(logits, chosen, arrays, case):
 
 def _of_teacher(logits, chosen, arrays, case):
     temperature = data.TEMPERATURE
-    hidden, kernel = (data.floats(arrays[f"teacher_{name}"], case["dtype"]) for name in ("hidden", "kernel"))
-    log_p, log_q = _log_softmax(hidden[chosen] @ kernel / temperature), _log_softmax(logits / temperature)
+    teacher = arrays["teacher_hidden"][chosen] @ arrays["teacher_kernel"]
+    log_p, log_q = _log_softmax(teacher / temperature), _log_softmax(logits / temperature)
     p = np.exp(log_p)
     losses = temperature**2 * (p * (log_p - log_q)).sum(axis=1)
     return losses, temperature * (np.exp(log_q) - p)
