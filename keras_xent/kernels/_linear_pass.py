@@ -128,24 +128,14 @@ def values(
 
 
 def reduced(
-    rule: Rule,
-    matrices: Matrices,
-    data: Data,
-    *,
-    valid: Tensor,
-    weights: Tensor,
-    label_weights: Tensor = None,
-    reduction: str | None,
-    normalizer: float | None = None,
-    training: bool = True,
-    gradients: Any = GRADIENTS,
-    chunk_bytes: int | None = None,
+    rule: Rule, matrices: Matrices, data: Data, options: OverTokens, label_weights: Tensor = None
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     """The first column of the rule, weighted and reduced, and its other columns `[N, 1]`.
 
-    `valid`, `weights` and `label_weights` have the shape of the hidden states without their last axis, or are None.
+    Mask, token weights and `label_weights` broadcast against the hidden states without their last axis, or are None.
     What has weight 0 is left out, whatever `data.is_active` says.
     """
+    valid, weights, reduction, normalizer, training, gradients, chunk_bytes = options
     shape = ops.shape(matrices.hidden)[:-1]
     weights_of_losses, denominator = _reduction.reduction_weights(
         ops.zeros(shape, accumulator_dtype(matrices.hidden)),
@@ -192,20 +182,7 @@ def reduced_over_tokens(
         weights = to_tensor(arguments.tensor("token_weights", token_weights))
         weights = ops.cast(weights, accumulator_dtype(matrices.hidden))
         weights = align_weights(weights, shape, "token_weights", like=like)
-    loss, _ = reduced(
-        rule,
-        matrices,
-        data,
-        valid=valid,
-        weights=weights,
-        label_weights=label_weights,
-        reduction=options.reduction,
-        normalizer=options.normalizer,
-        training=options.training,
-        gradients=options.gradients,
-        chunk_bytes=options.chunk_bytes,
-    )
-    return loss
+    return reduced(rule, matrices, data, options._replace(mask=valid, token_weights=weights), label_weights)[0]
 
 
 def static_options(rule: Rule, matrices: Matrices, chunk_bytes: Any) -> dict[str, Any]:
