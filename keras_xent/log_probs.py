@@ -178,7 +178,7 @@ def sequence_loss(
     """
     temperature = arguments.above_zero("temperature", temperature)
     reduction = checked_reduction(reduction)
-    labels = checked_groups(to_tensor(arguments.tensor("labels", labels)))
+    labels = checked_groups(to_tensor(labels, "labels"))
     shape = ops.shape(labels)
     x = keras.tree.map_structure(lambda one: _rows("x", one, labels), as_inputs(x))
     output = output_of_classes(model, x, training)

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 
 from keras import ops
 
-from keras_xent import arguments
 from keras_xent._backend import no_autograph, on_any_mesh, take_at_columns, uses_xla_cpu
 from keras_xent._named_arguments import named_arguments
 from keras_xent._types import Reduction, Tensor
@@ -154,8 +153,7 @@ def linear_cross_entropy(
     dtype = accumulator_dtype(matrices.hidden)
     weights, counted = None, valid
     if token_weights is not None:
-        weights = ops.cast(to_tensor(arguments.tensor("token_weights", token_weights)), dtype)
-        weights = align_weights(weights, labels.shape, "token_weights", like=labels)
+        weights = ops.cast(align_weights(token_weights, labels.shape, "token_weights", like=labels), dtype)
         # Under weight 0 a label may be anything.
         has_weight = ops.broadcast_to(ops.not_equal(weights, 0), ops.shape(labels))
         counted = both(valid, has_weight)
@@ -242,7 +240,7 @@ class CrossEntropyRule(Rule):
 
 def checked_labels(labels: Tensor, hidden: Tensor) -> Tensor:
     """The labels as a tensor of the shape of the hidden states without their last axis."""
-    labels = to_tensor(arguments.tensor("labels", labels))
+    labels = to_tensor(labels, "labels")
     if len(labels.shape) == len(hidden.shape) and labels.shape[-1] == 1 and hidden.shape[-1] != 1:
         labels = ops.squeeze(labels, axis=-1)
     if not same_shape(labels.shape, hidden.shape[:-1]):

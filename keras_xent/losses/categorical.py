@@ -110,7 +110,7 @@ class CategoricalCrossentropy(Crossentropy):
             return super().__call__(y_true, y_pred, sample_weight)
         warn_of_accumulation(self, y_pred, sample_weight)
         with keras.name_scope(self.name), _words.named("y_true", "y_pred"):
-            targets = to_tensor(arguments.tensor("y_true", y_true))
+            targets = to_tensor(y_true, "y_true")
             self._check(targets, y_pred, Alignment())
             mask, weights = mask_and_weights(y_pred, sample_weight, targets[..., 0])
             loss = linear_softmax_cross_entropy(

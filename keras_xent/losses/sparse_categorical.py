@@ -123,7 +123,7 @@ class SparseCategoricalCrossentropy(Crossentropy):
             return ops.cast(self._fused(head, y_true, y_pred, sample_weight), self.dtype)
 
     def _fused(self, head: provenance.Head, y_true: Tensor, y_pred: Tensor, sample_weight: Tensor) -> Tensor:
-        labels = to_tensor(arguments.tensor("y_true", y_true))
+        labels = to_tensor(y_true, "y_true")
         labels = squeeze_class_axis(labels, y_pred, -1, hidden=head.hidden)
         mask, weights = mask_and_weights(y_pred, sample_weight, labels)
         loss, statistics = linear.linear_cross_entropy(

@@ -120,7 +120,7 @@ class CalibrationError(TokenMean):
     def _sums_of_binary(self, y_true, y_pred, sample_weight):
         self._warn_of_reading(y_pred, "sigmoid")
         logits = provenance.as_logits(y_pred, from_logits=self.from_logits, activation="sigmoid", dtype="float32")
-        labels = _labels_like(logits, to_tensor(arguments.tensor("y_true", y_true)))
+        labels = _labels_like(logits, to_tensor(y_true, "y_true"))
         weights = self._weights_of(labels, y_pred, sample_weight)
         is_active = ops.not_equal(weights, 0)
         with _words.named("y_true", "y_pred"):
