@@ -3,7 +3,7 @@
 import abc
 import contextvars
 import functools
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import keras
 from keras import ops
@@ -283,7 +283,3 @@ class Crossentropy(NamedArguments, _one_program.HasProgram, keras.losses.Loss):
                 f"{type(self).__name__} has from_logits=False, but the output of {_endings.layer_of(y_pred)} {why}. "
                 "The loss takes it for probabilities. If these are logits, set from_logits=True.",
             )
-
-    def get_config(self) -> dict[str, Any]:
-        """Every argument of the constructor, at the value given."""
-        return self._given_arguments()

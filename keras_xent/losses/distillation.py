@@ -1,7 +1,5 @@
 """Divergence of a student's predictions from its teacher's."""
 
-from typing import Any
-
 import keras
 from keras import ops
 
@@ -191,10 +189,6 @@ class Distillation(NamedArguments, keras.losses.Loss):
         rows = [ops.reshape(x, (-1, shape[-1])) for x in (student, teacher)]
         losses = divergence_of_rows(*rows, divergence=self._divergence, softmax=Softmax(self.temperature, None))
         return ops.reshape(losses, shape[:-1])
-
-    def get_config(self) -> dict[str, Any]:
-        """Every argument of the constructor, at the value given."""
-        return self._given_arguments()
 
 
 def _check_classes(student):

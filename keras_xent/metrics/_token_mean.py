@@ -49,20 +49,29 @@ class TokenMean(NamedArguments, keras.metrics.Metric):
 
     # The names of the statistics that the metric needs beside the cross-entropy.
     needs_statistics: frozenset[str] = frozenset()
-    from_logits = True
     # Tells the losses that this metric does not make a step materialize the logits.
     reuses_loss_statistics = True
-    logit_softcap: float | None = None
     # The first are in the order of `Totals`.
     _num_sums = len(Totals._fields)
     # False for what is the same of logits and of probabilities, capped or not: their order.
     _depends_on_logits = True
 
-    def __init__(self, ignore_class: int | None, axis: int, name: str, dtype: DType) -> None:
+    def __init__(
+        self,
+        ignore_class: int | None,
+        axis: int,
+        name: str,
+        dtype: DType,
+        *,
+        from_logits: bool = True,
+        logit_softcap: float | None = None,
+    ) -> None:
         self._given_dtype = arguments.dtype_or_none("dtype", dtype)
         super().__init__(name=name, dtype=self._given_dtype)
         self.ignore_class = arguments.class_or_none("ignore_class", ignore_class)
         self.axis = arguments.axis(axis)
+        self.from_logits = arguments.boolean("from_logits", from_logits)
+        self.logit_softcap = arguments.positive("logit_softcap", logit_softcap)
         self._sums = ExactSums(self, "sums", self._num_sums)
         self._mailbox = _loss_statistics.Mailbox(self, self._num_sums)
         # Whether an update had weights: Keras runs the step symbolically before JAX traces it. A validation has perhaps
@@ -269,7 +278,7 @@ class TokenMean(NamedArguments, keras.metrics.Metric):
 
     def get_config(self) -> dict[str, Any]:
         """Every argument of the constructor."""
-        return {**self._given_arguments(), **super().get_config()}
+        return {**super().get_config(), **keras.metrics.Metric.get_config(self)}
 
 
 def _disagree(metric, loss, option, own, other):

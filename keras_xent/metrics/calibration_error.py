@@ -74,9 +74,7 @@ class CalibrationError(TokenMean):
     ) -> None:
         self.bins = arguments.count("bins", bins)
         self._num_sums = 3 * self.bins
-        super().__init__(ignore_class, axis, name, dtype)
-        self.from_logits = arguments.boolean("from_logits", from_logits)
-        self.logit_softcap = arguments.positive("logit_softcap", logit_softcap)
+        super().__init__(ignore_class, axis, name, dtype, from_logits=from_logits, logit_softcap=logit_softcap)
         _keras.set_direction(self, "down")
 
     @no_autograph
