@@ -239,13 +239,11 @@ def _difference_and_weight(
         indices = class_indices(labels, output.num_classes, valid)
         nll, entropy = dense_statistics(indices, upcast(output.logits) / temperature, ("nll", "entropy"))
     else:
+        head = output.head
+        rule = _DividedLogits(has_rank=False, cap=head.logit_softcap)
+        constants = (ops.full((1, 1), temperature, accumulator_dtype(head.hidden)),)
         log_prob, entropy, _ = token_columns(
-            labels=labels,
-            rule=_DividedLogits(has_rank=False, cap=output.head.logit_softcap),
-            mask=valid,
-            gradients=(),
-            **output.head.arguments(),
-            constants=(ops.full((1, 1), temperature, accumulator_dtype(output.head.hidden)),),
+            rule, head.matrices(), labels, valid, constants=constants, gradients=(), chunk_bytes=head.chunk_bytes
         )
         nll = -log_prob
     weights = ops.ones_like(nll) if valid is None else ops.cast(valid, nll.dtype)

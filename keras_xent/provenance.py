@@ -27,6 +27,7 @@ from keras_xent._backend import (
 from keras_xent._types import Tensor
 from keras_xent.kernels import linear
 from keras_xent.kernels._dtypes import dtype_of, is_float, to_tensor
+from keras_xent.kernels._linear_pass import Matrices, checked_matrices
 from keras_xent.kernels.probabilities import log_odds, log_probabilities
 
 _ACTIVATIONS = ("Softmax", "Sigmoid")
@@ -60,6 +61,10 @@ class Head(NamedTuple):
         """The arguments that every kernel of a head has."""
         names = "hidden", "kernel", "bias", "transpose_kernel", "low_rank", "chunk_bytes"
         return {name: getattr(self, name) for name in names}
+
+    def matrices(self) -> Matrices:
+        """The inputs as a kernel takes them."""
+        return checked_matrices(self.hidden, self.kernel, self.bias, self.transpose_kernel, low_rank=self.low_rank)
 
     def merged_kernel(self) -> Tensor:
         """The kernel with the product of its factors, for what takes one matrix."""
