@@ -44,12 +44,16 @@ def call_reads_logits(loss: Any, head: provenance.Head) -> str:
 
 
 def options_of(loss: Any, head: provenance.Head) -> dict[str, Any]:
-    """The arguments of a linear kernel that a loss and a head decide, without the options of that loss alone."""
+    """The arguments of a linear kernel that a loss and a head decide."""
     return {
         **head.arguments(),
         # The kernel computes in the dtype of the hidden states.
         "hidden": ops.cast(head.hidden, "float64") if loss.dtype == "float64" else head.hidden,
+        "label_smoothing": loss.label_smoothing,
         "class_weight": loss.class_weight,
+        "focal_gamma": loss.focal_gamma,
+        "z_loss": loss.z_loss,
+        "logit_softcap": head.logit_softcap or loss.logit_softcap,
         "reduction": loss.reduction,
         "normalizer": _accumulation.divisor(loss.normalizer),
         "training": head.training,

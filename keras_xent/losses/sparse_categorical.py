@@ -131,10 +131,6 @@ class SparseCategoricalCrossentropy(Crossentropy):
             token_weights=weights,
             mask=mask,
             ignore_class=self.ignore_class,
-            label_smoothing=self.label_smoothing,
-            focal_gamma=self.focal_gamma,
-            z_loss=self.z_loss,
-            logit_softcap=head.logit_softcap or self.logit_softcap,
             return_statistics=_loss_statistics.needed_statistics(),
             **options_of(self, head),
         )
