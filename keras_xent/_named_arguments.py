@@ -106,7 +106,7 @@ def named_arguments(function: Function) -> Function:
 
 
 class NamedArguments:
-    """Mixin of losses and metrics: `_given_arguments`, `repr`, sentences about wrong arguments, warnings given once."""
+    """Mixin of losses and metrics: configuration, `repr`, sentences about wrong arguments, warnings given once."""
 
     _given_dtype: str | None
     _warned: set[str]
@@ -127,8 +127,8 @@ class NamedArguments:
         new = super().__new__
         return new(cls) if new is object.__new__ else new(cls, *args, **kwargs)
 
-    def _given_arguments(self) -> dict[str, Any]:
-        """The constructor's arguments by name, at the values given; `dtype` as it was given, variables as numbers."""
+    def get_config(self) -> dict[str, Any]:
+        """Every argument of the constructor, at the value given; variables as numbers."""
         return {name: arguments.numbers_of(value) for name, value in self._attributes().items()}
 
     def _attributes(self):

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import keras
 from keras import ops
 
-from keras_xent import _endings, _keras, arguments, provenance
+from keras_xent import _endings, _keras, provenance
 from keras_xent._backend import is_eager, is_traced, replace_own, restore_own, snapshot, traced_ending
 from keras_xent._types import Tensor
 from keras_xent.kernels._dtypes import dtype_of, to_tensor, upcast
@@ -46,7 +46,7 @@ class Output(NamedTuple):
 
     def aligned(self, labels: Tensor, mask: Tensor = None) -> tuple[Tensor, Tensor]:
         """The labels, one for each distribution, and which of them this mask and the output's allow; None: all."""
-        labels = to_tensor(arguments.tensor("labels", labels))
+        labels = to_tensor(labels, "labels")
         labels = squeeze_class_axis(labels, self._rows, -1, num_classes=self.num_classes)
         return labels, self.valid(mask, labels)
 
@@ -56,8 +56,7 @@ class Output(NamedTuple):
         valid = None
         for one in (mask, self.mask):
             if one is not None:
-                one = to_tensor(arguments.tensor("mask", one))
-                one = ops.cast(align_weights(one, like.shape, "mask", like=like), "bool")
+                one = align_weights(one, like.shape, "mask", like=like)
                 valid = both(valid, ops.broadcast_to(one, ops.shape(like)))
         return valid
 

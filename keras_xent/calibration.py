@@ -15,7 +15,7 @@ from keras_xent import _words, arguments
 from keras_xent._named_arguments import named_arguments
 from keras_xent._types import Tensor
 from keras_xent._without_logits import Output, call_without_logits
-from keras_xent.kernels._dtypes import accumulator_dtype, to_float_tensor, to_tensor, upcast
+from keras_xent.kernels._dtypes import accumulator_dtype, to_float_tensor, upcast
 from keras_xent.kernels._labels import class_indices, valid_mask
 from keras_xent.kernels._masking import both
 from keras_xent.kernels._row_statistics import dense_statistics
@@ -239,17 +239,15 @@ def _difference_and_weight(
         indices = class_indices(labels, output.num_classes, valid)
         nll, entropy = dense_statistics(indices, upcast(output.logits) / temperature, ("nll", "entropy"))
     else:
+        head = output.head
+        rule = _DividedLogits(has_rank=False, cap=head.logit_softcap)
+        constants = (ops.full((1, 1), temperature, accumulator_dtype(head.hidden)),)
         log_prob, entropy, _ = token_columns(
-            labels=labels,
-            rule=_DividedLogits(has_rank=False, cap=output.head.logit_softcap),
-            mask=valid,
-            gradients=(),
-            **output.head.arguments(),
-            constants=(ops.full((1, 1), temperature, accumulator_dtype(output.head.hidden)),),
+            rule, head.matrices(), labels, valid, constants=constants, gradients=(), chunk_bytes=head.chunk_bytes
         )
         nll = -log_prob
     weights = ops.ones_like(nll) if valid is None else ops.cast(valid, nll.dtype)
     if weight is not None:
-        weights = weights * align_weights(ops.cast(to_tensor(weight), nll.dtype), nll.shape)
+        weights = weights * ops.cast(align_weights(weight, nll.shape), nll.dtype)
     difference = ops.where(ops.equal(weights, 0), 0.0, (nll - entropy) * weights)
     return float(ops.sum(difference)), float(ops.sum(weights))

@@ -178,7 +178,7 @@ def sequence_loss(
     """
     temperature = arguments.above_zero("temperature", temperature)
     reduction = checked_reduction(reduction)
-    labels = checked_groups(to_tensor(arguments.tensor("labels", labels)))
+    labels = checked_groups(to_tensor(labels, "labels"))
     shape = ops.shape(labels)
     x = keras.tree.map_structure(lambda one: _rows("x", one, labels), as_inputs(x))
     output = output_of_classes(model, x, training)
@@ -245,11 +245,9 @@ def _of_output(output, labels, mask, temperature):
         if output.head is None:
             losses = sparse_softmax_cross_entropy(labels, output.logits_at(temperature), mask=valid)
             return where_or_zero(-losses, ops.not_equal(losses, 0)), valid
+        head = output.head
+        rule = StatisticsRule.of(temperature, head.logit_softcap, everything=False)
         (log_probs,) = token_columns(
-            labels=labels,
-            rule=StatisticsRule.of(temperature, output.head.logit_softcap, everything=False),
-            mask=valid,
-            gradients=output.head.gradients,
-            **output.head.arguments(),
+            rule, head.matrices(), labels, valid, gradients=head.gradients, chunk_bytes=head.chunk_bytes
         )
         return log_probs, valid

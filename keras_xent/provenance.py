@@ -27,7 +27,7 @@ from keras_xent._backend import (
 from keras_xent._types import Tensor
 from keras_xent.kernels import linear
 from keras_xent.kernels._dtypes import dtype_of, is_float, to_tensor
-from keras_xent.kernels._options import SoftmaxOptions
+from keras_xent.kernels._linear_pass import Matrices, checked_matrices
 from keras_xent.kernels.probabilities import log_odds, log_probabilities
 
 _ACTIVATIONS = ("Softmax", "Sigmoid")
@@ -62,6 +62,10 @@ class Head(NamedTuple):
         names = "hidden", "kernel", "bias", "transpose_kernel", "low_rank", "chunk_bytes"
         return {name: getattr(self, name) for name in names}
 
+    def matrices(self) -> Matrices:
+        """The inputs as a kernel takes them."""
+        return checked_matrices(self.hidden, self.kernel, self.bias, self.transpose_kernel, low_rank=self.low_rank)
+
     def merged_kernel(self) -> Tensor:
         """The kernel with the product of its factors, for what takes one matrix."""
         if self.low_rank is None:
@@ -76,10 +80,9 @@ class Head(NamedTuple):
 
     def statistics(self, labels: Tensor, mask: Tensor, logit_softcap: float | None, names: Collection[str] = ()) -> Any:
         """The loss statistics of these names of the valid tokens; `logit_softcap` where the head has none."""
-        options = SoftmaxOptions(logit_softcap=self.logit_softcap or logit_softcap)
-        counting = {"labels": labels, "mask": mask, "statistics": names}
-        _, statistics = linear.with_statistics(options=options, **counting, **self.arguments())
-        return statistics
+        softcap = self.logit_softcap or logit_softcap
+        asked = {"labels": labels, "mask": mask, "logit_softcap": softcap, "return_statistics": names}
+        return linear.linear_cross_entropy(**asked, **self.arguments())[1]
 
 
 # Logits with a head, for as long as they live.

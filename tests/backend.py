@@ -66,6 +66,38 @@ def value_and_gradient(function, argument, upstream=None, mode="eager"):
     return to_numpy(value), to_numpy(gradient)
 
 
+def with_gradients(function):
+    """A function that returns what `function` does, a scalar and something else, and the scalar's gradients."""
+    if BACKEND == "jax":
+        return lambda *inputs: jax.value_and_grad(function, tuple(range(len(inputs))), has_aux=True)(*inputs)
+
+    def step(*inputs):
+        with tf.GradientTape() as tape:
+            tape.watch(inputs)
+            scalar, aux = function(*inputs)
+        return (scalar, aux), tape.gradient(scalar, inputs)
+
+    return step
+
+
+def optimized_hlo(function, *arrays):
+    """The program that XLA makes of a function, as text."""
+    if BACKEND == "jax":
+        return jax.jit(function).lower(*arrays).compile().as_text()
+    program = tf.function(function, jit_compile=True, autograph=False)
+    return program.experimental_get_compiler_ir(*map(tf.convert_to_tensor, arrays))(stage="optimized_hlo")
+
+
+def train_step_hlo(model, x, y):
+    """The program that XLA makes of the training step of a model that has trained, as text."""
+    if BACKEND == "tensorflow":
+        return optimized_hlo(lambda x, y: model.train_step((x, y)), x, y)
+    state = model._get_jax_state(
+        trainable_variables=True, non_trainable_variables=True, optimizer_variables=True, metrics_variables=True
+    )
+    return optimized_hlo(model.train_step, state, (x, y))
+
+
 def hessian_vector_product(function, argument, vector, upstream, mode="eager"):
     """The derivative along `vector` of the gradient of `sum(upstream function(argument))`."""
     if BACKEND == "tensorflow":

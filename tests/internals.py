@@ -1,6 +1,5 @@
 """What the tests read of the package beyond its public names: the one file to change when an internal one moves."""
 
-import dataclasses
 import weakref
 
 from keras.src.backend import set_keras_mask
@@ -40,14 +39,6 @@ def without_metrics(monkeypatch):
     monkeypatch.setattr(_loss_statistics, "_consumers", weakref.WeakSet())
 
 
-def linear_with_ranks(*arrays, **options):
-    """The linear cross-entropy and its statistics, as losses request them where a metric needs ranks."""
-    fields = {field.name for field in dataclasses.fields(SoftmaxOptions)}
-    softmax = SoftmaxOptions(**{name: value for name, value in options.items() if name in fields})
-    others = {name: value for name, value in options.items() if name not in fields}
-    return linear.with_statistics(*arrays, options=softmax, statistics=("rank",), **others)
-
-
 def chunks(tokens, classes, is_masked):
     """The size of a chunk of tokens of the linear kernel, and their number."""
     return _token_chunks.chunk_sizes(tokens, classes, is_masked=is_masked)
@@ -82,13 +73,13 @@ def set_sizes(
 
 def count_linear_calls(monkeypatch):
     """A list to which each call of the linear kernel adds its options."""
-    made, kernel = [], linear.with_statistics
+    made, kernel = [], linear.linear_cross_entropy
 
     def counted(*arguments, **options):
         made.append(options)
         return kernel(*arguments, **options)
 
-    monkeypatch.setattr(linear, "with_statistics", counted)
+    monkeypatch.setattr(linear, "linear_cross_entropy", counted)
     return made
 
 

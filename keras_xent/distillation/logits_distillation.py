@@ -77,10 +77,6 @@ class LogitsDistillation(NamedArguments, keras.distillation.DistillationLoss):
         losses = keras.tree.map_structure(self._loss, teacher_outputs, student_outputs)
         return sum(keras.tree.flatten(losses), start=ops.zeros(()))
 
-    def get_config(self) -> dict[str, Any]:
-        """Every argument of the constructor."""
-        return self._given_arguments()
-
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> "LogitsDistillation":
         """The loss of a configuration."""

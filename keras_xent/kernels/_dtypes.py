@@ -3,6 +3,7 @@
 import numpy as np
 from keras import ops
 
+from keras_xent import arguments
 from keras_xent._backend import snapshot, widest_int
 from keras_xent._types import Tensor
 
@@ -52,8 +53,13 @@ def is_finite(tensor: Tensor) -> Tensor:
     return ops.logical_and(tensor <= largest(tensor), tensor >= -largest(tensor))
 
 
-def to_tensor(value: Tensor) -> Tensor:
-    """A tensor of the value's own dtype; a variable is read, a list becomes an array first."""
+def to_tensor(value: Tensor, argument: str | None = None) -> Tensor:
+    """A tensor of the value's own dtype; a variable is read, a list becomes an array first.
+
+    With the name of an `argument`, a ValueError about it where the value does not hold numbers in the usual way.
+    """
+    if argument is not None:
+        value = arguments.tensor(argument, value)
     if isinstance(value, (list, tuple, int, float, bool)):
         value = np.asarray(value)
     if isinstance(value, (np.ndarray, np.generic)) and value.dtype in ("int64", "uint64") and widest_int() == "int32":
@@ -63,7 +69,7 @@ def to_tensor(value: Tensor) -> Tensor:
     return snapshot(value)
 
 
-def to_float_tensor(value: Tensor) -> Tensor:
-    """A tensor of the value's own float dtype; other dtypes become float32."""
-    value = to_tensor(value)
+def to_float_tensor(value: Tensor, argument: str | None = None) -> Tensor:
+    """A tensor of the value's own float dtype, as `to_tensor`; other dtypes become float32."""
+    value = to_tensor(value, argument)
     return value if is_float(value) else ops.cast(value, "float32")

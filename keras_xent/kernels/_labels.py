@@ -17,18 +17,15 @@ from keras_xent._backend import (
     widest_int,
 )
 from keras_xent._types import Tensor
-from keras_xent.kernels._dtypes import accumulator_dtype, dtype_of, is_float, to_tensor
+from keras_xent.kernels._dtypes import accumulator_dtype, dtype_of, is_float
 from keras_xent.kernels._masking import both
 from keras_xent.kernels._shapes import align_weights, ensure_size, same_shape
 
 
 def valid_mask(labels: Tensor, mask: Tensor, ignore_class: float | None) -> Tensor:
     """True where a label is valid: the mask allows it and it is not `ignore_class`. None where all are."""
-    valid = None
-    if mask is not None:
-        # From the left, as weights: broadcasting would take a mask of examples for one of time steps.
-        valid = ops.cast(to_tensor(arguments.tensor("mask", mask)), "bool")
-        valid = align_weights(valid, labels.shape, "mask")
+    # From the left, as weights: broadcasting would take a mask of examples for one of time steps.
+    valid = align_weights(mask, labels.shape, "mask")
     if ignore_class is not None:
         valid = both(valid, ops.logical_not(equals_ignored(labels, ignore_class)))
     return valid

@@ -16,7 +16,7 @@ from keras_xent._backend import fused_gradient
 from keras_xent._types import Tensor
 from keras_xent.kernels import _linear_loop
 from keras_xent.kernels import reduction as _reduction
-from keras_xent.kernels._dtypes import accumulator_dtype, to_float_tensor, to_tensor
+from keras_xent.kernels._dtypes import accumulator_dtype, to_float_tensor
 from keras_xent.kernels._linear_loop import Data
 from keras_xent.kernels._masking import both, weighted, where_or_zero
 from keras_xent.kernels._rule import Rule
@@ -81,8 +81,8 @@ def checked_matrices(
     hidden: Tensor, kernel: Tensor, bias: Tensor, transpose: bool, *, low_rank: Any = None, of: str = ""
 ) -> Matrices:
     """The matrices as tensors; a ValueError where they do not fit. `of` is a prefix of the arguments' names."""
-    hidden = to_float_tensor(arguments.tensor(f"{of}hidden", hidden))
-    kernel = to_float_tensor(arguments.tensor(f"{of}kernel", kernel))
+    hidden = to_float_tensor(hidden, f"{of}hidden")
+    kernel = to_float_tensor(kernel, f"{of}kernel")
     features = hidden.shape[-1] if len(hidden.shape) else None
     axis = 1 if transpose else 0
     if len(kernel.shape) != 2 or len(hidden.shape) < 1 or kernel.shape[axis] != features:
@@ -95,7 +95,7 @@ def checked_matrices(
         )
     num_classes = kernel.shape[1 - axis]
     if bias is not None:
-        bias = to_float_tensor(arguments.tensor(f"{of}bias", bias))
+        bias = to_float_tensor(bias, f"{of}bias")
         if tuple(bias.shape) != (num_classes,):
             raise ValueError(
                 f"`{of}bias` must have shape ({num_classes},), one number for each class of the {of}kernel. "
@@ -128,24 +128,14 @@ def values(
 
 
 def reduced(
-    rule: Rule,
-    matrices: Matrices,
-    data: Data,
-    *,
-    valid: Tensor,
-    weights: Tensor,
-    label_weights: Tensor = None,
-    reduction: str | None,
-    normalizer: float | None = None,
-    training: bool = True,
-    gradients: Any = GRADIENTS,
-    chunk_bytes: int | None = None,
+    rule: Rule, matrices: Matrices, data: Data, options: OverTokens, label_weights: Tensor = None
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     """The first column of the rule, weighted and reduced, and its other columns `[N, 1]`.
 
-    `valid`, `weights` and `label_weights` have the shape of the hidden states without their last axis, or are None.
+    Mask, token weights and `label_weights` broadcast against the hidden states without their last axis, or are None.
     What has weight 0 is left out, whatever `data.is_active` says.
     """
+    valid, weights, reduction, normalizer, training, gradients, chunk_bytes = options
     shape = ops.shape(matrices.hidden)[:-1]
     weights_of_losses, denominator = _reduction.reduction_weights(
         ops.zeros(shape, accumulator_dtype(matrices.hidden)),
@@ -186,26 +176,11 @@ def reduced_over_tokens(
     like = ops.zeros(ops.shape(matrices.hidden)[:-1], "bool")
     valid = weights = None
     if mask is not None:
-        valid = align_weights(ops.cast(to_tensor(arguments.tensor("mask", mask)), "bool"), shape, "mask", like=like)
-        valid = ops.logical_or(valid, like)
+        valid = ops.logical_or(align_weights(mask, shape, "mask", like=like), like)
     if token_weights is not None:
-        weights = to_tensor(arguments.tensor("token_weights", token_weights))
+        weights = align_weights(token_weights, shape, "token_weights", like=like)
         weights = ops.cast(weights, accumulator_dtype(matrices.hidden))
-        weights = align_weights(weights, shape, "token_weights", like=like)
-    loss, _ = reduced(
-        rule,
-        matrices,
-        data,
-        valid=valid,
-        weights=weights,
-        label_weights=label_weights,
-        reduction=options.reduction,
-        normalizer=options.normalizer,
-        training=options.training,
-        gradients=options.gradients,
-        chunk_bytes=options.chunk_bytes,
-    )
-    return loss
+    return reduced(rule, matrices, data, options._replace(mask=valid, token_weights=weights), label_weights)[0]
 
 
 def static_options(rule: Rule, matrices: Matrices, chunk_bytes: Any) -> dict[str, Any]:

@@ -4,12 +4,14 @@ import functools
 import math
 from typing import Any
 
+import keras
 import numpy as np
 from keras import ops
 
 from keras_xent import _words
 from keras_xent._backend import assert_in_graph
 from keras_xent._types import Shape, Tensor
+from keras_xent.kernels._dtypes import to_tensor
 
 
 def as_rows(tensor: Tensor, axis: int) -> Tensor:
@@ -161,8 +163,16 @@ def align_weights(
 
     For losses `[B, T]` these fit: a scalar, `[B]`, `[B, 1]`, `[B, T]`, and `[B, T, 1]`; of masks also `[1, T]`. Weights
     line up from the left: `[B]` weights examples, never time steps. Sizes that are not known yet are asserted to be
-    those of `like`, if it is given, except for its axis `without`.
+    those of `like`, if it is given, except for its axis `without`. What is named "mask" becomes booleans.
+    None stays.
     """
+    if weights is None:
+        return None
+    # Those of `grpo` may be symbolic, inside a Functional model.
+    if not isinstance(weights, keras.KerasTensor):
+        weights = to_tensor(weights, name)
+    if name == "mask":
+        weights = ops.cast(weights, "bool")
     shape, given = tuple(shape), tuple(weights.shape)
     if not given:
         return weights

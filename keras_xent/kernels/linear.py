@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 
 from keras import ops
 
-from keras_xent import arguments
 from keras_xent._backend import no_autograph, on_any_mesh, take_at_columns, uses_xla_cpu
 from keras_xent._named_arguments import named_arguments
 from keras_xent._types import Reduction, Tensor
@@ -19,7 +18,7 @@ from keras_xent.kernels import _softmax_row as row
 from keras_xent.kernels._dtypes import accumulator_dtype, to_tensor, upcast
 from keras_xent.kernels._labels import class_indices, class_weights, gather_class_weights, valid_mask
 from keras_xent.kernels._linear_loop import Data
-from keras_xent.kernels._linear_pass import GRADIENTS, checked_matrices, reduced
+from keras_xent.kernels._linear_pass import GRADIENTS, OverTokens, checked_matrices, reduced
 from keras_xent.kernels._masking import both, multiply_no_nan, nan_unless
 from keras_xent.kernels._options import SoftmaxOptions
 from keras_xent.kernels._rule import ColumnsAndGradient, Rule
@@ -52,6 +51,7 @@ class LossStatistics(NamedTuple):
 
 @no_autograph
 @named_arguments
+@on_any_mesh
 def linear_cross_entropy(
     hidden: Tensor,
     kernel: Tensor,
@@ -145,26 +145,34 @@ def linear_cross_entropy(
             f"`return_statistics` must be True, False or names among {', '.join(map(repr, row_statistics.NAMES))}. "
             f"Received: {', '.join(map(repr, sorted(unknown)))}."
         )
-    loss, statistics = with_statistics(
-        hidden,
-        kernel,
-        labels,
-        bias,
-        statistics=names,
-        token_weights=token_weights,
-        transpose_kernel=transpose_kernel,
-        mask=mask,
-        ignore_class=ignore_class,
-        class_weight=class_weight,
-        options=SoftmaxOptions(label_smoothing, focal_gamma, z_loss, logit_softcap),
-        reduction=reduction,
-        normalizer=normalizer,
-        training=training,
-        gradients=gradients,
-        low_rank=low_rank,
-        chunk_bytes=chunk_bytes,
+    options = SoftmaxOptions(label_smoothing, focal_gamma, z_loss, logit_softcap)
+    names = tuple(name for name in row_statistics.NAMES if name in names)
+    matrices = checked_matrices(hidden, kernel, bias, transpose_kernel, low_rank=low_rank)
+    labels = checked_labels(labels, matrices.hidden)
+    valid = valid_mask(labels, mask, ignore_class)
+    dtype = accumulator_dtype(matrices.hidden)
+    weights, counted = None, valid
+    if token_weights is not None:
+        weights = ops.cast(align_weights(token_weights, labels.shape, "token_weights", like=labels), dtype)
+        # Under weight 0 a label may be anything.
+        has_weight = ops.broadcast_to(ops.not_equal(weights, 0), ops.shape(labels))
+        counted = both(valid, has_weight)
+    indices = ops.reshape(class_indices(labels, matrices.num_classes, counted), (-1, 1))  # [N, 1]
+    weight_of_class = label_weights = None
+    if class_weight is not None:
+        weight_of_class = class_weights(class_weight, matrices.num_classes, dtype, 2)  # [1, V]
+        label_weights = ops.reshape(gather_class_weights(weight_of_class, indices), ops.shape(labels))
+    loss, columns = reduced(
+        CrossEntropyRule(options, names),
+        matrices,
+        Data(None, (indices,), (weight_of_class,)),
+        OverTokens(valid, weights, reduction, normalizer, training, gradients, chunk_bytes),
+        label_weights,
     )
-    return (loss, statistics) if return_statistics is not False else loss
+    if return_statistics is False:
+        return loss
+    nll, *others = (ops.reshape(column, ops.shape(labels)) for column in columns)
+    return loss, LossStatistics(nll=nll, valid=valid, **dict(zip(names, others, strict=True)))
 
 
 @dataclass(frozen=True)
@@ -230,65 +238,9 @@ class CrossEntropyRule(Rule):
         return replace(self, statistics=())
 
 
-@on_any_mesh
-def with_statistics(
-    hidden: Tensor,
-    kernel: Tensor,
-    labels: Tensor,
-    bias: Tensor = None,
-    *,
-    options: SoftmaxOptions = SoftmaxOptions(),  # noqa: B008 frozen
-    token_weights: Tensor = None,
-    transpose_kernel: bool = False,
-    mask: Tensor = None,
-    ignore_class: int | None = None,
-    class_weight: Any = None,
-    reduction: Reduction | None = "none",
-    normalizer: float | None = None,
-    training: bool = True,
-    gradients: tuple[str, ...] = GRADIENTS,
-    statistics: Collection[str] = (),
-    low_rank: tuple[Tensor, Tensor] | None = None,
-    chunk_bytes: int | None = None,
-) -> tuple[Tensor, LossStatistics]:
-    """The loss of `linear_cross_entropy`, and the statistics of each token: the nll, and those of these names."""
-    matrices = checked_matrices(hidden, kernel, bias, transpose_kernel, low_rank=low_rank)
-    labels = checked_labels(labels, matrices.hidden)
-    valid = valid_mask(labels, mask, ignore_class)
-    dtype = accumulator_dtype(matrices.hidden)
-    weights, counted = None, valid
-    if token_weights is not None:
-        weights = ops.cast(to_tensor(arguments.tensor("token_weights", token_weights)), dtype)
-        weights = align_weights(weights, labels.shape, "token_weights", like=labels)
-        # Under weight 0 a label may be anything.
-        has_weight = ops.broadcast_to(ops.not_equal(weights, 0), ops.shape(labels))
-        counted = both(valid, has_weight)
-    indices = ops.reshape(class_indices(labels, matrices.num_classes, counted), (-1, 1))  # [N, 1]
-    weight_of_class = label_weights = None
-    if class_weight is not None:
-        weight_of_class = class_weights(class_weight, matrices.num_classes, dtype, 2)  # [1, V]
-        label_weights = ops.reshape(gather_class_weights(weight_of_class, indices), ops.shape(labels))
-    names = tuple(name for name in row_statistics.NAMES if name in statistics)
-    loss, columns = reduced(
-        CrossEntropyRule(options, names),
-        matrices,
-        Data(None, (indices,), (weight_of_class,)),
-        valid=valid,
-        weights=weights,
-        label_weights=label_weights,
-        reduction=reduction,
-        normalizer=normalizer,
-        training=training,
-        gradients=gradients,
-        chunk_bytes=chunk_bytes,
-    )
-    nll, *others = (ops.reshape(column, ops.shape(labels)) for column in columns)
-    return loss, LossStatistics(nll=nll, valid=valid, **dict(zip(names, others, strict=True)))
-
-
 def checked_labels(labels: Tensor, hidden: Tensor) -> Tensor:
     """The labels as a tensor of the shape of the hidden states without their last axis."""
-    labels = to_tensor(arguments.tensor("labels", labels))
+    labels = to_tensor(labels, "labels")
     if len(labels.shape) == len(hidden.shape) and labels.shape[-1] == 1 and hidden.shape[-1] != 1:
         labels = ops.squeeze(labels, axis=-1)
     if not same_shape(labels.shape, hidden.shape[:-1]):

@@ -155,7 +155,7 @@ def checked_arrays(arrays: Any, dtype: str) -> tuple[Tensor, ...]:
             f"Received: {type(arrays).__name__}. Of a single array make `(array,)`."
         )
     # Those of a reference model come from NumPy, in float64 as likely as not.
-    tensors = [to_tensor(arguments.tensor("arrays", one)) for one in arrays]
+    tensors = [to_tensor(one, "arrays") for one in arrays]
     return tuple(ops.cast(one, dtype) if is_float(one) else one for one in tensors)
 
 

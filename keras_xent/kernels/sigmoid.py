@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 from keras import ops
 
-from keras_xent import arguments
 from keras_xent._backend import custom_gradient, no_autograph, on_any_mesh, with_rounded_rows
 from keras_xent._named_arguments import named_arguments
 from keras_xent._types import Tensor
@@ -96,8 +95,8 @@ def sigmoid_cross_entropy(
 
     References: focal loss, arXiv:1708.02002; `pos_weight` as in PyTorch's `BCEWithLogitsLoss`.
     """
-    labels = to_tensor(arguments.tensor("labels", labels))
-    logits = to_float_tensor(arguments.tensor("logits", logits))
+    labels = to_tensor(labels, "labels")
+    logits = to_float_tensor(logits, "logits")
     labels = _of_shape(labels, logits, "labels")
     rank = len(logits.shape)
     differentiable_labels = is_float(labels)
@@ -106,7 +105,7 @@ def sigmoid_cross_entropy(
     label_axis = -1 if axis is None else checked_axis(axis, rank)
     given = [logits, labels]
     if mask is not None:
-        given.append(_of_shape(ops.cast(to_tensor(arguments.tensor("mask", mask)), "bool"), logits, "mask"))
+        given.append(_of_shape(ops.cast(to_tensor(mask, "mask"), "bool"), logits, "mask"))
     rows, label_rows, *masks = (as_rows(t, label_axis) if rank else ops.reshape(t, (1, 1)) for t in given)
     options = SigmoidOptions(label_smoothing, focal_gamma, focal_alpha, ignore_class, axis is not None)
     weight = _positive_weights(pos_weight, rows)

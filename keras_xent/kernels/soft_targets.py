@@ -5,7 +5,6 @@ from typing import Any
 
 from keras import ops
 
-from keras_xent import arguments
 from keras_xent._backend import no_autograph, on_any_mesh
 from keras_xent._named_arguments import named_arguments
 from keras_xent._types import Reduction, Tensor
@@ -95,7 +94,7 @@ def linear_softmax_cross_entropy(
     References: gradients formed in the forward pass, arXiv:2410.10989 (Liger Kernel).
     """
     matrices = checked_matrices(hidden, kernel, bias, transpose_kernel, low_rank=low_rank)
-    targets = to_tensor(arguments.tensor("targets", targets))
+    targets = to_tensor(targets, "targets")
     if not same_shape(targets.shape, (*matrices.hidden.shape[:-1], matrices.num_classes)):
         raise ValueError(
             "`targets` must have the shape of `hidden` with the classes in place of its last axis, a distribution for "

@@ -4,7 +4,6 @@ from typing import Any
 
 from keras import ops
 
-from keras_xent import arguments
 from keras_xent._backend import custom_gradient, no_autograph, on_any_mesh, with_rounded_rows
 from keras_xent._named_arguments import named_arguments
 from keras_xent._types import Tensor
@@ -89,8 +88,8 @@ def softmax_cross_entropy(
     References: label smoothing, arXiv:1512.00567; focal factor, arXiv:1708.02002; z-loss, arXiv:2204.02311 (section 5);
     the gradient for rows that do not sum to 1 is `A p - q`, where TensorFlow's op has `p - q`.
     """
-    targets = to_tensor(arguments.tensor("targets", targets))
-    logits = to_float_tensor(arguments.tensor("logits", logits))
+    targets = to_tensor(targets, "targets")
+    logits = to_float_tensor(logits, "logits")
     rank = len(logits.shape)
     axis = checked_axis(axis, rank)
     if not same_shape(targets.shape, logits.shape):

@@ -4,7 +4,7 @@ from typing import Any
 
 from keras import ops
 
-from keras_xent import _backend, arguments
+from keras_xent import _backend
 from keras_xent._backend import custom_gradient, no_autograph, on_any_mesh, take_at_columns
 from keras_xent._named_arguments import named_arguments
 from keras_xent._types import Tensor
@@ -82,8 +82,8 @@ def sparse_softmax_cross_entropy(
     References: label smoothing, arXiv:1512.00567; focal factor, arXiv:1708.02002; z-loss, arXiv:2204.02311 (section 5);
     weights with smoothing as in PyTorch's `cross_entropy`; soft cap, arXiv:2408.00118.
     """
-    labels = to_tensor(arguments.tensor("labels", labels))
-    logits = to_float_tensor(arguments.tensor("logits", logits))
+    labels = to_tensor(labels, "labels")
+    logits = to_float_tensor(logits, "logits")
     rank = len(logits.shape)
     axis = checked_axis(axis, rank)
     labels = squeeze_class_axis(labels, logits, axis)

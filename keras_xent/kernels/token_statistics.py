@@ -15,7 +15,7 @@ from keras_xent.kernels import _softmax_row as row
 from keras_xent.kernels._dtypes import upcast
 from keras_xent.kernels._labels import class_indices, valid_mask
 from keras_xent.kernels._linear_loop import Data
-from keras_xent.kernels._linear_pass import GRADIENTS, checked_matrices, values
+from keras_xent.kernels._linear_pass import Matrices, checked_matrices, values
 from keras_xent.kernels._masking import multiply_no_nan, where_or_zero
 from keras_xent.kernels._options import SoftmaxOptions
 from keras_xent.kernels._rule import ColumnsAndGradient, Rule
@@ -102,19 +102,9 @@ def linear_token_statistics(
 
     References: entropy from the head in chunks, arXiv:2409.19256 (verl).
     """
-    columns = token_columns(
-        hidden,
-        kernel,
-        labels,
-        bias,
-        rule=StatisticsRule.of(temperature, logit_softcap),
-        transpose_kernel=transpose_kernel,
-        mask=mask,
-        ignore_class=ignore_class,
-        low_rank=low_rank,
-        chunk_bytes=chunk_bytes,
-    )
-    return TokenStatistics(*columns)
+    rule = StatisticsRule.of(temperature, logit_softcap)
+    matrices = checked_matrices(hidden, kernel, bias, transpose_kernel, low_rank=low_rank)
+    return TokenStatistics(*token_columns(rule, matrices, labels, mask, ignore_class, chunk_bytes=chunk_bytes))
 
 
 @dataclass(frozen=True)
@@ -225,26 +215,19 @@ def indices_of(labels: Tensor, num_classes: int, mask: Tensor, ignore_class: int
 
 
 def token_columns(
-    hidden: Tensor,
-    kernel: Tensor,
-    labels: Tensor,
-    bias: Tensor,
-    *,
     rule: StatisticsRule,
-    transpose_kernel: bool,
+    matrices: Matrices,
+    labels: Tensor,
     mask: Tensor,
     ignore_class: int | None = None,
-    gradients: Any = GRADIENTS,
-    low_rank: tuple[Tensor, Tensor] | None = None,
-    chunk_bytes: int | None = None,
+    *,
     constants: tuple[Tensor, ...] = (),
+    **options: Any,
 ) -> tuple[Tensor, ...]:
-    """The columns of the rule, of the shape of the labels."""
-    matrices = checked_matrices(hidden, kernel, bias, transpose_kernel, low_rank=low_rank)
+    """The columns of the rule, of the shape of the labels; `options` are those of `values`."""
     labels = checked_labels(labels, matrices.hidden)
     indices, is_active = indices_of(labels, matrices.num_classes, mask, ignore_class)  # [N, 1]
-    found, others = values(
-        rule, matrices, Data(is_active, (indices,), constants), gradients=gradients, chunk_bytes=chunk_bytes
-    )  # [N, num_values], [N, 1]
+    data = Data(is_active, (indices,), constants)
+    found, others = values(rule, matrices, data, **options)  # [N, num_values], [N, 1]
     columns = (*(found[:, i] for i in range(rule.num_values)), *others)
     return tuple(ops.reshape(column, ops.shape(labels)) for column in columns)

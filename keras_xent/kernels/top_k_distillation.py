@@ -90,7 +90,7 @@ def linear_top_k_distillation(
     References: arXiv:2503.16870 (sparse logits for distillation, and why to draw them).
     """
     student = checked_matrices(hidden, kernel, bias, transpose_kernel, low_rank=low_rank)
-    ids, log_probs = (to_tensor(arguments.tensor(n, one)) for n, one in (("ids", ids), ("log_probs", log_probs)))
+    ids, log_probs = (to_tensor(one, n) for n, one in (("ids", ids), ("log_probs", log_probs)))
     log_probs = ops.cast(log_probs, accumulator_dtype(student.hidden))
     for name, one in (("ids", ids), ("log_probs", log_probs)):
         if not same_shape(one.shape[:-1], student.hidden.shape[:-1]) or not same_shape(one.shape, ids.shape):
@@ -115,7 +115,7 @@ def _checked_classes(ids, log_probs, num_classes, mask, token_weights):
     is_class = counts = ops.not_equal(ids, -1)
     for name, one in (("mask", mask), ("token_weights", token_weights)):
         if one is not None:
-            is_used = align_weights(ops.not_equal(to_tensor(arguments.tensor(name, one)), 0), ids.shape[:-1], name)
+            is_used = align_weights(ops.not_equal(to_tensor(one, name), 0), ids.shape[:-1], name)
             counts = ops.logical_and(counts, ops.expand_dims(is_used, -1))
     with _words.named("ids", "kernel", padding="or a class that only the teacher has, replace it with -1"):
         indices = class_indices(ids, num_classes, counts)

@@ -35,25 +35,15 @@ def quantized_head(
     kernel: Any,
     *,
     rounds_inputs: bool = True,
-    bias: Any = None,
-    transpose_kernel: bool = False,
-    logit_softcap: float | None = None,
+    **others: Any,
 ) -> provenance.Head:
-    """The inputs of the logits of a quantized layer. The kernel is not trained."""
+    """The inputs of the logits of a quantized layer, with the `others` of `head_of`. The kernel is not trained."""
     hidden = ops.cast(inputs, "float32")
     if rounds_inputs and layer.inputs_quantizer:
         rounded, scale = layer.inputs_quantizer(inputs, axis=-1)
         # As in Keras, the gradient passes the rounding of the inputs.
         hidden = hidden + ops.stop_gradient(ops.cast(rounded, "float32") / ops.cast(scale, "float32") - hidden)
-    return head_of(
-        layer,
-        training,
-        hidden=hidden,
-        kernel=ops.stop_gradient(kernel),
-        bias=bias,
-        transpose_kernel=transpose_kernel,
-        logit_softcap=logit_softcap,
-    )
+    return head_of(layer, training, hidden=hidden, kernel=ops.stop_gradient(kernel), **others)
 
 
 def with_projections(head: provenance.Head, inputs: Any, factors: tuple[Any, Any]) -> provenance.Head:

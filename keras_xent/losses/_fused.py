@@ -4,9 +4,8 @@ from typing import Any
 
 from keras import ops
 
-from keras_xent import _accumulation, _keras, arguments, provenance
+from keras_xent import _accumulation, _keras, provenance
 from keras_xent._types import Tensor
-from keras_xent.kernels._dtypes import to_tensor
 from keras_xent.kernels._shapes import align_weights
 
 
@@ -45,12 +44,16 @@ def call_reads_logits(loss: Any, head: provenance.Head) -> str:
 
 
 def options_of(loss: Any, head: provenance.Head) -> dict[str, Any]:
-    """The arguments of a linear kernel that a loss and a head decide, without the options of that loss alone."""
+    """The arguments of a linear kernel that a loss and a head decide."""
     return {
         **head.arguments(),
         # The kernel computes in the dtype of the hidden states.
         "hidden": ops.cast(head.hidden, "float64") if loss.dtype == "float64" else head.hidden,
+        "label_smoothing": loss.label_smoothing,
         "class_weight": loss.class_weight,
+        "focal_gamma": loss.focal_gamma,
+        "z_loss": loss.z_loss,
+        "logit_softcap": head.logit_softcap or loss.logit_softcap,
         "reduction": loss.reduction,
         "normalizer": _accumulation.divisor(loss.normalizer),
         "training": head.training,
@@ -60,13 +63,9 @@ def options_of(loss: Any, head: provenance.Head) -> dict[str, Any]:
 
 def mask_and_weights(y_pred: Tensor, sample_weight: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
     """The Keras mask of the predictions, of the shape of the tokens, and the sample weights; None where not given."""
-    mask, weights = _keras.mask_of(y_pred), None
-    if mask is not None:
-        mask = align_weights(ops.cast(mask, "bool"), tokens.shape, "mask")
-        mask = ops.broadcast_to(mask, ops.shape(tokens))
-    if sample_weight is not None:
-        weights = align_weights(to_tensor(arguments.tensor("sample_weight", sample_weight)), tokens.shape)
-    return mask, weights
+    mask = align_weights(_keras.mask_of(y_pred), tokens.shape, "mask")
+    mask = None if mask is None else ops.broadcast_to(mask, ops.shape(tokens))
+    return mask, align_weights(sample_weight, tokens.shape)
 
 
 def _metrics_that_read_logits() -> list[str]:

@@ -3,7 +3,7 @@
 import abc
 import contextvars
 import functools
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import keras
 from keras import ops
@@ -98,7 +98,7 @@ class Crossentropy(NamedArguments, _one_program.HasProgram, keras.losses.Loss):
             return self._reduce_overridden(y_true, y_pred, sample_weight)
         if not hasattr(y_pred, "shape"):
             # A list or a number, which has no mask, and no attributes for metrics.
-            y_pred = to_tensor(arguments.tensor("y_pred", y_pred))
+            y_pred = to_tensor(y_pred, "y_pred")
         self._warn_of_class_weight(y_true, sample_weight)
         given = (y_true, y_pred, sample_weight)
         mask = _keras.mask_of(y_pred)
@@ -168,7 +168,7 @@ class Crossentropy(NamedArguments, _one_program.HasProgram, keras.losses.Loss):
                 losses = self.call(*cast)
         finally:
             _given.reset(token)
-        masks = [one for one in (mask, _keras.mask_of(losses)) if one is not None]
+        masks = mask, _keras.mask_of(losses)
         losses = ops.convert_to_tensor(losses, dtype="float64" if self.dtype == "float64" else "float32")
         if not len(losses.shape):
             # Keras gives the weights of a loss that is one number to that number.
@@ -176,12 +176,10 @@ class Crossentropy(NamedArguments, _one_program.HasProgram, keras.losses.Loss):
             losses, sample_weight = losses * weights, None
             return self._reduce(losses, None, None, None) if len(losses.shape) else ops.cast(losses, self.dtype)
         with _words.named("y_true", "y_pred"):
-            masks = [align_weights(ops.cast(one, "bool"), losses.shape, "mask") for one in masks]
+            aligned = [align_weights(one, losses.shape, "mask") for one in masks]
             has_label, label_weights = self._labels_of_losses(to_tensor(y_true), to_tensor(y_pred), losses)
-            valid = functools.reduce(both, masks, has_label)
-            weights = None
-            if sample_weight is not None:
-                weights = align_weights(to_tensor(arguments.tensor("sample_weight", sample_weight)), losses.shape)
+            valid = functools.reduce(both, aligned, has_label)
+            weights = align_weights(sample_weight, losses.shape)
         return self._reduce(losses, valid, weights, label_weights)
 
     def _labels_of_losses(self, y_true: Tensor, y_pred: Tensor, losses: Tensor) -> tuple[Tensor, Tensor]:
@@ -207,13 +205,12 @@ class Crossentropy(NamedArguments, _one_program.HasProgram, keras.losses.Loss):
         shape = tuple(size for i, size in enumerate(logits.shape) if i != axis)
         valid = label_mask = weights = weights_of_labels = None
         if mask is not None:
-            mask = ops.cast(mask, "bool")
             if self._elements_have_labels and same_shape(mask.shape, logits.shape):
-                label_mask = mask
+                label_mask = ops.cast(mask, "bool")
             else:
                 valid = align_weights(mask, shape, "mask", like=logits, without=axis)
         if sample_weight is not None:
-            sample_weight = to_tensor(arguments.tensor("sample_weight", sample_weight))
+            sample_weight = to_tensor(sample_weight, "sample_weight")
             if self._elements_have_labels and logits.shape[axis] != 1 and same_shape(sample_weight.shape, logits.shape):
                 weights_of_labels = ensure_shape(
                     sample_weight, logits, "`sample_weight` per label must have the shape of `y_pred`."
@@ -286,7 +283,3 @@ class Crossentropy(NamedArguments, _one_program.HasProgram, keras.losses.Loss):
                 f"{type(self).__name__} has from_logits=False, but the output of {_endings.layer_of(y_pred)} {why}. "
                 "The loss takes it for probabilities. If these are logits, set from_logits=True.",
             )
-
-    def get_config(self) -> dict[str, Any]:
-        """Every argument of the constructor, at the value given."""
-        return self._given_arguments()

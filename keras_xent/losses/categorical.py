@@ -110,19 +110,11 @@ class CategoricalCrossentropy(Crossentropy):
             return super().__call__(y_true, y_pred, sample_weight)
         warn_of_accumulation(self, y_pred, sample_weight)
         with keras.name_scope(self.name), _words.named("y_true", "y_pred"):
-            targets = to_tensor(arguments.tensor("y_true", y_true))
+            targets = to_tensor(y_true, "y_true")
             self._check(targets, y_pred, Alignment())
             mask, weights = mask_and_weights(y_pred, sample_weight, targets[..., 0])
-            loss = linear_softmax_cross_entropy(
-                targets=targets,
-                token_weights=weights,
-                mask=mask,
-                label_smoothing=self.label_smoothing,
-                focal_gamma=self.focal_gamma,
-                z_loss=self.z_loss,
-                logit_softcap=head.logit_softcap or self.logit_softcap,
-                **options_of(self, head),
-            )
+            options = options_of(self, head)
+            loss = linear_softmax_cross_entropy(targets=targets, token_weights=weights, mask=mask, **options)
             return ops.cast(loss, self.dtype)
 
     def _check(self, y_true: Tensor, logits: Tensor, aligned: Alignment) -> None:

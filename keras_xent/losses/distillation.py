@@ -1,7 +1,5 @@
 """Divergence of a student's predictions from its teacher's."""
 
-from typing import Any
-
 import keras
 from keras import ops
 
@@ -12,7 +10,7 @@ from keras_xent._types import DivergenceName, DType, Reduction, Tensor
 from keras_xent.kernels import linear_distillation
 from keras_xent.kernels import reduction as _reduction
 from keras_xent.kernels._divergence import Divergence, Softmax, divergence_of_rows
-from keras_xent.kernels._dtypes import accumulator_dtype, to_float_tensor, to_tensor
+from keras_xent.kernels._dtypes import accumulator_dtype, to_float_tensor
 from keras_xent.kernels._masking import both, where_or_zero
 from keras_xent.kernels._shapes import align_weights, same_shape
 from keras_xent.losses._accumulation_warning import warn_of_accumulation
@@ -98,14 +96,9 @@ class Distillation(NamedArguments, keras.losses.Loss):
         warn_of_accumulation(self, student, sample_weight)
         with keras.name_scope(self.name):
             shape = student.shape[:-1]
-            valid = weights = None
+            valid = both(*(align_weights(_keras.mask_of(one), shape, "mask") for one in (student, teacher)))
+            weights = align_weights(sample_weight, shape)
             is_overridden = getattr(self.call, "__func__", None) is not Distillation.call
-            for mask in (_keras.mask_of(student), _keras.mask_of(teacher)):
-                if mask is not None:
-                    mask = align_weights(ops.cast(mask, "bool"), shape, "mask")
-                    valid = both(valid, mask)
-            if sample_weight is not None:
-                weights = align_weights(to_tensor(arguments.tensor("sample_weight", sample_weight)), shape)
             if not is_overridden:
                 _check_classes(student)
                 teacher, student = self._logits(teacher), self._logits(student)
@@ -152,7 +145,7 @@ class Distillation(NamedArguments, keras.losses.Loss):
             # One number for the batch, as Keras weights it.
             losses, valid = losses if weights is None else losses * ops.cast(weights, losses.dtype), None
             return _accumulation.reduce(losses, reduction=self.reduction) if len(losses.shape) else losses
-        valid, weights = (None if one is None else align_weights(one, losses.shape) for one in (valid, weights))
+        valid, weights = (align_weights(one, losses.shape) for one in (valid, weights))
         return _accumulation.reduce(losses, reduction=self.reduction, valid=valid, weights=weights)
 
     def _selected(self, teacher, student, valid):
@@ -196,10 +189,6 @@ class Distillation(NamedArguments, keras.losses.Loss):
         rows = [ops.reshape(x, (-1, shape[-1])) for x in (student, teacher)]
         losses = divergence_of_rows(*rows, divergence=self._divergence, softmax=Softmax(self.temperature, None))
         return ops.reshape(losses, shape[:-1])
-
-    def get_config(self) -> dict[str, Any]:
-        """Every argument of the constructor, at the value given."""
-        return self._given_arguments()
 
 
 def _check_classes(student):

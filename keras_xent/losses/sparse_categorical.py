@@ -18,7 +18,6 @@ from keras_xent.kernels._labels import (
     valid_mask,
 )
 from keras_xent.kernels._masking import both
-from keras_xent.kernels._options import SoftmaxOptions
 from keras_xent.kernels._row_statistics import is_hit
 from keras_xent.kernels._shapes import checked_axis, same_shape, squeeze_class_axis
 from keras_xent.losses._accumulation_warning import warn_of_accumulation
@@ -124,17 +123,15 @@ class SparseCategoricalCrossentropy(Crossentropy):
             return ops.cast(self._fused(head, y_true, y_pred, sample_weight), self.dtype)
 
     def _fused(self, head: provenance.Head, y_true: Tensor, y_pred: Tensor, sample_weight: Tensor) -> Tensor:
-        labels = to_tensor(arguments.tensor("y_true", y_true))
+        labels = to_tensor(y_true, "y_true")
         labels = squeeze_class_axis(labels, y_pred, -1, hidden=head.hidden)
         mask, weights = mask_and_weights(y_pred, sample_weight, labels)
-        softcap = head.logit_softcap or self.logit_softcap
-        loss, statistics = linear.with_statistics(
+        loss, statistics = linear.linear_cross_entropy(
             labels=labels,
-            options=SoftmaxOptions(self.label_smoothing, self.focal_gamma, self.z_loss, softcap),
             token_weights=weights,
             mask=mask,
             ignore_class=self.ignore_class,
-            statistics=_loss_statistics.needed_statistics(),
+            return_statistics=_loss_statistics.needed_statistics(),
             **options_of(self, head),
         )
         _loss_statistics.publish(self._record(statistics, y_true, y_pred, sample_weight))

@@ -6,7 +6,6 @@ from keras import ops
 
 from keras_xent import _backend, _keras
 from keras_xent._types import Tensor
-from keras_xent.kernels._dtypes import to_tensor
 from keras_xent.kernels._shapes import align_weights
 
 
@@ -30,8 +29,8 @@ class Groups:
 
     def sums(self, values: Tensor, weights: Tensor, labels: Tensor) -> Tensor:
         """`[2 G]` float32: the weighted sum of the values of each group's tokens, and the sum of their weights."""
-        ids = ops.cast(to_tensor(self._ids(labels)), "int32")
-        ids = ops.broadcast_to(align_weights(ids, weights.shape, "group_of"), ops.shape(weights))
+        ids = ops.cast(align_weights(self._ids(labels), weights.shape, "group_of"), "int32")
+        ids = ops.broadcast_to(ids, ops.shape(weights))
         ids, values, weights = (ops.reshape(one, (1, -1)) for one in (ids, values, weights))
         is_in_group = ops.equal(ids, ops.arange(len(self), dtype="int32")[:, None])  # [G, N]
         rows = ops.concatenate([ops.where(is_in_group, one, 0.0) for one in (values * weights, weights)])  # [2 G, N]

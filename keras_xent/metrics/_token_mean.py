@@ -49,20 +49,29 @@ class TokenMean(NamedArguments, keras.metrics.Metric):
 
     # The names of the statistics that the metric needs beside the cross-entropy.
     needs_statistics: frozenset[str] = frozenset()
-    from_logits = True
     # Tells the losses that this metric does not make a step materialize the logits.
     reuses_loss_statistics = True
-    logit_softcap: float | None = None
     # The first are in the order of `Totals`.
     _num_sums = len(Totals._fields)
     # False for what is the same of logits and of probabilities, capped or not: their order.
     _depends_on_logits = True
 
-    def __init__(self, ignore_class: int | None, axis: int, name: str, dtype: DType) -> None:
+    def __init__(
+        self,
+        ignore_class: int | None,
+        axis: int,
+        name: str,
+        dtype: DType,
+        *,
+        from_logits: bool = True,
+        logit_softcap: float | None = None,
+    ) -> None:
         self._given_dtype = arguments.dtype_or_none("dtype", dtype)
         super().__init__(name=name, dtype=self._given_dtype)
         self.ignore_class = arguments.class_or_none("ignore_class", ignore_class)
         self.axis = arguments.axis(axis)
+        self.from_logits = arguments.boolean("from_logits", from_logits)
+        self.logit_softcap = arguments.positive("logit_softcap", logit_softcap)
         self._sums = ExactSums(self, "sums", self._num_sums)
         self._mailbox = _loss_statistics.Mailbox(self, self._num_sums)
         # Whether an update had weights: Keras runs the step symbolically before JAX traces it. A validation has perhaps
@@ -151,7 +160,7 @@ class TokenMean(NamedArguments, keras.metrics.Metric):
             self._warn_once("disagreement", self._disagreement(record, y_pred, sample_weight))
             if (tokens := self._from_record(record._replace(y_pred=y_pred), sample_weight)) is not None:
                 return tokens
-        labels = to_tensor(arguments.tensor("y_true", y_true))
+        labels = to_tensor(y_true, "y_true")
         axis = checked_axis(self.axis, len(y_pred.shape), "predictions")
         logits = provenance.fusible_logits(y_pred, axis=axis, from_logits=self.from_logits)
         head = None if logits is None else provenance.head_of(logits)
@@ -168,10 +177,8 @@ class TokenMean(NamedArguments, keras.metrics.Metric):
 
     def _weights_of(self, labels: Tensor, y_pred: Tensor, sample_weight: Tensor) -> Tensor:
         """The weight of each label, float32: 0 for those of `ignore_class` or left out by the Keras mask."""
-        valid, mask = valid_mask(labels, None, self.ignore_class), _keras.mask_of(y_pred)
-        if mask is not None:
-            valid = both(valid, align_weights(ops.cast(mask, "bool"), labels.shape, "mask", like=labels))
-        return _weights(labels, valid, sample_weight)
+        mask = align_weights(_keras.mask_of(y_pred), labels.shape, "mask", like=labels)
+        return _weights(labels, both(valid_mask(labels, None, self.ignore_class), mask), sample_weight)
 
     def _settings(self, y_pred: Tensor) -> _loss_statistics.Settings:
         reading = provenance.reading(y_pred, axis=self.axis, from_logits=self.from_logits)
@@ -271,7 +278,7 @@ class TokenMean(NamedArguments, keras.metrics.Metric):
 
     def get_config(self) -> dict[str, Any]:
         """Every argument of the constructor."""
-        return {**self._given_arguments(), **super().get_config()}
+        return {**super().get_config(), **keras.metrics.Metric.get_config(self)}
 
 
 def _disagree(metric, loss, option, own, other):
@@ -285,6 +292,5 @@ def _weights(like: Tensor, valid: Tensor, sample_weight: Tensor) -> Tensor:
     """The weight of each token, float32, of the shape of `like`."""
     weights = ops.ones_like(like, dtype="float32")
     if sample_weight is not None:
-        sample_weight = ops.cast(to_tensor(arguments.tensor("sample_weight", sample_weight)), "float32")
-        weights = weights * align_weights(sample_weight, like.shape, like=like)
+        weights = weights * ops.cast(align_weights(sample_weight, like.shape, like=like), "float32")
     return weights if valid is None else ops.where(valid, weights, 0.0)

@@ -74,9 +74,7 @@ class CalibrationError(TokenMean):
     ) -> None:
         self.bins = arguments.count("bins", bins)
         self._num_sums = 3 * self.bins
-        super().__init__(ignore_class, axis, name, dtype)
-        self.from_logits = arguments.boolean("from_logits", from_logits)
-        self.logit_softcap = arguments.positive("logit_softcap", logit_softcap)
+        super().__init__(ignore_class, axis, name, dtype, from_logits=from_logits, logit_softcap=logit_softcap)
         _keras.set_direction(self, "down")
 
     @no_autograph
@@ -120,7 +118,7 @@ class CalibrationError(TokenMean):
     def _sums_of_binary(self, y_true, y_pred, sample_weight):
         self._warn_of_reading(y_pred, "sigmoid")
         logits = provenance.as_logits(y_pred, from_logits=self.from_logits, activation="sigmoid", dtype="float32")
-        labels = _labels_like(logits, to_tensor(arguments.tensor("y_true", y_true)))
+        labels = _labels_like(logits, to_tensor(y_true, "y_true"))
         weights = self._weights_of(labels, y_pred, sample_weight)
         is_active = ops.not_equal(weights, 0)
         with _words.named("y_true", "y_pred"):

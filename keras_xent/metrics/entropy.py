@@ -3,7 +3,6 @@
 import keras
 from keras import ops
 
-from keras_xent import arguments
 from keras_xent._types import DType, Tensor
 from keras_xent.kernels._row_statistics import dense_statistics
 from keras_xent.kernels.linear import LossStatistics
@@ -56,9 +55,7 @@ class Entropy(TokenMean):
         *,
         logit_softcap: float | None = None,
     ) -> None:
-        super().__init__(ignore_class, axis, name, dtype)
-        self.from_logits = arguments.boolean("from_logits", from_logits)
-        self.logit_softcap = arguments.positive("logit_softcap", logit_softcap)
+        super().__init__(ignore_class, axis, name, dtype, from_logits=from_logits, logit_softcap=logit_softcap)
 
     def _values_from_statistics(self, statistics: LossStatistics) -> Tensor:
         return statistics.entropy

@@ -2,7 +2,7 @@
 
 import keras
 
-from keras_xent import _keras, arguments
+from keras_xent import _keras
 from keras_xent._types import DType, Tensor
 from keras_xent.kernels import sparse_softmax_cross_entropy
 from keras_xent.kernels.linear import LossStatistics
@@ -60,9 +60,8 @@ class TokenCrossentropy(TokenMean):
         *,
         logit_softcap: float | None = None,
     ) -> None:
-        super().__init__(ignore_class, axis, name or self._default_name, dtype)
-        self.from_logits = arguments.boolean("from_logits", from_logits)
-        self.logit_softcap = arguments.positive("logit_softcap", logit_softcap)
+        name = name or self._default_name
+        super().__init__(ignore_class, axis, name, dtype, from_logits=from_logits, logit_softcap=logit_softcap)
         # Lets EarlyStopping and ModelCheckpoint know that less is better.
         _keras.set_direction(self, "down")
 

@@ -5,14 +5,8 @@ from keras import ops
 
 from keras_xent.kernels import linear_cross_entropy
 from tests import oracles
-from tests.backend import BACKEND, DTYPES, MODES, tensor, to_numpy
+from tests.backend import DTYPES, MODES, tensor, to_numpy, with_gradients
 from tests.internals import set_sizes
-
-if BACKEND == "tensorflow":
-    import tensorflow as tf
-else:
-    import jax
-
 
 TOKENS, FEATURES, CLASSES = 101, 7, 37
 WIDEST = DTYPES[0]
@@ -55,23 +49,11 @@ def run(function, inputs, upstream=None, mode="eager", dtype=None):
     """`function(*inputs)`, and the gradient for each input of its product with `upstream`."""
     inputs = tuple(tensor(x, dtype or WIDEST) for x in inputs)
 
-    def weights(value):
-        return ops.ones_like(value) if upstream is None else ops.cast(upstream, value.dtype)
+    def total(*inputs):
+        value = function(*inputs)
+        return ops.sum(value if upstream is None else value * ops.cast(upstream, value.dtype)), value
 
-    if BACKEND == "tensorflow":
-
-        def step(*inputs):
-            with tf.GradientTape() as tape:
-                tape.watch(inputs)
-                value = function(*inputs)
-            return value, tape.gradient(value, inputs, output_gradients=weights(value))
-    else:
-
-        def step(*inputs):
-            value, pull = jax.vjp(function, *inputs)
-            return value, pull(weights(value))
-
-    value, gradients = MODES[mode](step)(*inputs)
+    (_, value), gradients = MODES[mode](with_gradients(total))(*inputs)
     return to_numpy(value), [to_numpy(g) for g in gradients]
 
 

@@ -12,7 +12,7 @@ from keras import ops
 
 from keras_xent import kernels, losses
 from tests import internals
-from tests.backend import BACKEND, tensor, to_numpy, value_and_gradient
+from tests.backend import BACKEND, optimized_hlo, tensor, to_numpy, value_and_gradient
 from tests.tiers import fast_for, sample
 
 if BACKEND == "jax":
@@ -114,12 +114,6 @@ def test_the_terms_of_short_rows_are_not_in_memory(kernel, dtype):
     assert buffers_of_logits_size(text, rows * classes) == (dtype == "bfloat16")
 
 
-def optimized(function, *inputs):
-    """The program that XLA made of a function, as text."""
-    ir = tf.function(function, jit_compile=True, autograph=False).experimental_get_compiler_ir(*inputs)
-    return ir(stage="optimized_hlo")
-
-
 def buffers_of_logits_size(text, size=ROWS * CLASSES):
     """How many instructions of the entry computation make an array of at least a quarter of the logits' size.
 
@@ -139,7 +133,7 @@ def buffers_of_logits_size(text, size=ROWS * CLASSES):
 
 def test_the_count_of_buffers_finds_one_of_the_size_of_the_logits():
     if BACKEND == "tensorflow":
-        wasteful = optimized(lambda x: tf.linalg.matmul(x, tf.exp(x), transpose_b=True), example()[0])
+        wasteful = optimized_hlo(lambda x: tf.linalg.matmul(x, tf.exp(x), transpose_b=True), example()[0])
         assert buffers_of_logits_size(wasteful) >= 1
     else:
         compiled = jax.jit(lambda x: (x @ x[:CLASSES].T) @ x[:CLASSES]).lower(example()[0]).compile()

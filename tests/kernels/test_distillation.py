@@ -5,7 +5,7 @@ import pytest
 from keras import ops
 
 from keras_xent.kernels import linear_distillation, linear_top_k_distillation
-from tests.backend import BACKEND, MODES, TWO_MODES, skip_on_accelerator, tensor, to_numpy
+from tests.backend import MODES, TWO_MODES, skip_on_accelerator, tensor, to_numpy, with_gradients
 from tests.internals import set_sizes
 from tests.tiers import fast_for, whole
 
@@ -73,22 +73,7 @@ def run(function, inputs, upstream=None, mode="eager"):
         value = function(*inputs)
         return (value if upstream is None else ops.sum(value * ops.cast(upstream, value.dtype))), value
 
-    if BACKEND == "tensorflow":
-        import tensorflow as tf
-
-        def step(*inputs):
-            with tf.GradientTape() as tape:
-                tape.watch(inputs)
-                scalar, value = total(*inputs)
-            return value, tape.gradient(scalar, inputs)
-    else:
-        import jax
-
-        def step(*inputs):
-            gradients, value = jax.grad(total, argnums=(0, 1, 2), has_aux=True)(*inputs)
-            return value, gradients
-
-    value, gradients = MODES[mode](step)(*inputs)
+    (_, value), gradients = MODES[mode](with_gradients(total))(*inputs)
     return to_numpy(value), [to_numpy(g) for g in gradients]
 
 

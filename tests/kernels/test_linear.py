@@ -9,7 +9,6 @@ from keras import ops
 from keras_xent.kernels import linear_cross_entropy, linear_token_statistics
 from tests import oracles
 from tests.backend import MODES, every_mode, to_numpy, value_and_gradient
-from tests.internals import linear_with_ranks
 from tests.kernels.linear_examples import (
     CLASSES,
     NAN,
@@ -129,7 +128,9 @@ def test_statistics_are_the_plain_cross_entropy_and_the_rank_of_the_label():
     hidden, kernel, bias, labels = example()
     labels[:50] = (hidden @ kernel + bias)[:50].argmax(1)
     mask = np.random.default_rng(7).uniform(size=TOKENS) < 0.6
-    _, known = linear_with_ranks(hidden, kernel, labels, bias, mask=mask, reduction="sum", **OPTIONS["all"])
+    _, known = linear_cross_entropy(
+        hidden, kernel, labels, bias, mask=mask, reduction="sum", **OPTIONS["all"], return_statistics=["rank"]
+    )
     capped = 5.0 * np.tanh((hidden @ kernel + bias) / 5.0)
     np.testing.assert_allclose(to_numpy(known.nll), np.where(mask, oracles.sparse(labels, capped)[0], 0), rtol=1e-5)
     assert to_numpy(known.rank).tolist() == np.where(mask, ranks(hidden @ kernel + bias, labels), 0).tolist()
@@ -188,7 +189,7 @@ def test_statistics_are_chosen_by_name():
 
 @whole
 def test_of_equal_logits_the_first_has_rank_0():
-    _, known = linear_with_ranks(np.zeros((3, 2)), np.ones((2, 4)), [0, 1, 3])
+    _, known = linear_cross_entropy(np.zeros((3, 2)), np.ones((2, 4)), [0, 1, 3], return_statistics=["rank"])
     assert to_numpy(known.rank).tolist() == [0, 1, 3]
 
 

@@ -8,8 +8,8 @@ import pytest
 from keras import ops
 
 from keras_xent.kernels import linear_cross_entropy, sparse_softmax_cross_entropy
-from tests.backend import BACKEND, skip_on_accelerator, tensor
-from tests.internals import linear_with_ranks, set_sizes
+from tests.backend import BACKEND, optimized_hlo, skip_on_accelerator, tensor, with_gradients
+from tests.internals import set_sizes
 from tests.kernels.linear_examples import (
     CLASSES,
     FEATURES,
@@ -129,23 +129,15 @@ def test_no_buffer_of_the_size_of_the_logits_is_made(monkeypatch, options, reduc
         options["class_weight"] = np.linspace(0.5, 2.0, classes)
 
     def f(hidden, kernel):
-        loss, known = linear_with_ranks(hidden, kernel, labels, **options)
+        loss, known = linear_cross_entropy(hidden, kernel, labels, **options, return_statistics=["rank"])
         return ops.sum(loss), known
 
     if BACKEND == "jax":
-        program = jax.jit(jax.value_and_grad(f, (0, 1), has_aux=True)).lower(hidden, kernel).compile()
+        program = jax.jit(with_gradients(f)).lower(hidden, kernel).compile()
         assert program.memory_analysis().temp_size_in_bytes < 0.2 * 4 * tokens * classes
         text = program.as_text()
     else:
-
-        def step(hidden, kernel):
-            with tf.GradientTape() as tape:
-                tape.watch([hidden, kernel])
-                loss, known = f(hidden, kernel)
-            return loss, known, tape.gradient(loss, [hidden, kernel])
-
-        program = tf.function(step, jit_compile=True, autograph=False)
-        text = program.experimental_get_compiler_ir(tf.constant(hidden), tf.constant(kernel))(stage="optimized_hlo")
+        text = optimized_hlo(with_gradients(f), hidden, kernel)
     assert f"[{tokens},{classes}]" not in text
     assert f"[50,{classes}]" in text
     # The gradient of a chunk takes the place of its logits: XLA copies them if something else still has to read them.

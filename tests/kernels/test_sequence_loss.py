@@ -9,7 +9,7 @@ from keras import ops
 
 import keras_xent as kx
 from keras_xent.kernels import linear_sequence_loss
-from tests.backend import BACKEND, MODES, TWO_MODES, tensor, to_numpy, value_and_gradient
+from tests.backend import MODES, TWO_MODES, tensor, to_numpy, value_and_gradient, with_gradients
 from tests.internals import without_xla
 from tests.tiers import fast_for
 
@@ -90,20 +90,7 @@ def arrays_of(count, *, masked):
 
 def run(function, inputs, mode="eager"):
     """The loss and what else it returns, and gradients."""
-    inputs = tuple(map(tensor, inputs))
-    if BACKEND == "tensorflow":
-        import tensorflow as tf
-
-        def step(*inputs):
-            with tf.GradientTape() as tape:
-                tape.watch(inputs)
-                loss, log_probs = function(*inputs)
-            return (loss, log_probs), tape.gradient(loss, inputs)
-    else:
-        import jax
-
-        step = jax.value_and_grad(function, argnums=tuple(range(len(inputs))), has_aux=True)
-    (loss, log_probs), gradients = MODES[mode](step)(*inputs)
+    (loss, log_probs), gradients = MODES[mode](with_gradients(function))(*map(tensor, inputs))
     return to_numpy(loss), to_numpy(log_probs), [to_numpy(g) for g in gradients]
 
 

@@ -6,7 +6,7 @@ from keras import ops
 
 import keras_xent as kx
 from keras_xent.kernels import linear_token_statistics
-from tests.backend import BACKEND, DTYPES, MODES, TWO_MODES, skip_on_accelerator, tensor, to_numpy
+from tests.backend import BACKEND, DTYPES, MODES, TWO_MODES, skip_on_accelerator, tensor, to_numpy, with_gradients
 from tests.internals import set_sizes
 from tests.tiers import fast_for, whole
 
@@ -52,22 +52,7 @@ def run(inputs, mode="eager", dtype=None, **options):
         weights = [ops.cast(row, statistics[0].dtype) for row in UPSTREAM]
         return sum(ops.sum(a * b) for a, b in zip(weights, statistics[:3], strict=True)), statistics
 
-    if BACKEND == "tensorflow":
-        import tensorflow as tf
-
-        def step(*inputs):
-            with tf.GradientTape() as tape:
-                tape.watch(inputs)
-                value, statistics = total(*inputs)
-            return statistics, tape.gradient(value, inputs)
-    else:
-        import jax
-
-        def step(*inputs):
-            gradients, statistics = jax.grad(total, argnums=(0, 1, 2), has_aux=True)(*inputs)
-            return statistics, gradients
-
-    statistics, gradients = MODES[mode](step)(*inputs)
+    (_, statistics), gradients = MODES[mode](with_gradients(total))(*inputs)
     return [to_numpy(s) for s in statistics], [to_numpy(g) for g in gradients]
 
 

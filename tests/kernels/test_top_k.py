@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from keras_xent.kernels import linear_top_k, linear_top_k_distillation
-from tests.backend import BACKEND, DTYPES, MODES, TWO_MODES, tensor, to_numpy
+from tests.backend import DTYPES, MODES, TWO_MODES, optimized_hlo, tensor, to_numpy
 from tests.internals import set_sizes
 from tests.tiers import fast_for
 
@@ -132,17 +132,6 @@ def test_a_student_equal_to_the_stored_teacher_has_no_loss():
     stored = linear_top_k(HIDDEN, KERNEL, CLASSES, BIAS, temperature=2.0, mask=MASK)
     loss = linear_top_k_distillation(HIDDEN, KERNEL, *stored, BIAS, temperature=2.0, mask=MASK)
     np.testing.assert_allclose(to_numpy(loss), 0, atol=1e-6)
-
-
-def optimized_hlo(function, *arrays):
-    if BACKEND == "tensorflow":
-        import tensorflow as tf
-
-        program = tf.function(function, jit_compile=True, autograph=False)
-        return program.experimental_get_compiler_ir(*arrays)(stage="optimized_hlo")
-    import jax
-
-    return jax.jit(function).lower(*arrays).compile().as_text()
 
 
 @pytest.mark.whole

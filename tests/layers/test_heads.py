@@ -11,7 +11,7 @@ import pytest
 
 import keras_xent as kx
 from keras_xent.losses import SparseCategoricalCrossentropy
-from tests.backend import BACKEND, environment, to_numpy
+from tests.backend import BACKEND, environment, to_numpy, train_step_hlo
 from tests.internals import head_of, set_sizes
 from tests.layers.models import VOCABULARY, assert_same_training, data, language_model, loss, metrics, trained
 from tests.tiers import sample, whole
@@ -207,21 +207,8 @@ def test_the_training_step_holds_no_logits(monkeypatch, layer, expected):
     model = keras.Sequential([keras.layers.Embedding(classes, 4), layer(classes)])
     model.compile("sgd", loss(), metrics=metrics() if layer is kx.layers.LogitsDense else [], jit_compile=True)
     model.fit(tokens, tokens, batch, verbose=0)
-    text = compiled_step(model, tokens)
+    text = train_step_hlo(model, tokens, tokens)
     assert (f"[{batch},{length},{classes}]" in text or f"[{batch * length},{classes}]" in text) == expected
-
-
-def compiled_step(model, tokens):
-    if BACKEND == "tensorflow":
-        step = tf.function(model.train_step, jit_compile=True, autograph=False)
-        return step.experimental_get_compiler_ir((tf.constant(tokens), tf.constant(tokens)))(stage="optimized_hlo")
-    import jax
-
-    state = model._get_jax_state(
-        trainable_variables=True, non_trainable_variables=True, optimizer_variables=True, metrics_variables=True
-    )
-    step = jax.jit(lambda state, data: model.train_step(state, data))
-    return step.lower(state, (tokens, tokens)).compile().as_text()
 
 
 if BACKEND == "tensorflow":

@@ -338,7 +338,7 @@ def biased_head(dtype):
 def test_a_temperature_is_no_option_of_a_program(head, dtype, monkeypatch):
     """Each new one would be compiled for seconds."""
     rules, columns = set(), calibration.token_columns
-    monkeypatch.setattr(calibration, "token_columns", lambda *a, **k: rules.add(k["rule"]) or columns(*a, **k))
+    monkeypatch.setattr(calibration, "token_columns", lambda *a, **k: rules.add(a[0]) or columns(*a, **k))
     rounded = to_numpy(ops.cast(X, dtype.removeprefix("mixed_"))).astype("float32")
     found = kx.calibrate(head(dtype), (rounded, Y), batch_size=500)
     assert len(rules) == 1

@@ -9,7 +9,7 @@ from keras import ops
 
 import keras_xent as kx
 from tests import oracles
-from tests.backend import BACKEND, to_numpy
+from tests.backend import BACKEND, to_numpy, train_step_hlo
 from tests.tiers import fast_for, sample, whole
 
 CLASSES, IGNORED = 23, 3
@@ -215,18 +215,7 @@ def exponentials(metrics, head):
     x, y = np.ones((3, 5), int), np.ones((3, 5), int)
     # Builds what the first batch builds.
     model.train_on_batch(x, y)
-    if BACKEND == "tensorflow":
-        import tensorflow as tf
-
-        step = tf.function(lambda x, y: model.train_step((x, y)), jit_compile=True, autograph=False)
-        text = step.experimental_get_compiler_ir(tf.constant(x), tf.constant(y))(stage="optimized_hlo")
-    else:
-        import jax
-
-        model.optimizer.build(model.trainable_variables)
-        state = [[v.value for v in vs] for vs in (model.trainable_variables, model.non_trainable_variables)]
-        state += [[v.value for v in vs] for vs in (model.optimizer.variables, model.metrics_variables)]
-        text = jax.jit(model.train_step).lower(state, (x, y)).compile().as_text()
+    text = train_step_hlo(model, x, y)
     return len([line for line in text.splitlines() if f",{CLASSES}]" in line and " exponential(" in line])
 
 
