@@ -115,7 +115,7 @@ def _checked_classes(ids, log_probs, num_classes, mask, token_weights):
     is_class = counts = ops.logical_not(equals_ignored(ids, -1))
     for name, one in (("mask", mask), ("token_weights", token_weights)):
         if one is not None:
-            is_used = align_weights(ops.not_equal(to_tensor(arguments.tensor(name, one)), 0), ids.shape[:-1], name)
+            is_used = align_weights(ops.cast(to_tensor(arguments.tensor(name, one)), "bool"), ids.shape[:-1], name)
             counts = ops.logical_and(counts, ops.expand_dims(is_used, -1))
     with _words.named("ids", "kernel", padding="or a class that only the teacher has, replace it with -1"):
         indices = class_indices(ids, num_classes, counts)
