@@ -8,6 +8,7 @@ import jax
 import numpy
 
 from keras_xent._backend._finite import where_finite
+from keras_xent._backend._jax_mesh import vary_alike
 from keras_xent._backend._jax_rows import append_zeros, pad_inputs, take_rows
 from keras_xent._backend._xla import uses_xla
 from keras_xent._types import Tensor
@@ -87,7 +88,7 @@ def custom_gradient(
             return gradient, *[None] * len(nondiff_args)
 
         value.defvjp(forward_rule, vjp)
-        return value(x, *nondiff_args)
+        return value(*vary_alike((x, *nondiff_args)))
 
     return kernel
 
@@ -142,7 +143,7 @@ def fused_gradient(forward: Callable, backward: Callable) -> Callable:
             return tuple(backward(upstream, residuals, inputs, nondiff_args, needed, **options)), no_gradients[1]
 
         value.defvjp(forward_rule, vjp, symbolic_zeros=True)
-        return value(tuple(inputs), tuple(nondiff_args))
+        return value(*vary_alike((tuple(inputs), tuple(nondiff_args))))
 
     return kernel
 

@@ -1,4 +1,4 @@
-"""Meshes of Explicit axes, on which JAX asks for the sharding of each intermediate result."""
+"""Meshes of Explicit axes, on which JAX asks for the sharding of each intermediate result, and of Manual ones."""
 
 import functools
 from typing import Any
@@ -50,3 +50,31 @@ def _automatic(mesh):
     explicit, automatic = jax.sharding.AxisType.Explicit, jax.sharding.AxisType.Auto
     kinds = tuple(automatic if kind == explicit else kind for kind in mesh.axis_types)
     return jax.sharding.AbstractMesh(mesh.axis_sizes, mesh.axis_names, axis_types=kinds)
+
+
+def is_inside_shard_map() -> bool:
+    """Whether each device has its own part of arrays now."""
+    return bool(jax.sharding.get_abstract_mesh().manual_axes)
+
+
+def vary_alike(arrays: Any, *others: Any) -> Any:
+    """The arrays, as ones that differ between devices along each axis along which one of them, or of others, does.
+
+    Inside `jax.shard_map` types say along which axes of the mesh arrays differ, and those of a loop or of a gradient
+    are not to change. Of an array that devices share JAX then sums the gradients of all.
+    """
+    if not is_inside_shard_map():
+        return arrays
+    axes = frozenset().union(*map(_varying, jax.tree.leaves((arrays, others))))
+
+    def varying(leaf):
+        missing = axes - _varying(leaf)
+        return jax.lax.pcast(leaf, tuple(missing), to="varying") if missing else leaf
+
+    return jax.tree.map(varying, arrays)
+
+
+def _varying(leaf):
+    kind = leaf if isinstance(leaf, jax.ShapeDtypeStruct) else jax.typeof(leaf)
+    # JAX before 0.10 has no such attribute.
+    return getattr(getattr(kind, "manual_axis_type", None), "varying", frozenset())

@@ -18,6 +18,7 @@ from keras_xent._backend._jax_gradients import jit as jit
 from keras_xent._backend._jax_gradients import with_gradient_of_sum as with_gradient_of_sum
 from keras_xent._backend._jax_gradients import with_slope as with_slope
 from keras_xent._backend._jax_judging import judged_step as judged_step
+from keras_xent._backend._jax_mesh import is_inside_shard_map, vary_alike
 from keras_xent._backend._jax_mesh import on_any_mesh as on_any_mesh
 from keras_xent._backend._jax_program import is_concrete as is_concrete
 from keras_xent._backend._jax_program import one_program as one_program
@@ -86,6 +87,8 @@ def matmul(a: Tensor, b: Tensor, *, transpose_a: bool = False, transpose_b: bool
 
 def fori_loop(stop: Any, body: Callable, state: Any) -> Any:
     """`state` after `body(i, state)` for i = 0, 1, ..., stop - 1."""
+    if is_inside_shard_map():
+        state = vary_alike(state, jax.eval_shape(body, 0, state))
     return jax.lax.fori_loop(0, stop, body, state)
 
 
@@ -156,7 +159,7 @@ def batch_mesh(array: Tensor) -> BatchMesh | None:
     device has its own rows already.
     """
     distribution = keras.distribution.distribution()
-    if distribution is None or is_eager(array) or jax.sharding.get_abstract_mesh().manual_axes:
+    if distribution is None or is_eager(array) or is_inside_shard_map():
         return None
     mesh, axis = distribution.device_mesh.backend_mesh, distribution.batch_dim_name
     if axis not in mesh.axis_names:

@@ -15,7 +15,7 @@ from keras_xent.kernels import _exponentials
 from keras_xent.kernels._divergence import Softmax
 from keras_xent.kernels._dtypes import accumulator_dtype, dtype_of, is_float, to_tensor
 from keras_xent.kernels._exponentials import LogitGradient
-from keras_xent.kernels._labels import class_indices
+from keras_xent.kernels._labels import class_indices, equals_ignored
 from keras_xent.kernels._linear_pass import GRADIENTS, OverTokens, checked_matrices, reduced_over_tokens
 from keras_xent.kernels._masking import multiply_no_nan, nan_unless, where_or_zero
 from keras_xent.kernels._rule import ColumnsAndGradient, Rule
@@ -112,10 +112,10 @@ def _checked_classes(ids, log_probs, num_classes, mask, token_weights):
     """The classes as indices and their log-probabilities: of padding -inf, NaN where a class is out of range."""
     if is_float(ids):
         raise ValueError(f"`ids` must be integers, classes of the teacher. Received: dtype {dtype_of(ids)}.")
-    is_class = counts = ops.not_equal(ids, -1)
+    is_class = counts = ops.logical_not(equals_ignored(ids, -1))
     for name, one in (("mask", mask), ("token_weights", token_weights)):
         if one is not None:
-            is_used = align_weights(ops.not_equal(to_tensor(one, name), 0), ids.shape[:-1], name)
+            is_used = align_weights(ops.cast(to_tensor(one, name), "bool"), ids.shape[:-1], name)
             counts = ops.logical_and(counts, ops.expand_dims(is_used, -1))
     with _words.named("ids", "kernel", padding="or a class that only the teacher has, replace it with -1"):
         indices = class_indices(ids, num_classes, counts)

@@ -60,7 +60,11 @@ def kto(
     mean_kl = ops.sum(kl) / ops.maximum(ops.cast(ops.size(kl), kl.dtype), 1.0)
     point = ops.stop_gradient(ops.maximum(mean_kl, 0.0))
     distance = arguments.above_zero("beta", beta) * (ratio - point)
-    gain = arguments.not_negative("desirable_weight", desirable_weight) * ops.sigmoid(-distance)
-    return ops.where(
-        desirable, gain, arguments.not_negative("undesirable_weight", undesirable_weight) * ops.sigmoid(distance)
-    )
+    good = arguments.not_negative("desirable_weight", desirable_weight)
+    bad = arguments.not_negative("undesirable_weight", undesirable_weight)
+    return ops.where(desirable, good * _sigmoid(-distance), bad * _sigmoid(distance))
+
+
+def _sigmoid(x):
+    # Both backends differentiate one as s (1 - s), of which nothing is left where s rounds to 1.
+    return ops.where(x > 0, 1.0 - ops.sigmoid(-x), ops.sigmoid(x))

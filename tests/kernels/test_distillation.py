@@ -305,6 +305,12 @@ def test_all_classes_are_the_whole_teacher():
     np.testing.assert_allclose(float(mine), float(whole), rtol=1e-6)
 
 
+def test_the_last_class_that_an_unsigned_type_holds_is_not_padding():
+    ids = tensor(np.array([[255], [3]], "uint8"))
+    loss = linear_top_k_distillation(HIDDEN[:2], np.zeros((HIDDEN.shape[1], 256), "float32"), ids, np.zeros((2, 1)))
+    np.testing.assert_allclose(to_numpy(loss), np.log(256), rtol=1e-6)
+
+
 def test_a_class_that_only_the_teacher_has_is_an_error_or_nan():
     ids = np.where(np.arange(TOKENS)[:, None] == 4, CLASSES, IDS)
     with pytest.raises(

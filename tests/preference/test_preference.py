@@ -137,6 +137,15 @@ def test_gradients_at_log_ratios_of_ten_thousand_are_finite(loss):
     assert np.isfinite(value).all() and np.isfinite(gradient).all()
 
 
+@pytest.mark.parametrize("desirable", [True, False])
+def test_kto_has_a_gradient_however_far_the_policy_is_from_the_reference(desirable):
+    x = np.array([-60.0, -20.0, -9.0, 0.0, 9.0, 20.0, 60.0])
+    zeros, kind = np.zeros(len(x), "float32"), np.full(len(x), desirable)
+    _, gradient = value_and_gradient(lambda x: kx.preference.kto(x, zeros, kind, beta=1.0), tensor(f32(x)))
+    slope = sigmoid(x) * sigmoid(-x)
+    np.testing.assert_allclose(gradient, -slope if desirable else slope, rtol=2e-6)
+
+
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 def test_references_in_float64_are_those_of_the_policys_dtype(dtype):
     def loss(kind):

@@ -18,12 +18,13 @@ rng = np.random.default_rng(5)
 hidden, kernel = rng.standard_normal((8, 6, 5), "float32"), rng.standard_normal((5, 12), "float32")
 labels, weights = rng.integers(0, 12, (8, 6)), rng.uniform(0.1, 2, (8, 6)).astype("float32")
 
-def loss(hidden, kernel, weights, labels, reduction):
-    return kx.kernels.linear_cross_entropy(hidden, kernel, labels, token_weights=weights, reduction=reduction)
+def loss(hidden, kernel, weights, labels, reduction, **options):
+    options = {"token_weights": weights, "reduction": reduction, **options}
+    return kx.kernels.linear_cross_entropy(hidden, kernel, labels, **options)
 
 gradients = jax.value_and_grad(loss, (0, 1, 2))
 expected = gradients(hidden, kernel, weights, labels, "token_mean")
-total = loss(hidden, kernel, weights, labels, "sum")
+total, of_total = gradients(hidden, kernel, weights, labels, "sum")
 
 layout = keras.distribution.LayoutMap(keras.distribution.DeviceMesh((2, 2), ("model", "batch")))
 layout.update(kx.layers.vocabulary_layout("logits"))
@@ -35,10 +36,16 @@ def apart(found, expected):
     return max(float(np.abs(a - b).max() / np.abs(b).max()) for a, b in pairs)
 
 def of_device(*arrays):
-    return jax.lax.psum(loss(*arrays, "sum"), "batch")
+    # Chunks of 8 tokens, of which each device has 24.
+    return jax.lax.psum(loss(*arrays, "sum", chunk_bytes=4 * 12 * 8), "batch")
 
 mesh, rows = layout.device_mesh.backend_mesh, P("batch")
-by_device = jax.shard_map(of_device, mesh=mesh, in_specs=(rows, P(), rows, rows), out_specs=P(), check_vma=False)
+
+def by_device(is_checked):
+    specs = {"in_specs": (rows, P(), rows, rows), "out_specs": P()}
+    mapped = jax.shard_map(of_device, mesh=mesh, check_vma=is_checked, **specs)
+    return jax.jit(jax.value_and_grad(mapped, (0, 1, 2)))(hidden, kernel, weights, labels)
+
 on_one = [jax.device_put(array, jax.devices()[3]) for array in (hidden, kernel, weights, labels)]
 spread = [jax.device_put(array, jax.NamedSharding(mesh, rows)) for array in (hidden, weights, labels)]
 step = jax.jit(gradients, static_argnums=4)
@@ -46,7 +53,8 @@ print(json.dumps({
     "at once": apart(gradients(hidden, kernel, weights, labels, "token_mean"), expected),
     "at once, on one of the devices": apart(loss(*on_one, "sum"), total),
     "compiled, spread": apart(step(spread[0], kernel, *spread[1:], "token_mean"), expected),
-    "by each device": apart(jax.jit(by_device)(hidden, kernel, weights, labels), total),
+    "by each device": apart(by_device(False), (total, of_total)),
+    "by each device, types checked": apart(by_device(True), (total, of_total)),
 }))
 """
 
@@ -59,7 +67,10 @@ def differences():
     return json.loads(child.stdout.splitlines()[-1])
 
 
-@pytest.mark.parametrize("how", ["at once", "at once, on one of the devices", "compiled, spread", "by each device"])
+HOW = ("at once", "at once, on one of the devices", "compiled, spread", "by each device")
+
+
+@pytest.mark.parametrize("how", (*HOW, "by each device, types checked"))
 def test_a_kernel_gives_what_it_gives_on_one_device(differences, how):
     """Value and gradients, for token weights too; the axis of the batch is not the first of the mesh."""
     assert differences[how] < 1e-6

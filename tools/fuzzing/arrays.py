@@ -98,13 +98,19 @@ def _of_tokens(rng, program):
     return arrays | {"mask": mask, "token_weights": weights, "upstream": upstream}
 
 
-def of_linear(rng: np.random.Generator, program: Program) -> dict[str, np.ndarray]:
-    """Of a linear kernel of labels."""
+def of_head(rng: np.random.Generator, program: Program) -> dict[str, np.ndarray]:
+    """Of a linear kernel that needs a head alone."""
     arrays = _of_tokens(rng, program)
-    tokens, _, classes = program.shape
     if rng.random() < 0.2:
         # Classes that are never predicted.
-        arrays["bias"][rng.random(classes) < 0.2] = -draws.INF
+        arrays["bias"][rng.random(program.shape[-1]) < 0.2] = -draws.INF
+    return arrays
+
+
+def of_linear(rng: np.random.Generator, program: Program) -> dict[str, np.ndarray]:
+    """Of a linear kernel of labels."""
+    arrays = of_head(rng, program)
+    tokens, _, classes = program.shape
     if program.kernel == "linear_token_statistics":
         arrays["upstream"] = draws.upstream(rng, (3, tokens))
     # A mean with NaN in it says nothing of its other terms.

@@ -63,10 +63,13 @@ def _result(call, values, tolerances, d, of_d):
             # What is rounded on the way: the projected states, and the gradient for them.
             rounding = ROUNDING.get(call.program.dtype, (0.0,))[0]
             of_d = of_d + rounding * size
-            exact["hidden"] = exact["hidden"] + d @ inner.T @ outer.T
+            parts = exact["hidden"], d @ inner.T @ outer.T
+            exact["hidden"] = sum(parts)
             exact |= {"first": hidden.T @ (d @ inner.T), "second": (hidden @ outer).T @ d}
             a, b = np.abs(outer), np.abs(inner)
-            tolerances["hidden"] = tolerances["hidden"] + 2 * of_d @ b.T @ a.T
+            # Each of the two is a gradient of the hidden states, in their dtype.
+            of_parts = rounding * sum(map(np.abs, parts))
+            tolerances["hidden"] = tolerances["hidden"] + 2 * of_d @ b.T @ a.T + of_parts
             tolerances |= {"first": 2 * h.T @ (of_d @ b.T), "second": 2 * (h @ a).T @ of_d}
             if call.program.get("transpose_kernel"):
                 for arrays in (exact, tolerances):
@@ -252,32 +255,3 @@ def distillation(call: Call) -> Expected:
     errors = errors + of_teacher + cap_error + 2 * eps * (np.abs(x) + np.abs(teacher))
     t = options.get("temperature", 1.0)
     return _of_divergence(call, losses, gradients, errors, _probabilities(x, t) + _probabilities(teacher, t))
-
-
-def top_k(call: Call) -> Expected:
-    """Of `linear_top_k_distillation`."""
-    options = dict(call.program.options)
-    x, errors = _logits(call)
-    valid = call.arrays.get("mask", np.ones(len(x), bool)).reshape(-1) & (_weights(call, len(x)) != 0)
-    x = np.where(valid[:, None], x, 0.0)
-    ids, log_probs = call.arrays["ids"], call.arrays["log_probs"].astype("float64")
-    t, cap = options.get("temperature", 1.0), options.get("logit_softcap")
-    losses, gradients = oracles.top_k_divergence(x, ids, log_probs, temperature=t, softcap=cap)
-    eps = precision_of(call)[2]
-    errors = errors + (0 if cap is None else 8 * eps * cap) + 2 * eps * np.abs(x)
-    with np.errstate(over="ignore"):
-        p = np.where((ids >= 0) & (ids < x.shape[1]), np.exp(log_probs), 0)
-    # The terms have either sign.
-    size = t**2 * (p * (np.abs(log_probs) + np.abs(x).max(1, keepdims=True) / t + 4)).sum(1)
-    q = _probabilities(x, t) * p.sum(1, keepdims=True)
-    for row, classes, share in zip(q, ids, p, strict=True):
-        np.add.at(row, np.where(share > 0, classes, 0), share)
-    result = _of_divergence(call, losses, gradients, errors, q)
-    weights = np.abs(_weights(call, len(x))) * valid
-    more = precision_of(call)[0] * size * weights
-    if options.get("reduction", "none") == "none":
-        result.values[0].tolerance = result.values[0].tolerance + more
-    else:
-        total = max(weights.sum(), 1e-30) if options["reduction"] == "token_mean" else 1.0
-        result.values[0].tolerance = result.values[0].tolerance + more.sum() / total
-    return result

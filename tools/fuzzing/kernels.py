@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from tools.fuzzing import arrays, draws, expected, expected_groups, expected_linear
+from tools.fuzzing import arrays, draws, expected, expected_groups, expected_linear, expected_top_k
 from tools.fuzzing.calls import Call, Program
 from tools.fuzzing.expected import Expected
 
@@ -34,6 +34,7 @@ class Kernel:
     # The arrays that have a gradient, in the order in which the function takes them first.
     differentiated: tuple[str, ...]
     expected: Callable[[Call], Expected]
+    has_gradient: bool = True
 
 
 def draw_program(rng: np.random.Generator, name: str, modes: Any, dtypes: Any) -> Program:
@@ -161,7 +162,17 @@ KERNELS = {
         _TOKENS,
         arrays.of_top_k,
         _ALL,
-        expected_linear.top_k,
+        expected_top_k.distillation,
+    ),
+    "linear_top_k": Kernel(
+        LINEAR | DISTILLED | {"k": (1, 5, 23)},
+        ("mask", "bias", "low_rank"),
+        # With so many classes they are found by blocks, with a few left over.
+        (*_TOKENS, (40, 5, 293)),
+        arrays.of_head,
+        _ALL,
+        expected_top_k.classes,
+        has_gradient=False,
     ),
     "reduction": Kernel(
         {

@@ -12,6 +12,7 @@ from keras_xent.kernels.reduction import reduce
 from tests.backend import BACKEND, MODES, to_numpy
 from tools.fuzzing.calls import Call, Program
 from tools.fuzzing.expected_groups import LOSSES
+from tools.fuzzing.expected_top_k import k_of
 from tools.fuzzing.kernels import KERNELS
 
 if BACKEND == "tensorflow":
@@ -58,6 +59,8 @@ def _call_kernel(program: Program, arrays: dict[str, Any]) -> tuple[Any, ...]:
             return (kernels.linear_sequence_loss(**a, loss=loss, arrays=references, **options),)
         case "linear_token_statistics":
             return tuple(kernels.linear_token_statistics(**a, **options))
+        case "linear_top_k":
+            return tuple(kernels.linear_top_k(**a, **options | {"k": k_of(program)}))
         case "linear_distillation":
             return (kernels.linear_distillation(**a, **options),)
         case "linear_top_k_distillation":
@@ -85,7 +88,12 @@ def _step(program: Program, names: tuple[str, ...]) -> Any:
             return (ops.reshape(upstream, ops.shape(first)), *map(ops.zeros_like, others))
         return (*(upstream[i] for i in range(3)), ops.zeros_like(values[3]))
 
-    if BACKEND == "tensorflow":
+    if not KERNELS[program.kernel].has_gradient:
+
+        def step(*arrays):
+            return values_of(*split(arrays)), ()
+
+    elif BACKEND == "tensorflow":
 
         def step(*arrays):
             wanted, others = split(arrays)
@@ -113,7 +121,7 @@ def run(call: Call) -> tuple[list[np.ndarray], dict[str, np.ndarray]]:
         ops.cast(call.arrays[n], program.dtype) if n in own else ops.convert_to_tensor(call.arrays[n]) for n in names
     ]
     values, gradients = _step(program, names)(*tensors)
-    differentiated = [n for n in kernel.differentiated if n in names]
+    differentiated = [n for n in kernel.differentiated if n in names] if kernel.has_gradient else []
     return [to_numpy(v) for v in values], {n: to_numpy(g) for n, g in zip(differentiated, gradients, strict=True)}
 
 
