@@ -1,4 +1,4 @@
-"""Log-probabilities, entropy and distillation are the same on one device, on replicas, and with classes divided."""
+"""Policies, preferences, distillation and calibration: one device, replicas and divided classes give the same."""
 
 import functools
 import json
@@ -33,8 +33,12 @@ def test_they_are_those_of_one_device(engine):
     # On replicas Keras' Distiller logs the mean of their shares of the loss, for its own losses too.
     shares = 2 if engine.startswith("Mirrored") else 1
     np.testing.assert_allclose(np.multiply(found["distillation"], shares), expected["distillation"], rtol=1e-6)
-    for name in ("policy", "log_probs"):
+    for name in ("Policy", "Preference", "log_probs", "metrics"):
         np.testing.assert_allclose(found[name], expected[name], rtol=1e-6)
-    assert expected["policy"][1] < expected["policy"][0] and expected["distillation"][1] < expected["distillation"][0]
+    for name in ("Policy", "Preference", "distillation"):
+        assert expected[name][1] < expected[name][0]
+    # As far as the temperature is computed.
+    np.testing.assert_allclose(found["temperature"], expected["temperature"], rtol=1e-4)
+    assert 0.01 < expected["temperature"] < 100
     for ours, theirs in zip(found["weights"], expected["weights"], strict=True):
         np.testing.assert_allclose(ours, theirs, atol=5e-7)
