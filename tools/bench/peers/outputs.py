@@ -62,7 +62,7 @@ def _sum(output, arrays):
 
 
 def _sum_of_logits(output, arrays):
-    logits = ops.matmul(arrays["hidden"], arrays["kernel"])
+    logits = _logits(arrays)
     if output == "log_prob":
         value = _log_probs_of_logits(logits, arrays["labels"])
     elif output == "logsumexp":
