@@ -71,6 +71,7 @@ bitcast = _module.bitcast
 round_to_bfloat16 = _module.round_to_bfloat16
 # Devices.
 on_accelerator = _module.on_accelerator
+on_tpu = _module.on_tpu
 on_any_mesh = _module.on_any_mesh
 batch_mesh = _module.batch_mesh
 is_partitioned = _module.is_partitioned

@@ -64,6 +64,11 @@ def on_accelerator() -> bool:
     return any(device.device_type != "CPU" for device in tf.config.list_logical_devices())
 
 
+def on_tpu() -> bool:
+    """Returns whether programs run on a TPU."""
+    return any(device.device_type == "TPU" for device in tf.config.list_logical_devices())
+
+
 def asserts_in_graph() -> bool:
     """Returns whether `assert_in_graph` asserts anything here.
 

@@ -145,6 +145,11 @@ def on_accelerator() -> bool:
     return jax.default_backend() != "cpu" or jax.device_count() > 1
 
 
+def on_tpu() -> bool:
+    """Returns whether programs run on a TPU."""
+    return jax.default_backend() == "tpu"
+
+
 class BatchMesh(NamedTuple):
     """The devices of a step, and the name of the axis along which a batch is sharded over them."""
 

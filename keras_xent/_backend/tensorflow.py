@@ -21,6 +21,7 @@ from keras_xent._backend._tensorflow_graph import asserts_in_graph as asserts_in
 from keras_xent._backend._tensorflow_graph import in_xla as in_xla
 from keras_xent._backend._tensorflow_graph import is_traced as is_traced
 from keras_xent._backend._tensorflow_graph import on_accelerator as on_accelerator
+from keras_xent._backend._tensorflow_graph import on_tpu as on_tpu
 from keras_xent._backend._tensorflow_graph import sums_pairwise as sums_pairwise
 from keras_xent._backend._tensorflow_judging import judged_step as judged_step
 from keras_xent._backend._tensorflow_program import is_concrete as is_concrete

@@ -64,6 +64,11 @@ def entropy(sum_of: Callable[[Tensor], Tensor], sum_exp_minus_one: Tensor) -> Te
     return total / sum_exp + where_or_zero(log_sum, ops.logical_not(is_sure))
 
 
+def without_largest(exp_shifted: Tensor) -> Tensor:
+    """The exponentials of a sure row without that of the largest logit."""
+    return where_or_zero(exp_shifted, exp_shifted < OF_LARGEST)
+
+
 def entropy_of_logits(
     logits: Tensor, labels: Tensor, max_logit: Tensor, sum_exp_minus_one: Tensor, softcap: float | None
 ) -> Tensor:
@@ -74,19 +79,31 @@ def entropy_of_logits(
     label = ops.maximum(labels, 0)
     label_logit = ops.take_along_axis(logits, label, axis=1)
 
-    def term(exp_shifted, logits, share):
-        below = row.max_minus_logit(upcast(logits), max_logit, softcap)
-        return multiply_no_nan(exp_shifted, below + where_or_zero(share, exp_shifted < OF_LARGEST))
+    ids, label_exp = row.class_ids(logits), row.exp_shifted(label_logit, max_logit, softcap)
 
-    def of_others(logits, ids, share):
-        return term(sparse_softmax.exp_shifted_except_label(logits, ids, label, max_logit, softcap), logits, share)
+    def exp_of_others(logits, ids):
+        return sparse_softmax.exp_shifted_except_label(logits, ids, label, max_logit, softcap)
+
+    def below(exp_shifted, logits, share=None):
+        difference = row.max_minus_logit(upcast(logits), max_logit, softcap)
+        if share is not None:
+            difference = difference + where_or_zero(share, exp_shifted < OF_LARGEST)
+        return multiply_no_nan(exp_shifted, difference)
 
     def sum_of(share):
-        at_label = term(row.exp_shifted(label_logit, max_logit, softcap), label_logit, share)
-        return row_sum(of_others, logits, row.class_ids(logits), share) + at_label
+        of_others = row_sum(lambda x, ids, share: below(exp_of_others(x, ids), x, share), logits, ids, share)
+        return of_others + below(label_exp, label_logit, share)
 
-    # Of a row without a distribution the sum is NaN.
-    return entropy(sum_of, sum_exp_minus_one)
+    if uses_xla_cpu():
+        # Of a row without a distribution the sum is NaN.
+        return entropy(sum_of, sum_exp_minus_one)
+    # The same from two sums that do not wait for a share of a third: XLA computes all three in one pass.
+    total = row_sum(lambda x, ids: below(exp_of_others(x, ids), x), logits, ids) + below(label_exp, label_logit)
+    others = row_sum(lambda x, ids: without_largest(exp_of_others(x, ids)), logits, ids) + without_largest(label_exp)
+    log_sum = log1p(sum_exp_minus_one)
+    lost = where_or_zero(log1p(others) - log_sum, sum_exp_minus_one < 0.5)
+    # `others` has not the derivative of the largest.
+    return total / (1.0 + sum_exp_minus_one) + (log_sum + ops.stop_gradient(lost))
 
 
 def dense_statistics(

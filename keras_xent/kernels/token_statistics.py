@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 from keras import ops
 
 from keras_xent import arguments
-from keras_xent._backend import no_autograph, on_any_mesh, take_at_columns
+from keras_xent._backend import no_autograph, on_any_mesh, take_at_columns, uses_xla_cpu
 from keras_xent._named_arguments import named_arguments
 from keras_xent._types import Tensor
 from keras_xent.kernels import _exponentials, sparse_softmax
@@ -170,10 +170,12 @@ class StatisticsRule(Rule):
         if self.everything:
             (mean_below,) = row.zero_rows(dead, mean_below)
             v, w = upstream[:, 1:2], upstream[:, 2:3]
-            # log p + H has the mean 0: what a mean of many terms has rounded is in the rest of the sum of its parts.
             from_mean = below - mean_below
-            rest = ops.sum(multiply_no_nan(p, from_mean), axis=1, keepdims=True)
-            of_all = w + multiply_no_nan(v, from_mean - rest)
+            if uses_xla_cpu():
+                # log p + H has the mean 0: what a mean of many terms has rounded is in the rest of the sum of its
+                # parts. Accelerators sum in parts from the start.
+                from_mean = from_mean - ops.sum(multiply_no_nan(p, from_mean), axis=1, keepdims=True)
+            of_all = w + multiply_no_nan(v, from_mean)
         nll = row.nll(take_at_columns(x, label), max_logit, sum_exp_minus_one, self.softcap)
         # 1 - p of the label, exact where p has rounded to 1.
         at_label = -u * ops.expm1(-nll) + where_or_zero(multiply_no_nan(p, of_all), is_label)

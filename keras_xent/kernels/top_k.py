@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 from keras import ops
 
 from keras_xent import arguments
-from keras_xent._backend import no_autograph, on_any_mesh, opaque, take_at_columns, uses_xla_cpu
+from keras_xent._backend import no_autograph, on_any_mesh, on_tpu, opaque, take_at_columns
 from keras_xent._named_arguments import named_arguments
 from keras_xent._types import Tensor
 from keras_xent.kernels import _linear_loop
@@ -120,10 +120,10 @@ def largest_of_rows(logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """The `k` largest numbers of rows `[n, V]`, and their indices; of equal ones the first."""
     num_classes = logits.shape[1]
     num_blocks = num_classes // BLOCK
-    if not uses_xla_cpu() or num_blocks < MIN_BLOCKS * k:
+    if on_tpu() or num_blocks < MIN_BLOCKS * k:
         return _top_k(logits, k)
     # They are in the blocks that have the k largest maxima, of equal ones the first, or among the classes after the
-    # last block. XLA:CPU takes maxima on all threads, and top_k on one.
+    # last block. XLA:CPU takes maxima on all threads, and top_k on one; XLA:GPU sorts whole rows for top_k.
     num_in_blocks = num_blocks * BLOCK
     maxima = ops.max(ops.reshape(logits[:, :num_in_blocks], (-1, num_blocks, BLOCK)), axis=2)
     _, blocks = _top_k(opaque(maxima), k)

@@ -61,7 +61,8 @@ def run(arguments: argparse.Namespace) -> None:
         works = [work for work in works if work.peers]
     start, failed, row = time.monotonic(), [], None
     with Workers(libraries) as workers:
-        found = _results.read(path, machine.facts() | measuring.versions(workers))
+        facts = machine.facts() | measuring.versions(workers)
+        found = _results.read(path, facts)
         for number, work in enumerate(works, 1):
             if arguments.resume and _results.has(found, work.row, work.case, work.unit, rounds):
                 continue
@@ -81,7 +82,7 @@ def run(arguments: argparse.Namespace) -> None:
                 print(f"    {failed[-1]}", file=sys.stderr)
                 continue
             print(f"    {tables.line(record)}", file=sys.stderr)
-            _results.add(found, record)
+            _results.add(found, record, facts)
             _results.write(found, path)
     print(tables.everything(found))
     if failed:

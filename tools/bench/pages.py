@@ -249,14 +249,14 @@ def _table(heading, found, ratio, why=False):
 def _gpu_short(results):
     """A line for each case of a GPU, a column for each library."""
     lines = [
-        f"| on a GPU | {' | '.join(map(tables.named, _PEERS_ON_GPU))} |",
-        "|---" + "|--:" * len(_PEERS_ON_GPU) + "|",
+        f"| on a GPU | GPU | {' | '.join(map(tables.named, _PEERS_ON_GPU))} |",
+        "|---|---" + "|--:" * len(_PEERS_ON_GPU) + "|",
     ]
     for row, case, what in _ON_GPU:
         for record in _results.find(results, row, **case)[:1]:
             unit = _UNITS[record["unit"]]
             figures = [f"{tables.number(median(record['values'][name]), 2)} {unit}" for name in _PEERS_ON_GPU]
-            lines.append(f"| {' | '.join([what, *figures])} |")
+            lines.append(f"| {' | '.join([what, tables.gpu(results, record), *figures])} |")
     return "\n".join(lines)
 
 
@@ -270,7 +270,7 @@ def _gpu_sentence(results):
         milliseconds, megabytes = (median(record["values"][name]) for record in records)
         return f"{tables.number(milliseconds, 2)} ms and {tables.number(megabytes)} MB"
 
-    gpu = " ".join(results["machine"]["GPU"].split()[:2])
+    gpu = tables.gpu(results, head[0])
     return textwrap.fill(
         f"On a GPU ({gpu}, JAX, bfloat16), an output layer of 2048 features and 32,000 classes with its loss and "
         f"gradients, for 8192 tokens, takes {figures('ours')}; with optax {figures('optax')}, with PyTorch "

@@ -21,12 +21,16 @@ def read(path: Path, machine: dict | None = None) -> dict:
                 f"{machine.get(other[0])!r}. Remove it, or name another file with --output."
             )
         there = {name: version for name, version in machine.items() if version is not None}
-        results["machine"] = results["machine"] | there
+        # Of several GPUs it is the first one's; records of another say so.
+        first = {name: results["machine"][name] for name in ("GPU",) if name in results["machine"]}
+        results["machine"] = results["machine"] | there | first
     return results
 
 
-def add(results: dict, record: dict) -> None:
-    """Puts a record in the place of one of the same case, or at the end."""
+def add(results: dict, record: dict, machine: dict | None = None) -> None:
+    """Puts a record in the place of one of the same case, or at the end, with its GPU if that is another."""
+    if machine is not None and machine.get("GPU") != results["machine"].get("GPU"):
+        record["GPU"] = machine["GPU"].split(",")[0]
     for place, other in enumerate(results["rows"]):
         if _key(other) == _key(record):
             results["rows"][place] = record

@@ -35,18 +35,24 @@ def table(results: dict, row: str, **case) -> str:
         return "Not measured yet."
     rounds = " or ".join(map(str, sorted({record["rounds"] for record in records})))
     about_numbers = ABOUT[records[0]["unit"]].format(rounds=rounds)
-    return "\n\n".join([about_numbers, "\n".join(_lines(records)), *_reasons(records)])
+    return "\n\n".join([about_numbers, "\n".join(_lines(results, records)), *_reasons(records)])
 
 
-def _lines(records):
-    names = list(dict.fromkeys(name for record in records for name in about(record["case"])))
+def _lines(results, records):
+    has_other = any("GPU" in record for record in records)
+    facts_of = [({"GPU": gpu(results, record)} if has_other else {}) | about(record["case"]) for record in records]
+    names = list(dict.fromkeys(name for facts in facts_of for name in facts))
     peers = list(dict.fromkeys(name for record in records for name in record["peers"]))
     yield "| " + " | ".join([*names, *map(named, peers)]) + " |"
     yield "|---" * len(names) + "|--:" * len(peers) + "|"
-    for record in records:
-        facts = about(record["case"])
+    for record, facts in zip(records, facts_of, strict=True):
         cells = (cell(record, name) if name in record["peers"] else "" for name in peers)
         yield "| " + " | ".join([*(facts.get(name, "") for name in names), *cells]) + " |"
+
+
+def gpu(results: dict, record: dict) -> str:
+    """The GPU of a record, by its short name."""
+    return " ".join(record.get("GPU", results["machine"]["GPU"]).split()[:2])
 
 
 def about(case: dict) -> dict[str, str]:
