@@ -236,6 +236,9 @@ def _of_divergence(call, losses, gradients, errors, q):
     of_probabilities = 4 * error[:, None] * np.maximum(q, np.sqrt(q) * 1e-2) * apart
     # The last terms are the rounding of two probabilities whose difference it is, and that of the oracle.
     of_gradient = gradient * largest + t * (of_probabilities + 2 * eps * q + 1e-15 * apart)
+    if cap := options.get("logit_softcap"):
+        # The slope of the cap is off by up to twice this, and what it is multiplied by too.
+        of_gradient = of_gradient + 4 * errors / cap * np.abs(gradients)
     valid = call.arrays.get("mask", np.ones(len(losses), bool)).reshape(-1)
     weights = _weights(call, len(losses))
     name = options.get("reduction", "none")

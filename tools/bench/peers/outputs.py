@@ -22,7 +22,10 @@ def peer(name: str, case: dict) -> tuple[Callable, tuple[str, ...]]:
         trained = {"LoRA": ("hidden", "down", "up"), "frozen": ("hidden",)}.get(parts[-1], trained)
         return functools.partial(_of_largest, trained), trained
     if case["question"] == "accuracy":
-        return functools.partial(_sum if parts[0] == "ours" else _sum_of_logits, case["output"]), trained
+        logits = _logits_rounded_once if name == "float64 after the logits" else _logits
+        return functools.partial(
+            *((_sum,) if parts[0] == "ours" else (_sum_of_logits, logits)), case["output"]
+        ), trained
     if case["question"] == "statistics" or parts[-1] == "labels":
         return functools.partial(_of_labels, [part for part in parts if part in ("entropy", "logsumexp")]), trained
     losses = {
@@ -61,8 +64,8 @@ def _sum(output, arrays):
     return ops.sum(value), {"value": value}
 
 
-def _sum_of_logits(output, arrays):
-    logits = _logits(arrays)
+def _sum_of_logits(logits_of, output, arrays):
+    logits = logits_of(arrays)
     if output == "log_prob":
         value = _log_probs_of_logits(logits, arrays["labels"])
     elif output == "logsumexp":
@@ -88,6 +91,12 @@ def _policy_of_logits(arrays):
 def _logits(arrays, of=""):
     """In float32, as for a loss in mixed precision."""
     return ops.cast(ops.matmul(arrays[f"{of}hidden"], arrays[f"{of}kernel"]), "float32")
+
+
+def _logits_rounded_once(arrays):
+    """Those of the float32 product, from which all else is computed in float64, the products of the gradients too."""
+    exact = ops.matmul(*(ops.cast(arrays[name], "float64") for name in ("hidden", "kernel")))
+    return exact + ops.stop_gradient(ops.cast(_logits(arrays), "float64") - exact)
 
 
 def _dpo(arrays):
