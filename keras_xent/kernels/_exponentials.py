@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from keras import ops
 
-from keras_xent._backend import add_at_columns, fori_loop, opaque, set_at_columns, take_at_columns, uses_xla_cpu
+from keras_xent._backend import add_at_columns, fori_loop, opaque, set_at_columns, take_at_columns
 from keras_xent._types import Tensor
 from keras_xent.kernels import _row_statistics as row_statistics
 from keras_xent.kernels import _softmax_row as row
@@ -130,12 +130,13 @@ def _label_apart(logits, labels, *, read_before):
 
 
 def _entropy(exp_shifted, label_exp, sum_exp_minus_one):
-    def term(e, share):
-        return e * (_below_max(e) + where_or_zero(share, e < row_statistics.OF_LARGEST))
+    def sum_of(term, *columns):
+        def on(exp, *columns):
+            return term(exp, _below_max(exp), *columns)
 
-    return row_statistics.entropy(
-        lambda share: row_sum(term, exp_shifted, share, is_long_term=True) + term(label_exp, share), sum_exp_minus_one
-    )
+        return row_sum(on, exp_shifted, *columns, is_long_term=True) + on(label_exp, *columns)
+
+    return row_statistics.entropy(sum_of, sum_exp_minus_one)
 
 
 def _below_max(exp_shifted):
@@ -149,8 +150,6 @@ def _below_max(exp_shifted):
 def in_place(logits: Tensor, max_logit: Tensor, *, scale: float = 1.0, read_before: tuple[Tensor, ...] = ()) -> Tensor:
     """`exp(scale (x - max_logit))`, in the memory of the logits once `read_before` are there."""
     max_logit = add_dependency(max_logit, *read_before)
-    if not uses_xla_cpu():
-        return _exp_shifted(logits, max_logit, scale)
     # XLA:CPU gives a result that is updated in place later, as here at the label, memory of its own. The state of a
     # loop stays where it is; of how many iterations, XLA must not know, or there would be no loop.
     return fori_loop(opaque(1), lambda _, array: _exp_shifted(array, max_logit, scale), logits)

@@ -148,7 +148,7 @@ def _run_on_device(rows, replicated, *, mesh, needs_grad, transpose, rule, chunk
         if bias is not None:
             logits = logits + ops.cast(bias, dtype)
         arrays_of_chunk = rule.arrays(rows_of_chunk(start), constants)
-        columns, d_logits = rule.of_chunk(logits, arrays_of_chunk, constants, d_columns)
+        columns, d_logits = rule.of_chunk(d_columns, logits, arrays_of_chunk, constants)
         carry = carry._replace(columns=update_rows(carry.columns, start, ops.concatenate(columns, axis=1)))
         if upstream is None:
             return carry

@@ -43,30 +43,34 @@ def is_hit(rank: Tensor, top_k: int = 1) -> Tensor:
     return ops.where(ops.isnan(rank), rank, ops.cast(rank < top_k, rank.dtype))
 
 
-def entropy(sum_of: Callable[[Tensor], Tensor], sum_exp_minus_one: Tensor) -> Tensor:
+def entropy(sum_of: Callable, sum_exp_minus_one: Tensor, multiply: Callable = ops.multiply) -> Tensor:
     """`sum_c p_c (max_logit - x_c) + log(1 + sum_exp_minus_one)`, both at least 0.
 
-    With `exp_c = exp(x_c - max_logit)`, `sum_of(share)` is to give
-    `sum_c exp_c (max_logit - x_c + share [exp_c < OF_LARGEST])`.
+    With `exp_c = exp(x_c - max_logit)`, `sum_of(term, *columns)` is to give
+    `sum_c term(exp_c, max_logit - x_c, *columns)`. `multiply` is for the two.
 
     Of a row that is sure of another class than the label, `s = sum_exp_minus_one` has lost its digits: the 1 was
-    subtracted after the sum. There `log(1 + s)` is `share s / (1 + s)`, of which the share, about 1, has its digits,
-    and `s` is summed without the 1 beside the rest.
+    subtracted after the sum. There `log(1 + s)` is computed from a sum without the largest exponential.
     """
     # Below 1/2 one exponential alone is above `OF_LARGEST`.
     is_sure = sum_exp_minus_one < 0.5
-    log_sum = log1p(sum_exp_minus_one)
+    log_sum, sum_exp = log1p(sum_exp_minus_one), 1.0 + sum_exp_minus_one
+    if not uses_xla_cpu():
+        # Two sums that do not wait for each other: XLA computes both in one pass.
+        total = sum_of(multiply)
+        others = sum_of(lambda exp, _: where_or_zero(exp, exp < OF_LARGEST))
+        lost = where_or_zero(log1p(others) - log_sum, is_sure)
+        # `others` has not the derivative of the largest.
+        return total / sum_exp + (log_sum + ops.stop_gradient(lost))
+    # One sum: `log(1 + s)` is `share s / (1 + s)`, of which the share, about 1, has its digits.
     is_positive = sum_exp_minus_one > 0
     one = ops.ones((), sum_exp_minus_one.dtype)
     ratio = ops.where(is_positive, log_sum / ops.where(is_positive, sum_exp_minus_one, one), one)
-    sum_exp = 1.0 + sum_exp_minus_one
-    total = sum_of(where_or_zero(sum_exp * ratio, is_sure))
+    total = sum_of(
+        lambda exp, below, share: multiply(exp, below + where_or_zero(share, exp < OF_LARGEST)),
+        where_or_zero(sum_exp * ratio, is_sure),
+    )
     return total / sum_exp + where_or_zero(log_sum, ops.logical_not(is_sure))
-
-
-def without_largest(exp_shifted: Tensor) -> Tensor:
-    """The exponentials of a sure row without that of the largest logit."""
-    return where_or_zero(exp_shifted, exp_shifted < OF_LARGEST)
 
 
 def entropy_of_logits(
@@ -77,33 +81,21 @@ def entropy_of_logits(
     The label's term is added apart, so that the exponentials are those that the cross-entropy has summed.
     """
     label = ops.maximum(labels, 0)
-    label_logit = ops.take_along_axis(logits, label, axis=1)
+    label_logit, ids = ops.take_along_axis(logits, label, axis=1), row.class_ids(logits)
 
-    ids, label_exp = row.class_ids(logits), row.exp_shifted(label_logit, max_logit, softcap)
+    def below(x):
+        return row.max_minus_logit(upcast(x), max_logit, softcap)
 
-    def exp_of_others(logits, ids):
-        return sparse_softmax.exp_shifted_except_label(logits, ids, label, max_logit, softcap)
+    def sum_of(term, *columns):
+        def of_others(x, ids, *columns):
+            exp = sparse_softmax.exp_shifted_except_label(x, ids, label, max_logit, softcap)
+            return term(exp, below(x), *columns)
 
-    def below(exp_shifted, logits, share=None):
-        difference = row.max_minus_logit(upcast(logits), max_logit, softcap)
-        if share is not None:
-            difference = difference + where_or_zero(share, exp_shifted < OF_LARGEST)
-        return multiply_no_nan(exp_shifted, difference)
+        of_label = term(row.exp_shifted(label_logit, max_logit, softcap), below(label_logit), *columns)
+        return row_sum(of_others, logits, ids, *columns) + of_label
 
-    def sum_of(share):
-        of_others = row_sum(lambda x, ids, share: below(exp_of_others(x, ids), x, share), logits, ids, share)
-        return of_others + below(label_exp, label_logit, share)
-
-    if uses_xla_cpu():
-        # Of a row without a distribution the sum is NaN.
-        return entropy(sum_of, sum_exp_minus_one)
-    # The same from two sums that do not wait for a share of a third: XLA computes all three in one pass.
-    total = row_sum(lambda x, ids: below(exp_of_others(x, ids), x), logits, ids) + below(label_exp, label_logit)
-    others = row_sum(lambda x, ids: without_largest(exp_of_others(x, ids)), logits, ids) + without_largest(label_exp)
-    log_sum = log1p(sum_exp_minus_one)
-    lost = where_or_zero(log1p(others) - log_sum, sum_exp_minus_one < 0.5)
-    # `others` has not the derivative of the largest.
-    return total / (1.0 + sum_exp_minus_one) + (log_sum + ops.stop_gradient(lost))
+    # Of a row without a distribution the sum is NaN.
+    return entropy(sum_of, sum_exp_minus_one, multiply_no_nan)
 
 
 def dense_statistics(

@@ -41,7 +41,7 @@ class Rule(abc.ABC):
     def backward(self, upstream: Tensor, residuals: Any, logits: Tensor, arrays: Any, constants: Any) -> Tensor:
         """The gradient for the logits of `sum(upstream * values)`; `upstream` has a column for each value."""
 
-    def of_chunk(self, logits: Tensor, arrays: Any, constants: Any, upstream: Tensor) -> ColumnsAndGradient:
+    def of_chunk(self, upstream: Tensor, logits: Tensor, arrays: Any, constants: Any) -> ColumnsAndGradient:
         """The columns, and the gradient for the logits, in their memory; None without `upstream`."""
         found = self.row_scaled(upstream, logits, arrays, constants) if uses_xla_cpu() else None
         if found is not None:
@@ -56,8 +56,7 @@ class Rule(abc.ABC):
                 return columns
             # The gradient takes the memory of the logits. XLA:CPU would copy them for a reader that it does not wait
             # for.
-            for column in columns:
-                upstream = add_dependency(upstream, column)
+            upstream = add_dependency(upstream, *columns)
             return self.backward(upstream, residuals, logits, arrays, constants), *columns
 
         arrays = (logits, upstream, *arrays) if has_upstream else (logits, *arrays)

@@ -25,16 +25,16 @@ ACCELERATOR_MIN_CHUNK_TOKENS = 1024, 2048
 # a quarter of the bytes above holds more.
 FEW_TOKENS = 4096
 MIN_CHUNKS, MIN_CHUNKS_OF_FEW = 8, 32
+# On an accelerator, whose chunks have more tokens, the share of any number of tokens.
+ACCELERATOR_MIN_CHUNKS = 4
 SMALL_SHARE = 4
 # Chunks of fewer large blocks are not made larger to hold a whole number of these.
 MIN_LARGE_BLOCKS = 16
 # Tokens that are not active are left out by whole chunks: where there may be some, there should be a few chunks.
 MIN_CHUNKS_IF_MASKED = 4
-# Whole groups of tokens of which some are masked do not fill chunks evenly: of fewer than these, a chunk is so empty
-# that what it leaves out costs more than the matmul that it saves.
+# Groups with masked tokens fill chunks unevenly: with fewer groups to a chunk, what it leaves empty costs more than the
+# matmul that is saved.
 MIN_GROUPS_IF_MASKED = 2
-# On an accelerator no more are made of any tokens.
-ACCELERATOR_MIN_CHUNKS = 4
 
 
 def chunk_sizes(

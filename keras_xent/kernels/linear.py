@@ -77,10 +77,9 @@ def linear_cross_entropy(
 ) -> Any:
     """Cross-entropy of integer labels under the softmax of `hidden @ kernel + bias`, without materializing the logits.
 
-    For language models and other large vocabularies. Memory is that of the gradients and of one chunk of logits: 64 MB
-    on a CPU, 512 MB on an accelerator, or 512 tokens where these take more; of fewer than 4096 tokens a quarter of
-    that, or of the kernel's gradient. Tokens that are not valid cost nothing, nor does the gradient of a matrix that is
-    not trained.
+    For language models and other large vocabularies. Memory is that of the gradients and of one chunk of logits: at
+    most 64 MB on a CPU, 512 MB on an accelerator, or more where 512 tokens (1024 to 2048 on an accelerator) take more.
+    Tokens that are not valid cost nothing, nor does the gradient of a matrix that is not trained.
 
     Formula, for logits `x = hidden @ kernel + bias`, label `k`, smoothing `s`, class weights `w`, `nll_c = lse - x_c`:
     `(1 - s) w_k nll_k + (s / C) sum_c w_c nll_c + z lse^2`, each `nll_c` times `(1 - p_c)^gamma` if focal.

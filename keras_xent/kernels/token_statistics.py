@@ -184,7 +184,7 @@ class StatisticsRule(Rule):
 
     def row_scaled(self, upstream: Tensor, logits: Tensor, arrays: Any, constants: Any) -> ColumnsAndGradient | None:
         """The columns or the gradient, from exponentials in the memory of the logits."""
-        if self.softcap is not None or (upstream is not None and self.has_rank):
+        if self.softcap is not None:
             return None
         (labels,) = arrays
         if upstream is not None and self.everything:

@@ -11,10 +11,10 @@ from keras_xent._named_arguments import named_arguments
 from keras_xent._types import Tensor
 from keras_xent.kernels import _linear_loop
 from keras_xent.kernels import _softmax_row as row
-from keras_xent.kernels._labels import valid_mask
 from keras_xent.kernels._linear_loop import Data
 from keras_xent.kernels._linear_pass import checked_matrices, static_options
 from keras_xent.kernels._rule import ColumnsAndGradient, Rule
+from keras_xent.kernels._shapes import align_weights
 from keras_xent.kernels.token_statistics import StatisticsRule
 
 # The first integer that float32, in which the loop returns its columns, cannot hold is one more than this.
@@ -95,7 +95,7 @@ def linear_top_k(
     shape = ops.shape(matrices.hidden)[:-1]
     is_active = None
     if mask is not None:
-        valid = valid_mask(matrices.hidden[..., 0], mask, None)
+        valid = align_weights(mask, matrices.hidden.shape[:-1], "mask")
         is_active = ops.reshape(ops.broadcast_to(valid, shape), (-1, 1))  # [N, 1]
     inputs = [None if one is None else ops.stop_gradient(one) for one in matrices.inputs(is_active)]
     static = static_options(rule, matrices, chunk_bytes)
@@ -163,7 +163,7 @@ class TopKRule(Rule):
     def forward(self, logits: Tensor, arrays: Any, constants: Any) -> tuple[tuple[Tensor, ...], Any]:
         """The columns, `[n, k]` each."""
         largest, ids = largest_of_rows(logits, self.k)  # [n, k]
-        (log_prob,), _ = self.of_label.of_chunk(logits, (ids[:, :1],), constants, None)
+        (log_prob,), _ = self.of_label.of_chunk(None, logits, (ids[:, :1],), constants)
         below = row.max_minus_logit(largest, largest[:, :1], self.softcap)
         return (ops.cast(ids, log_prob.dtype), log_prob - self.of_label.scale * below), None
 

@@ -103,7 +103,7 @@ def linear_top_k_distillation(
         raise ValueError(f"`ids` must hold at least one class for each token. Received: shape {tuple(ids.shape)}.")
     ids, log_probs = _checked_classes(ids, log_probs, student.num_classes, mask, token_weights)
     softcap = arguments.positive("logit_softcap", logit_softcap)
-    rule = TopKRule(Softmax(arguments.above_zero("temperature", temperature), softcap))
+    rule = TopKDistillationRule(Softmax(arguments.above_zero("temperature", temperature), softcap))
     options = OverTokens(mask, token_weights, reduction, normalizer, training, gradients, chunk_bytes)
     return reduced_over_tokens(rule, student, (ids, log_probs), options=options)
 
@@ -132,7 +132,7 @@ def _checked_classes(ids, log_probs, num_classes, mask, token_weights):
 
 
 @dataclass(frozen=True)
-class TopKRule(Rule):
+class TopKDistillationRule(Rule):
     """Column: the divergence from K classes; the rows are their numbers and log-probabilities."""
 
     softmax: Softmax

@@ -274,9 +274,9 @@ def _gpu_sentence(results):
     return textwrap.fill(
         f"On a GPU ({gpu}, JAX, bfloat16), an output layer of 2048 features and 32,000 classes with its loss and "
         f"gradients, for 8192 tokens, takes {figures('ours')}; with optax {figures('optax')}, with PyTorch "
-        f"{figures('PyTorch')}, with `torch.compile` {figures('torch.compile')}. With dense logits rounded to "
-        f"bfloat16, as those of Keras' `Dense` in mixed precision, the loss of DPO takes {figures('Keras', dpo)}; here "
-        f"{figures('ours', dpo)}.",
+        f"{figures('PyTorch')}, with `torch.compile` {figures('torch.compile')}. The loss of DPO takes "
+        f"{figures('ours', dpo)}; from the logits of Keras' `Dense` in mixed precision, which rounds them to bfloat16, "
+        f"{figures('Keras', dpo)}.",
         width=120,
     )
 
