@@ -1,4 +1,4 @@
-"""The softmax gradient of a chunk of logits as their exponentials, and one factor for each row.
+"""On a CPU, the softmax gradient of a chunk of logits as their exponentials, and one factor for each row.
 
 The gradient of the cross-entropy, `u (p_c - [c = k])`, is `u / sum_exp` times a matrix: `exp(x_c - max_logit)`, and
 minus the sum of these at the label. The factors go to the smaller matrices that the gradient is multiplied by. The

@@ -67,22 +67,16 @@ def chunk_sizes(
         if not chunk_bytes:
             share = _share(tokens, features if needs_kernel else SMALL_SHARE * half, least)
             most = min(most, max(share, budget // SMALL_SHARE // bytes_of_token))
-    large = block_size((1, num_classes), is_large=True)
-
-    def in_blocks(size):
-        size = _rounded_up(size, block, block)
-        return _rounded_up(size, large, MIN_LARGE_BLOCKS * large) if has_large_blocks else size
-
-    num_chunks = -(-tokens // most)
-    if isinstance(tokens, int):
-        size = -(-tokens // max(num_chunks, 1))
-        return in_blocks(size), num_chunks
-    if not ops.is_tensor(tokens):
+    if not (isinstance(tokens, int) or ops.is_tensor(tokens)):
         # A symbolic size, as `jax.export` has it: chunks are slices of a fixed size.
         size = most // block * block
         return size, -(-tokens // size)
-    size = -(-tokens // ops.maximum(num_chunks, 1))
-    return in_blocks(size), num_chunks
+    num_chunks = -(-tokens // most)
+    size = _rounded_up(-(-tokens // _maximum(num_chunks, 1)), block, block)
+    if has_large_blocks:
+        large = block_size((1, num_classes), is_large=True)
+        size = _rounded_up(size, large, MIN_LARGE_BLOCKS * large)
+    return size, num_chunks
 
 
 def holds_groups(
@@ -102,13 +96,16 @@ def holds_groups(
 
 def in_whole_groups(size: Any, tokens: Any, group: int, *, is_masked: bool) -> tuple[Any, Any]:
     """The tokens of a chunk, made a whole number of groups, and the number of chunks if all tokens are active."""
-    whole, fewest = size // group * group, group * _fewest_groups(is_masked)
-    size = max(whole, fewest) if isinstance(size, int) else ops.maximum(whole, fewest)
+    size = _maximum(size // group * group, group * _fewest_groups(is_masked))
     return size, -(-tokens // size)
 
 
 def _fewest_groups(is_masked):
     return MIN_GROUPS_IF_MASKED if is_masked else 1
+
+
+def _maximum(size, least):
+    return max(size, least) if isinstance(size, int) else ops.maximum(size, least)
 
 
 def _rounded_up(size, multiple, least):
@@ -166,8 +163,7 @@ def divided(tokens: Any, is_active: Tensor, group: int | None, *, num_classes: i
     permutation, inverse = _active_first(is_active)
     if group is None:
         num_active = ops.sum(ops.cast(is_active, "int32"))
-        at_least_one = max(size, 1) if isinstance(size, int) else ops.maximum(size, 1)
-        return Chunks(size, -(-num_active // at_least_one), rows, permutation, inverse)
+        return Chunks(size, -(-num_active // _maximum(size, 1)), rows, permutation, inverse)
     starts, steps = group_starts(is_active, group, size, num_chunks)
     # The last chunk begins where the last group does.
     return Chunks(size, steps, rows + size, permutation, inverse, starts)

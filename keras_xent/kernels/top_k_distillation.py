@@ -90,8 +90,8 @@ def linear_top_k_distillation(
     References: arXiv:2503.16870 (sparse logits for distillation, and why to draw them).
     """
     student = checked_matrices(hidden, kernel, bias, transpose_kernel, low_rank=low_rank)
-    ids, log_probs = (to_tensor(one, n) for n, one in (("ids", ids), ("log_probs", log_probs)))
-    log_probs = ops.cast(log_probs, accumulator_dtype(student.hidden))
+    ids = to_tensor(ids, "ids")
+    log_probs = ops.cast(to_tensor(log_probs, "log_probs"), accumulator_dtype(student.hidden))
     for name, one in (("ids", ids), ("log_probs", log_probs)):
         if not same_shape(one.shape[:-1], student.hidden.shape[:-1]) or not same_shape(one.shape, ids.shape):
             raise ValueError(
