@@ -17,7 +17,7 @@ from keras_xent.kernels._dtypes import accumulator_dtype, dtype_of, is_float, to
 from keras_xent.kernels._exponentials import LogitGradient
 from keras_xent.kernels._labels import class_indices, equals_ignored
 from keras_xent.kernels._linear_pass import GRADIENTS, OverTokens, checked_matrices, reduced_over_tokens
-from keras_xent.kernels._masking import multiply_no_nan, nan_unless, where_or_zero
+from keras_xent.kernels._masking import both, multiply_no_nan, nan_unless, where_or_zero
 from keras_xent.kernels._rule import ColumnsAndGradient, Rule
 from keras_xent.kernels._shapes import align_weights, same_shape
 
@@ -54,7 +54,8 @@ def linear_top_k_distillation(
 
     Args:
         hidden, kernel, bias: the student's: `[..., D]`, `[D, V]` (`[V, D]` with `transpose_kernel`), `[V]` or None.
-        ids: integers `[..., K]`, the teacher's classes; -1 marks padding, where a token has fewer than K.
+        ids: integers `[..., K]`, the teacher's classes; -1 marks padding, where a token has fewer than K. A token of
+            -1 alone is masked: means are over the others.
         log_probs: `[..., K]`, the teacher's log-probabilities at temperature `T`.
         temperature: divides the student's logits, after the soft cap.
         transpose_kernel: whether the kernel has its classes first.
@@ -101,22 +102,26 @@ def linear_top_k_distillation(
             )
     if not ids.shape[-1]:
         raise ValueError(f"`ids` must hold at least one class for each token. Received: shape {tuple(ids.shape)}.")
-    ids, log_probs = _checked_classes(ids, log_probs, student.num_classes, mask, token_weights)
+    is_class = ops.logical_not(equals_ignored(ids, -1))
+    # A token without any class has no teacher. It would count in a mean.
+    has_class = ops.any(is_class, axis=-1)
+    mask = both(align_weights(mask, ids.shape[:-1], "mask", like=has_class), has_class)
+    ids, log_probs = _checked_classes(ids, log_probs, student.num_classes, is_class, mask, token_weights)
     softcap = arguments.positive("logit_softcap", logit_softcap)
     rule = TopKRule(Softmax(arguments.above_zero("temperature", temperature), softcap))
     options = OverTokens(mask, token_weights, reduction, normalizer, training, gradients, chunk_bytes)
     return reduced_over_tokens(rule, student, (ids, log_probs), options=options)
 
 
-def _checked_classes(ids, log_probs, num_classes, mask, token_weights):
+def _checked_classes(ids, log_probs, num_classes, is_class, mask, token_weights):
     """The classes as indices and their log-probabilities: of padding -inf, NaN where a class is out of range."""
     if is_float(ids):
         raise ValueError(f"`ids` must be integers, classes of the teacher. Received: dtype {dtype_of(ids)}.")
-    is_class = counts = ops.logical_not(equals_ignored(ids, -1))
-    for name, one in (("mask", mask), ("token_weights", token_weights)):
-        if one is not None:
-            is_used = align_weights(ops.cast(to_tensor(one, name), "bool"), ids.shape[:-1], name)
-            counts = ops.logical_and(counts, ops.expand_dims(is_used, -1))
+    counts = ops.logical_and(is_class, ops.expand_dims(mask, -1))
+    if token_weights is not None:
+        is_used = ops.cast(to_tensor(token_weights, "token_weights"), "bool")
+        is_used = align_weights(is_used, ids.shape[:-1], "token_weights")
+        counts = ops.logical_and(counts, ops.expand_dims(is_used, -1))
     with _words.named("ids", "kernel", padding="or a class that only the teacher has, replace it with -1"):
         indices = class_indices(ids, num_classes, counts)
     if is_eager(log_probs) and is_eager(counts) and not on_accelerator():

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from keras_xent.kernels import linear_top_k, linear_top_k_distillation
-from tests.backend import DTYPES, MODES, TWO_MODES, optimized_hlo, tensor, to_numpy
+from tests.backend import DTYPES, MODES, TWO_MODES, optimized_hlo, tensor, to_numpy, with_gradients
 from tests.internals import set_sizes
 from tests.tiers import fast_for
 
@@ -132,6 +132,28 @@ def test_a_student_equal_to_the_stored_teacher_has_no_loss():
     stored = linear_top_k(HIDDEN, KERNEL, CLASSES, BIAS, temperature=2.0, mask=MASK)
     loss = linear_top_k_distillation(HIDDEN, KERNEL, *stored, BIAS, temperature=2.0, mask=MASK)
     np.testing.assert_allclose(to_numpy(loss), 0, atol=1e-6)
+
+
+@fast_for("eager-None")
+@pytest.mark.parametrize("weight", [None, 3.0])
+@pytest.mark.parametrize("mode", TWO_MODES)
+def test_a_token_without_a_class_of_the_teacher_counts_in_no_mean(mode, weight):
+    """As `top_k_log_probs` stores masked tokens."""
+    ids, log_probs = map(to_numpy, linear_top_k(HIDDEN, KERNEL, 2, BIAS, mask=MASK))
+    hidden, kernel = np.where(MASK[:, None], HIDDEN, NAN), tensor(0 * KERNEL)  # of a student that guesses
+    weights = None if weight is None else np.full(TOKENS, weight, "float32")
+
+    def mean_loss(bias):
+        options = {"token_weights": weights, "reduction": "token_mean"}
+        return linear_top_k_distillation(hidden, kernel, ids, log_probs, bias, **options)
+
+    value, (gradient,) = MODES[mode](with_gradients(lambda bias: (mean_loss(bias),) * 2))(tensor(0 * BIAS))
+    ids, log_p = ids[MASK], log_probs[MASK].astype("float64")
+    p = np.zeros((len(ids), CLASSES))
+    np.put_along_axis(p, ids, np.exp(log_p), axis=1)
+    np.testing.assert_allclose(to_numpy(value[0]), (np.exp(log_p) * (log_p + np.log(CLASSES))).sum(1).mean(), rtol=2e-6)
+    expected = (p.sum(1, keepdims=True) / CLASSES - p).mean(0)
+    np.testing.assert_allclose(to_numpy(gradient), expected, atol=1e-6 * np.abs(expected).max())
 
 
 @pytest.mark.whole
