@@ -164,6 +164,14 @@ def test_the_largest_are_found_without_a_sort_of_all_classes(k):
     assert "TopK" in program and not re.search(rf"\d,{7 * CLASSES}\S* sort\(", program)
 
 
+@pytest.mark.parametrize("dtype", ["int32", "float32"])
+def test_a_tensor_of_one_number_is_a_number(dtype):
+    found = linear_top_k(HIDDEN, KERNEL, tensor(np.array(K, dtype)))
+    np.testing.assert_array_equal(to_numpy(found.ids), to_numpy(linear_top_k(HIDDEN, KERNEL, K).ids))
+    with pytest.raises(ValueError, match="`k` must be a whole number of at least 1. Received: k=.*-2"):
+        linear_top_k(HIDDEN, KERNEL, tensor(np.array(-2, dtype)))
+
+
 def test_no_token_gives_empty_arrays():
     found = linear_top_k(HIDDEN[:0], KERNEL, K)
     assert found.ids.shape == found.log_probs.shape == (0, K)
