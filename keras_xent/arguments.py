@@ -50,9 +50,11 @@ def count(name: str, value: Any) -> int:
 
 def _number(name, value, allowed, is_allowed):
     _refuse_variable(name, value)
-    if not _is_number(value) or not is_allowed(value):
+    # TensorFlow compares no integer tensor with infinity.
+    number = plain_number(value) if _is_number(value) else None
+    if number is None or not is_allowed(number):
         raise ValueError(f"`{name}` must be {allowed}. Received: {name}={value!r}.")
-    return plain_number(value)
+    return number
 
 
 def axis(value: Any) -> Any:

@@ -98,3 +98,9 @@ def test_a_single_array_is_not_taken_apart(name):
         kx.sequence_loss(
             built(name), PAIRS, PAIR_LABELS, loss=lambda c, r, *arrays: c - r - sum(arrays), arrays=REFERENCES[0]
         )
+
+
+@pytest.mark.parametrize("name", ["LogitsDense", "softmax layer"])
+def test_a_loss_that_takes_another_number_of_arrays_is_named(name):
+    with pytest.raises(ValueError, match="`loss` must take .* Received: 2 sequences and 0 arrays for `dpo`, missing"):
+        kx.sequence_loss(built(name), PAIRS, PAIR_LABELS, loss=kx.preference.dpo)

@@ -65,6 +65,8 @@ class OverTokens(NamedTuple):
     training: bool
     gradients: tuple[str, ...]
     chunk_bytes: int | None
+    # Which tokens count in a mean, beside the mask; the loss of others is 0 without it.
+    counted: Tensor = None
 
 
 def needed(gradients: Any) -> tuple[bool, ...]:
@@ -135,12 +137,12 @@ def reduced(
     Mask, token weights and `label_weights` broadcast against the hidden states without their last axis, or are None.
     What has weight 0 is left out, whatever `data.is_active` says.
     """
-    valid, weights, reduction, normalizer, training, gradients, chunk_bytes = options
+    valid, weights, reduction, normalizer, training, gradients, chunk_bytes, counted = options
     shape = ops.shape(matrices.hidden)[:-1]
     weights_of_losses, denominator = _reduction.reduction_weights(
         ops.zeros(shape, accumulator_dtype(matrices.hidden)),
         reduction=_reduction.checked_reduction(reduction),
-        valid=valid,
+        valid=both(valid, counted),
         weights=weights,
         label_weights=label_weights,
         normalizer=normalizer,

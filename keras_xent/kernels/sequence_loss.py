@@ -4,6 +4,7 @@ The gradient for the logits of a token is that of its log-probability, times the
 its sequence. That derivative is known once all tokens of its group are: so a chunk holds whole groups.
 """
 
+import inspect
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -120,6 +121,7 @@ def linear_sequence_loss(
     of_tokens = StatisticsRule.of(temperature, logit_softcap, everything=False)
     rule = SequenceRule(of_tokens, loss)
     inputs, constants = matrices.inputs(is_active), (numbers, *checked_arrays(arrays, dtype))
+    check_loss(loss, labels.shape[1], constants[1:])
     if _forms_gradient(matrices, inputs, labels.shape, is_active, of_tokens.softcap, reduction, chunk_bytes):
         _, count, length = shape
         sequence = ops.repeat(ops.arange(shape[0] * count, dtype="int32"), length)[:, None]  # [N, 1]
@@ -159,6 +161,28 @@ def checked_arrays(arrays: Any, dtype: str) -> tuple[Tensor, ...]:
     return tuple(ops.cast(one, dtype) if is_float(one) else one for one in tensors)
 
 
+def check_loss(loss: Any, num_sequences: int, arrays: Any) -> None:
+    """Raises a ValueError where `loss` is no function of the log-probabilities and arrays."""
+    if not callable(loss):
+        raise ValueError(
+            "`loss` must be a function of log-probabilities and of `arrays`, such as `keras_xent.preference.dpo`. "
+            f"Received: loss={loss!r}."
+        )
+    try:
+        signature = inspect.signature(loss)
+    except (TypeError, ValueError):
+        # Some functions of C have none.
+        return
+    try:
+        signature.bind(*range(num_sequences), *arrays)
+    except TypeError as error:
+        raise ValueError(
+            f"`loss` must take the log-probabilities of each of the {num_sequences} sequences of a group (axis 1 of "
+            f"`labels`), and then each of `arrays`. Received: {num_sequences} sequences and {len(arrays)} arrays for "
+            f"`{getattr(loss, '__name__', type(loss).__name__)}`, {error}."
+        ) from None
+
+
 def losses_of(loss: Callable, log_probs: Tensor, arrays: Iterable[Tensor]) -> Tensor:
     """The losses `[G]` of log-probabilities `[G, S]`."""
     losses = loss(*(log_probs[:, i] for i in range(log_probs.shape[1])), *arrays)
@@ -174,7 +198,8 @@ def losses_of(loss: Callable, log_probs: Tensor, arrays: Iterable[Tensor]) -> Te
 
 def reduced_losses(loss: Callable, log_probs: Tensor, arrays: Iterable[Tensor], reduction: Reduction | None) -> Tensor:
     """The reduced loss of log-probabilities `[G, S]`, differentiable in them."""
-    arrays = map(ops.stop_gradient, checked_arrays(arrays, dtype_of(log_probs)))
+    arrays = tuple(map(ops.stop_gradient, checked_arrays(arrays, dtype_of(log_probs))))
+    check_loss(loss, log_probs.shape[1], arrays)
     return _reduction.reduce(losses_of(loss, log_probs, arrays), reduction=reduction)
 
 

@@ -54,7 +54,8 @@ def linear_top_k_distillation(
 
     Args:
         hidden, kernel, bias: the student's: `[..., D]`, `[D, V]` (`[V, D]` with `transpose_kernel`), `[V]` or None.
-        ids: integers `[..., K]`, the teacher's classes; -1 marks padding, where a token has fewer than K.
+        ids: integers `[..., K]`, the teacher's classes; -1 marks padding, where a token has fewer than K. Means leave
+            out a token of -1 alone.
         log_probs: `[..., K]`, the teacher's log-probabilities at temperature `T`.
         temperature: divides the student's logits, after the soft cap.
         transpose_kernel: whether the kernel has its classes first.
@@ -101,10 +102,11 @@ def linear_top_k_distillation(
             )
     if not ids.shape[-1]:
         raise ValueError(f"`ids` must hold at least one class for each token. Received: shape {tuple(ids.shape)}.")
+    has_class = ops.any(ops.logical_not(equals_ignored(ids, -1)), axis=-1)
     ids, log_probs = _checked_classes(ids, log_probs, student.num_classes, mask, token_weights)
     softcap = arguments.positive("logit_softcap", logit_softcap)
     rule = TopKDistillationRule(Softmax(arguments.above_zero("temperature", temperature), softcap))
-    options = OverTokens(mask, token_weights, reduction, normalizer, training, gradients, chunk_bytes)
+    options = OverTokens(mask, token_weights, reduction, normalizer, training, gradients, chunk_bytes, has_class)
     return reduced_over_tokens(rule, student, (ids, log_probs), options=options)
 
 

@@ -26,7 +26,7 @@ def grpo(
     epsilon: float = 0.2,
     epsilon_high: float | None = None,
     reference_logps: Tensor = None,
-    beta: float = 0.0,
+    beta: float | None = None,
     reduction: Reduction | None = "sequence_mean",
 ) -> Tensor:
     """Group relative policy optimization: the clipped objective of PPO, with advantages that need no value model.
@@ -46,7 +46,7 @@ def grpo(
         epsilon, epsilon_high: the clip range below and above 1; above it is that below unless it is given. Infinity
             does not clip.
         reference_logps: the same, of the model that training started from, for `beta` above 0.
-        beta: weight of the divergence from the reference.
+        beta: weight of the divergence from the reference; None: 0.
         reduction: `"sequence_mean"`, the mean over completions of each one's token mean, as in the paper, without
             completions that have no token; `"token_mean"` as in DAPO; `"sum"`, to be divided by a constant in
             Dr. GRPO; or `"none"`, which returns a loss for each log-probability.
@@ -56,6 +56,9 @@ def grpo(
 
     Raises:
         ValueError: shapes that differ; `beta` without `reference_logps`; an argument out of its range.
+
+    Warns:
+        UserWarning: `reference_logps` without `beta`.
 
     Example:
 
@@ -69,6 +72,13 @@ def grpo(
     constant divisor, arXiv:2503.20783 (Dr. GRPO); ratios of completions, arXiv:2507.18071 (GSPO).
     """
     _reduction.checked_reduction(reduction)
+    if beta is None:
+        beta = 0.0
+        if reference_logps is not None:
+            arguments.warn(
+                "`reference_logps` have no effect without `beta`: grpo leaves the divergence from the reference out. "
+                "Give its weight, for instance beta=0.04, or say beta=0.0."
+            )
     if arguments.not_negative("beta", beta) and reference_logps is None:
         raise ValueError(f"`reference_logps` must be given where `beta` is not 0. Received: beta={beta!r}.")
     given = {"policy_logps": policy_logps, "old_logps": old_logps}

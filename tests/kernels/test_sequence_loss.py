@@ -222,6 +222,42 @@ def test_errors_say_what_the_loss_and_the_labels_should_be():
         linear_sequence_loss(hidden[0], KERNEL, labels[0], loss=dpo, arrays=REFERENCES)
 
 
+@pytest.mark.parametrize("options", [{}, {"reduction": "none"}])
+@pytest.mark.parametrize(
+    "loss, arrays, sentence",
+    [
+        ("dpo", REFERENCES, "`loss` must be a function .* Received: loss='dpo'"),
+        (None, REFERENCES, "`loss` must be a function .* Received: loss=None"),
+        (
+            dpo,
+            (),
+            "each of the 2 sequences.* 2 sequences and 0 arrays for `partial`, missing .* 'reference_chosen_logps'",
+        ),
+        (dpo, (*REFERENCES, REFERENCES[0]), "2 sequences and 3 arrays for `partial`, too many positional arguments"),
+        (functools.partial(dpo, beta=0.2), REFERENCES[:1], "1 arrays for `partial`, missing .*rejected_logps'"),
+    ],
+)
+def test_a_loss_that_is_no_function_of_these_is_named(loss, arrays, sentence, options):
+    hidden, labels, _ = arrays_of(2, masked=False)
+    with pytest.raises(ValueError, match=sentence):
+        linear_sequence_loss(hidden, KERNEL, labels, loss=loss, arrays=arrays, **options)
+
+
+def test_a_loss_whose_arguments_are_not_known_is_called():
+    hidden, labels, _ = arrays_of(2, masked=False)
+
+    class Ratio:
+        __signature__ = 0  # `inspect` refuses it, as it does some functions of C
+
+        def __call__(self, chosen, rejected):
+            return chosen - rejected
+
+    options = {"training": False, "reduction": "sum"}
+    found = linear_sequence_loss(hidden, KERNEL, labels, loss=Ratio(), **options)
+    expected = linear_sequence_loss(hidden, KERNEL, labels, loss=lambda c, r: c - r, **options)
+    np.testing.assert_allclose(to_numpy(found), to_numpy(expected), rtol=2e-6, atol=1e-5)
+
+
 def test_a_token_can_be_a_group_as_for_grpo():
     """Under the mask the advantage is 0, and so is the loss."""
     rng = np.random.default_rng(5)

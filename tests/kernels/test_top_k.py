@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from keras_xent.kernels import linear_top_k, linear_top_k_distillation
-from tests.backend import DTYPES, MODES, TWO_MODES, optimized_hlo, tensor, to_numpy
+from tests.backend import DTYPES, MODES, TWO_MODES, optimized_hlo, tensor, to_numpy, with_gradients
 from tests.internals import set_sizes
 from tests.tiers import fast_for
 
@@ -134,12 +134,42 @@ def test_a_student_equal_to_the_stored_teacher_has_no_loss():
     np.testing.assert_allclose(to_numpy(loss), 0, atol=1e-6)
 
 
+@fast_for("eager-None")
+@pytest.mark.parametrize("weight", [None, 3.0])
+@pytest.mark.parametrize("mode", TWO_MODES)
+def test_a_token_without_a_class_of_the_teacher_counts_in_no_mean(mode, weight):
+    """As `top_k_log_probs` stores masked tokens."""
+    ids, log_probs = map(to_numpy, linear_top_k(HIDDEN, KERNEL, 2, BIAS, mask=MASK))
+    kernel = tensor(0 * KERNEL)  # of a student that guesses
+    weights = None if weight is None else np.full(TOKENS, weight, "float32")
+
+    def mean_loss(bias):
+        options = {"token_weights": weights, "reduction": "token_mean"}
+        return linear_top_k_distillation(HIDDEN, kernel, ids, log_probs, bias, **options)
+
+    value, (gradient,) = MODES[mode](with_gradients(lambda bias: (mean_loss(bias),) * 2))(tensor(0 * BIAS))
+    ids, log_p = ids[MASK], log_probs[MASK].astype("float64")
+    p = np.zeros((len(ids), CLASSES))
+    np.put_along_axis(p, ids, np.exp(log_p), axis=1)
+    np.testing.assert_allclose(to_numpy(value[0]), (np.exp(log_p) * (log_p + np.log(CLASSES))).sum(1).mean(), rtol=2e-6)
+    expected = (p.sum(1, keepdims=True) / CLASSES - p).mean(0)
+    np.testing.assert_allclose(to_numpy(gradient), expected, atol=1e-6 * np.abs(expected).max())
+
+
 @pytest.mark.whole
 @pytest.mark.parametrize("k", [1, K])  # by blocks of classes, and from all
 def test_the_largest_are_found_without_a_sort_of_all_classes(k):
     kernel = tensor(np.tile(KERNEL, (1, 7)))
     program = optimized_hlo(lambda hidden, kernel: tuple(linear_top_k(hidden, kernel, k)), tensor(HIDDEN), kernel)
     assert "TopK" in program and not re.search(rf"\d,{7 * CLASSES}\S* sort\(", program)
+
+
+@pytest.mark.parametrize("dtype", ["int32", "float32"])
+def test_a_tensor_of_one_number_is_a_number(dtype):
+    found = linear_top_k(HIDDEN, KERNEL, tensor(np.array(K, dtype)))
+    np.testing.assert_array_equal(to_numpy(found.ids), to_numpy(linear_top_k(HIDDEN, KERNEL, K).ids))
+    with pytest.raises(ValueError, match="`k` must be a whole number of at least 1. Received: k=.*-2"):
+        linear_top_k(HIDDEN, KERNEL, tensor(np.array(-2, dtype)))
 
 
 def test_no_token_gives_empty_arrays():

@@ -1,6 +1,7 @@
 """Losses of log-probabilities: closed-form values, and a float64 oracle for values and gradients."""
 
 import math
+import warnings
 
 import numpy as np
 import pytest
@@ -290,6 +291,19 @@ def test_kto_takes_labels_of_minus_one():
 def test_wrong_arguments_are_named(call, sentence):
     with pytest.raises(ValueError, match=sentence):
         call()
+
+
+def test_a_reference_without_beta_gets_a_warning_at_the_line_of_the_user():
+    arguments = [[-1.0]], [[-1.0 - math.log(1.1)]], [1.0]
+    with pytest.warns(UserWarning, match=r"`reference_logps` have no effect without `beta`.*beta=0\.0") as caught:
+        loss = kx.preference.grpo(*arguments, reference_logps=[[-3.0]])
+    assert caught[0].filename == __file__
+    np.testing.assert_allclose(float(loss), -1.1, rtol=1e-6)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        np.testing.assert_allclose(float(kx.preference.grpo(*arguments)), -1.1, rtol=1e-6)
+        loss = kx.preference.grpo(*arguments, reference_logps=[[-3.0]], beta=0.0)
+    np.testing.assert_allclose(float(loss), -1.1, rtol=1e-6)
 
 
 def test_kto_without_other_prompts_has_the_reference_point_0():
