@@ -21,9 +21,10 @@ def read(path: Path, machine: dict | None = None) -> dict:
                 f"{machine.get(other[0])!r}. Remove it, or name another file with --output."
             )
         there = {name: version for name, version in machine.items() if version is not None}
-        # Of several GPUs it is the first one's; records of another say so.
-        first = {name: results["machine"][name] for name in ("GPU",) if name in results["machine"]}
-        results["machine"] = results["machine"] | there | first
+        if "GPU" in results["machine"]:
+            # Of several GPUs the first stays; records of another say so.
+            there.pop("GPU", None)
+        results["machine"] |= there
     return results
 
 

@@ -22,10 +22,9 @@ def peer(name: str, case: dict) -> tuple[Callable, tuple[str, ...]]:
         trained = {"LoRA": ("hidden", "down", "up"), "frozen": ("hidden",)}.get(parts[-1], trained)
         return functools.partial(_of_largest, trained), trained
     if case["question"] == "accuracy":
-        logits = _logits_rounded_once if name == "float64 after the logits" else _logits
-        return functools.partial(
-            *((_sum,) if parts[0] == "ours" else (_sum_of_logits, logits)), case["output"]
-        ), trained
+        logits_of = _logits_rounded_once if name == "float64 after the logits" else _logits
+        loss = _sum if parts[0] == "ours" else functools.partial(_sum_of_logits, logits_of)
+        return functools.partial(loss, case["output"]), trained
     if case["question"] == "statistics" or parts[-1] == "labels":
         return functools.partial(_of_labels, [part for part in parts if part in ("entropy", "logsumexp")]), trained
     losses = {
